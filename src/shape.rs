@@ -1,0 +1,155 @@
+//! Sizes and strides: where each element of a tensor lies.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// The most dimensions that a tensor of this crate has: (B, NH, T, S).
+pub const MAX_RANK: usize = 4;
+
+/// The largest element index that a shader computes with: indices are `u32` and stay below 2³⁰.
+pub const MAX_ELEMENTS: u64 = 1 << 30;
+
+/// Sizes and strides of a tensor, both in elements, outermost dimension first.
+///
+/// Strides are free: a stride of 0 broadcasts, a stride larger than the row leaves a gap (a column range of a wider
+/// tensor), and views may overlap where they are only read.
+///
+/// ```
+/// use tileformer::Layout;
+/// let qkv = Layout::contiguous(&[10, 3 * 64])?;
+/// assert_eq!(qkv.strides(), [192, 1]);
+/// assert_eq!(qkv.extent(), 1920);
+/// # Ok::<(), tileformer::Error>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Layout {
+    rank: usize,
+    sizes: [usize; MAX_RANK],
+    strides: [usize; MAX_RANK],
+}
+
+impl Layout {
+    /// A layout without gaps, the last dimension innermost.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for no dimension or more than [`MAX_RANK`], a dimension of size 0, or [`MAX_ELEMENTS`] and more.
+    pub fn contiguous(sizes: &[usize]) -> Result<Self> {
+        let mut strides = [0; MAX_RANK];
+        let mut next = 1usize;
+        for (i, &size) in sizes.iter().enumerate().take(MAX_RANK).rev() {
+            strides[i] = next;
+            next = next.saturating_mul(size);
+        }
+        Self::strided(sizes, strides.get(..sizes.len()).unwrap_or_default())
+    }
+
+    /// A layout with any strides.
+    ///
+    /// # Errors
+    /// As [`Layout::contiguous`]; also for another number of strides than sizes.
+    pub fn strided(sizes: &[usize], strides: &[usize]) -> Result<Self> {
+        if sizes.is_empty() || sizes.len() > MAX_RANK {
+            return Err(Error::option("layout", format!("1 to {MAX_RANK} dimensions"), format!("{sizes:?}")));
+        }
+        if sizes.len() != strides.len() {
+            return Err(Error::option("layout", format!("one stride for each of {sizes:?}"), format!("{strides:?}")));
+        }
+        if sizes.contains(&0) {
+            return Err(Error::option("layout", "no dimension of size 0", format!("{sizes:?}")));
+        }
+        let mut layout = Self { rank: sizes.len(), sizes: [1; MAX_RANK], strides: [0; MAX_RANK] };
+        layout.sizes[..sizes.len()].copy_from_slice(sizes);
+        layout.strides[..sizes.len()].copy_from_slice(strides);
+        let extent = layout.checked_extent().unwrap_or(u64::MAX);
+        if extent > MAX_ELEMENTS {
+            return Err(Error::option("layout", format!("at most {MAX_ELEMENTS} elements"), format!("{layout}")));
+        }
+        Ok(layout)
+    }
+
+    /// Sizes, outermost first.
+    #[must_use]
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes[..self.rank]
+    }
+
+    /// Strides in elements, outermost first.
+    #[must_use]
+    pub fn strides(&self) -> &[usize] {
+        &self.strides[..self.rank]
+    }
+
+    /// The number of elements that the layout addresses (broadcast ones counted as often as they are addressed).
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sizes().iter().product()
+    }
+
+    /// Never: a layout has no dimension of size 0.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// One more than the largest element index that the layout reaches: what a buffer must hold behind the view's offset.
+    #[must_use]
+    pub fn extent(&self) -> u64 {
+        self.checked_extent().unwrap_or(u64::MAX)
+    }
+
+    fn checked_extent(&self) -> Option<u64> {
+        let mut last = 0u64;
+        for (&size, &stride) in self.sizes().iter().zip(self.strides()) {
+            last = last.checked_add((size as u64 - 1).checked_mul(stride as u64)?)?;
+        }
+        last.checked_add(1)
+    }
+
+    /// Whether neighbours lie in aligned groups of four: the last dimension is dense and a multiple of four, every other
+    /// stride too.
+    #[must_use]
+    pub(crate) fn is_quad(&self) -> bool {
+        let (outer, inner) = (self.rank - 1, self.rank - 1);
+        self.strides[inner] == 1
+            && self.sizes[inner].is_multiple_of(4)
+            && (0..outer).all(|i| self.sizes[i] == 1 || self.strides[i].is_multiple_of(4))
+    }
+
+    /// Whether the elements of the last dimension are neighbours.
+    #[must_use]
+    pub(crate) fn is_dense_inside(&self) -> bool {
+        self.strides[self.rank - 1] == 1 || self.sizes[self.rank - 1] == 1
+    }
+
+    /// The size of dimension `i`.
+    #[must_use]
+    pub(crate) fn size(&self, i: usize) -> u32 {
+        self.sizes[i] as u32
+    }
+
+    /// The stride of dimension `i` for a shader: 0 where the dimension has one element, so that it broadcasts.
+    #[must_use]
+    pub(crate) fn stride(&self, i: usize) -> u32 {
+        if self.sizes[i] == 1 { 0 } else { self.strides[i] as u32 }
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.sizes())?;
+        let dense = Self::contiguous(self.sizes()).is_ok_and(|c| c == *self);
+        if dense { Ok(()) } else { write!(f, " with strides {:?}", self.strides()) }
+    }
+}
+
+impl fmt::Debug for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Refuses a size of 0, naming it.
+pub(crate) fn nonzero(name: &str, size: usize) -> Result<()> {
+    if size == 0 { Err(Error::option(name, "at least 1", 0)) } else { Ok(()) }
+}

@@ -1,0 +1,368 @@
+//! What an operation is, apart from how it runs: the options that kernels, layers and the CPU reference share.
+
+use crate::error::{Error, Result};
+
+/// The most heads that can have an ALiBi slope of their own: the slopes live in the kernel's uniform.
+pub const MAX_SLOPES: usize = 128;
+
+/// An elementwise function, fused into a projection's epilogue or run alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Activation {
+    /// x
+    #[default]
+    Identity = 0,
+    /// max(x, 0), as in the 2017 Transformer.
+    Relu = 1,
+    /// x · Φ(x) = x/2 · (1 + erf(x/√2)), as in BERT (Hendrycks and Gimpel, arXiv 1606.08415).
+    Gelu = 2,
+    /// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), as in GPT-2.
+    GeluTanh = 3,
+    /// x / (1 + e⁻ˣ), also called swish.
+    Silu = 4,
+    /// tanh(x), as in BERT's pooler.
+    Tanh = 5,
+}
+
+/// What a (B, NH, T, S) mask holds. Every dimension may have size 1 and is broadcast then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Mask {
+    /// `u32`: nonzero means attended.
+    Boolean = 1,
+    /// `f32`: added to the score; −∞ hides the key from the query, any finite value (−3.4e38 too) is only added.
+    Additive = 2,
+}
+
+/// Which keys a query sees and what is added to its scores. All options combine.
+///
+/// With p = i + offset, the offset being the sequence's ([`Sequence::offset`]):
+///
+/// ```text
+/// score[i, j] = softcap(scale · q_i·k_j) − slope[h] · |p − j| + additive[i, j]      softcap(x) = cap · tanh(x / cap)
+/// visible[i, j] = j < k_len  and  key_mask[j]  and  boolean[i, j]  and  (j ≤ p if causal)  and  p − left ≤ j ≤ p + right
+/// ```
+///
+/// A row with no visible key gives zeros. A key that `k_len` or the key mask hides may be NaN or infinite; one that is
+/// hidden from single queries only must be finite.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AttentionOptions {
+    /// Multiplies q·k; `None` is 1/√(head size), `Some(1.0)` the plain dot product.
+    pub scale: Option<f32>,
+    /// Bounds the scaled score to ±cap (Gemma 2); must be positive.
+    pub softcap: Option<f32>,
+    /// ALiBi slopes, one a query head, at most [`MAX_SLOPES`] (Press et al., arXiv 2108.12409); empty for none.
+    pub alibi: Vec<f32>,
+    /// Query i sees keys up to p only.
+    pub causal: bool,
+    /// How many keys before p are seen; `None` is all.
+    pub window_left: Option<u32>,
+    /// How many keys behind p are seen; `None` is all.
+    pub window_right: Option<u32>,
+    /// Whether a boolean key mask (B, S) is bound: `u32`, nonzero means attended.
+    pub key_mask: bool,
+    /// Whether a mask over (B, NH, T, S) is bound, and of which kind.
+    pub mask: Option<Mask>,
+}
+
+impl AttentionOptions {
+    /// Causal attention, all else at its default.
+    #[must_use]
+    pub fn causal() -> Self {
+        Self { causal: true, ..Self::default() }
+    }
+
+    /// The scale that applies to heads of `head_size`.
+    #[must_use]
+    pub fn scale_for(&self, head_size: usize) -> f32 {
+        self.scale.unwrap_or_else(|| (1.0 / (head_size as f64).sqrt()) as f32)
+    }
+
+    /// Whether no key is ever hidden and nothing is added.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        *self == Self { scale: self.scale, softcap: self.softcap, ..Self::default() }
+    }
+
+    /// Refuses what no kernel can compute.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a scale that is not finite, a softcap that is not positive and finite, a slope that is not finite,
+    /// another number of slopes than heads, or a window past 2³⁰.
+    pub fn check(&self, n_heads: usize) -> Result<()> {
+        if let Some(scale) = self.scale.filter(|s| !s.is_finite()) {
+            return Err(Error::option("scale", "a finite number", scale));
+        }
+        if let Some(cap) = self.softcap.filter(|c| !(c.is_finite() && *c > 0.0)) {
+            return Err(Error::option("softcap", "a positive finite number", cap));
+        }
+        if !self.alibi.is_empty() && self.alibi.len() != n_heads {
+            return Err(Error::option("alibi", format!("one slope for each of {n_heads} heads"), self.alibi.len()));
+        }
+        if self.alibi.len() > MAX_SLOPES {
+            return Err(Error::option("alibi", format!("at most {MAX_SLOPES} slopes"), self.alibi.len()));
+        }
+        if let Some(slope) = self.alibi.iter().find(|s| !s.is_finite()) {
+            return Err(Error::option("alibi", "finite slopes", slope));
+        }
+        for (name, width) in [("window_left", self.window_left), ("window_right", self.window_right)] {
+            if let Some(width) = width.filter(|w| *w > 1 << 30) {
+                return Err(Error::option(name, "at most 2^30", width));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where one sequence of a batch lies: its query rows, its key rows, and the position of its first query.
+///
+/// A `Sequences` tensor is `u32` (B, 8): these fields in this order, on the GPU, so that one plan serves every batch up to
+/// its [`BatchShape`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Sequence {
+    /// The first query row.
+    pub q_start: u32,
+    /// How many query rows there are.
+    pub q_len: u32,
+    /// The first key row.
+    pub k_start: u32,
+    /// How many key rows there are; keys behind them are never read into a result.
+    pub k_len: u32,
+    /// The position of query 0 among the keys: 0 is PyTorch's rule, the length of the past that of a cache, `S − T` FlashAttention's.
+    pub offset: i32,
+    /// Zeros.
+    pub reserved: [u32; 3],
+}
+
+/// How many `u32` a [`Sequence`] has in a `Sequences` tensor.
+pub const SEQUENCE_WORDS: usize = size_of::<Sequence>() / 4;
+
+/// The sizes that a batch may reach: what a program is made for. A batch that is smaller runs on the same plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BatchShape {
+    /// Sequences, B.
+    pub sequences: usize,
+    /// Query rows of all sequences together (B·T where they are padded).
+    pub q_rows: usize,
+    /// The longest query, T.
+    pub longest_q: usize,
+    /// Key rows of all sequences together (B·S where they are padded).
+    pub k_rows: usize,
+    /// The longest key range, S.
+    pub longest_k: usize,
+}
+
+impl BatchShape {
+    /// B padded sequences of T rows that attend to themselves.
+    #[must_use]
+    pub fn padded(sequences: usize, longest: usize) -> Self {
+        Self::cross(sequences, longest, longest)
+    }
+
+    /// B padded sequences of T query rows and S key rows.
+    #[must_use]
+    pub fn cross(sequences: usize, longest_q: usize, longest_k: usize) -> Self {
+        Self {
+            sequences,
+            q_rows: sequences.saturating_mul(longest_q),
+            longest_q,
+            k_rows: sequences.saturating_mul(longest_k),
+            longest_k,
+        }
+    }
+
+    /// The shape that holds exactly these sequences.
+    #[must_use]
+    pub fn of(sequences: &[Sequence]) -> Self {
+        let end = |start: u32, len: u32| start as usize + len as usize;
+        let max = |f: &dyn Fn(&Sequence) -> usize| sequences.iter().map(f).max().unwrap_or(0);
+        Self {
+            sequences: sequences.len(),
+            q_rows: max(&|s| end(s.q_start, s.q_len)),
+            longest_q: max(&|s| s.q_len as usize),
+            k_rows: max(&|s| end(s.k_start, s.k_len)),
+            longest_k: max(&|s| s.k_len as usize),
+        }
+    }
+
+    /// The same batch as seen by attention over its own rows: keys are the query rows.
+    #[must_use]
+    pub fn to_self(self) -> Self {
+        Self { k_rows: self.q_rows, longest_k: self.longest_q, ..self }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        for (name, size) in [
+            ("sequences", self.sequences),
+            ("q_rows", self.q_rows),
+            ("longest_q", self.longest_q),
+            ("k_rows", self.k_rows),
+            ("longest_k", self.longest_k),
+        ] {
+            crate::shape::nonzero(name, size)?;
+        }
+        if self.longest_q > self.q_rows {
+            return Err(Error::option("longest_q", format!("at most q_rows, {}", self.q_rows), self.longest_q));
+        }
+        if self.longest_k > self.k_rows {
+            return Err(Error::option("longest_k", format!("at most k_rows, {}", self.k_rows), self.longest_k));
+        }
+        Ok(())
+    }
+}
+
+/// A batch's sequences as the host sees them: built here, uploaded as a `u32` (B, 8) tensor.
+///
+/// ```
+/// use tileformer::Sequences;
+/// let padded = Sequences::padded(&[3, 5], 8)?; // two sequences in rows 0..8 and 8..16
+/// assert_eq!((padded.as_slice()[1].q_start, padded.as_slice()[1].k_len), (8, 5));
+/// let packed = Sequences::packed(&[3, 5])?; // rows 0..3 and 3..8, no padding at all
+/// assert_eq!(packed.shape().q_rows, 8);
+/// # Ok::<(), tileformer::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequences {
+    items: Vec<Sequence>,
+}
+
+impl Sequences {
+    /// Sequences as given.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for none, or row numbers of 2³⁰ and more.
+    pub fn new(items: Vec<Sequence>) -> Result<Self> {
+        if items.is_empty() {
+            return Err(Error::option("sequences", "at least 1", 0));
+        }
+        let far =
+            |s: &Sequence| [s.q_start, s.q_len, s.k_start, s.k_len, s.offset.unsigned_abs()].iter().any(|&v| v >= 1 << 30);
+        if let Some(s) = items.iter().find(|s| far(s)) {
+            return Err(Error::option("sequences", "rows and offsets below 2^30", format!("{s:?}")));
+        }
+        Ok(Self { items })
+    }
+
+    /// A padded batch that attends to itself: sequence b fills rows b·T .. b·T + T, and `lengths[b]` of them are keys. All T
+    /// rows are computed as queries, padding rows like any other.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a length past `longest`, and as [`Sequences::new`].
+    pub fn padded(lengths: &[usize], longest: usize) -> Result<Self> {
+        Self::cross(lengths.len(), longest, lengths, longest)
+    }
+
+    /// A packed batch that attends to itself: the sequences follow each other without padding.
+    ///
+    /// # Errors
+    /// As [`Sequences::new`].
+    pub fn packed(lengths: &[usize]) -> Result<Self> {
+        let mut start = 0usize;
+        let mut items = Vec::with_capacity(lengths.len());
+        for &len in lengths {
+            let (at, rows) = (to_u32("sequences", start)?, to_u32("sequences", len)?);
+            items.push(Sequence { q_start: at, q_len: rows, k_start: at, k_len: rows, ..Sequence::default() });
+            start = start.saturating_add(len);
+        }
+        Self::new(items)
+    }
+
+    /// A padded batch of queries (B, T) over padded keys (B, S), of which `k_lengths[b]` count.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for another number of lengths than sequences, a length past `longest_k`, and as [`Sequences::new`].
+    pub fn cross(sequences: usize, longest_q: usize, k_lengths: &[usize], longest_k: usize) -> Result<Self> {
+        if k_lengths.len() != sequences {
+            return Err(Error::option("lengths", format!("one for each of {sequences} sequences"), k_lengths.len()));
+        }
+        let mut items = Vec::with_capacity(sequences);
+        for (b, &k_len) in k_lengths.iter().enumerate() {
+            if k_len > longest_k {
+                return Err(Error::option(format!("lengths[{b}]"), format!("at most {longest_k}"), k_len));
+            }
+            items.push(Sequence {
+                q_start: to_u32("sequences", b.saturating_mul(longest_q))?,
+                q_len: to_u32("longest_q", longest_q)?,
+                k_start: to_u32("sequences", b.saturating_mul(longest_k))?,
+                k_len: to_u32("lengths", k_len)?,
+                ..Sequence::default()
+            });
+        }
+        Self::new(items)
+    }
+
+    /// The same batch with every sequence's position offset set.
+    #[must_use]
+    pub fn with_offset(mut self, offset: i32) -> Self {
+        self.items.iter_mut().for_each(|s| s.offset = offset);
+        self
+    }
+
+    /// The sequences.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Sequence] {
+        &self.items
+    }
+
+    /// The sequences as the words of a `u32` (B, 8) tensor.
+    #[must_use]
+    pub fn words(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.items)
+    }
+
+    /// The smallest shape that holds this batch.
+    #[must_use]
+    pub fn shape(&self) -> BatchShape {
+        BatchShape::of(&self.items)
+    }
+}
+
+fn to_u32(name: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::option(name, "below 2^30", value))
+}
+
+/// The two published orders of the sinusoidal positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SinusoidOrder {
+    /// sin and cos take turns: P(pos, 2i) = sin, P(pos, 2i + 1) = cos (Vaswani et al., arXiv 1706.03762).
+    Interleaved,
+    /// All sines, then all cosines, as Marian and tensor2tensor publish them.
+    Halves,
+}
+
+/// The sinusoidal position table, `f32` (positions, d_model): sin and cos of pos / 10000^(2i/d_model), computed in f64.
+/// An odd `d_model` has one sine more than cosines.
+///
+/// WGSL's `sin` is only good to 2⁻¹¹, so the table is made here and bound like a learned one.
+///
+/// # Errors
+/// [`Error::Option`] for a size of 0 or [`crate::shape::MAX_ELEMENTS`] and more elements.
+pub fn sinusoidal_positions(positions: usize, d_model: usize, order: SinusoidOrder) -> Result<Vec<f32>> {
+    let layout = crate::shape::Layout::contiguous(&[positions, d_model])?;
+    let sines = d_model.div_ceil(2);
+    let angle = |position: usize, pair: usize| position as f64 / 10000f64.powf((2 * pair) as f64 / d_model as f64);
+    let mut table = Vec::with_capacity(layout.len());
+    for position in 0..positions {
+        table.extend((0..d_model).map(|c| {
+            let (pair, is_sine) = match order {
+                SinusoidOrder::Interleaved => (c / 2, c % 2 == 0),
+                SinusoidOrder::Halves => (c % sines, c < sines),
+            };
+            let angle = angle(position, pair);
+            (if is_sine { angle.sin() } else { angle.cos() }) as f32
+        }));
+    }
+    Ok(table)
+}
+
+/// Refuses ids that lie outside a table of `rows` rows, naming the first.
+///
+/// # Errors
+/// [`Error::Id`].
+pub fn check_ids(tensor: &str, ids: &[u32], rows: usize) -> Result<()> {
+    match ids.iter().position(|&id| id as usize >= rows) {
+        Some(index) => Err(Error::Id { tensor: tensor.into(), index, id: ids[index], rows }),
+        None => Ok(()),
+    }
+}
