@@ -1,5 +1,7 @@
 //! What an operation is, apart from how it runs: the options that kernels, layers and the CPU reference share.
 
+pub mod layers;
+
 use crate::error::{Error, Result};
 
 /// The most heads that can have an ALiBi slope of their own: the slopes live in the kernel's uniform.
