@@ -1,12 +1,22 @@
 //! Transformer encoder and decoder layers as hand-written WGSL compute kernels, recorded into your own `wgpu` command encoder.
 
+#[cfg(feature = "convenience")]
+pub mod convenience;
 pub mod error;
+pub mod kernels;
+mod pipeline;
+mod plan;
+mod program;
 pub mod reference;
 pub mod shape;
 pub mod spec;
 pub mod tensor;
+mod tuning;
 
 pub use error::{Error, Result};
+pub use pipeline::{Kernels, Options, Progress, Variant, WarmUp, wanted_features, wanted_limits};
+pub use plan::{Bindings, Plan, Scratch, Timing};
+pub use program::{Builder, Dispatch, Program, Role, Tensor};
 pub use shape::Layout;
 pub use spec::{Activation, AttentionOptions, BatchShape, Mask, Sequence, Sequences, SinusoidOrder};
 pub use tensor::{Element, TensorView, Weight};

@@ -1,0 +1,95 @@
+// attention_scores: scores = the finished scores of all queries and keys, −∞ where a key is hidden
+//
+//   q (q_rows, NH, HS), k (k_rows, NH_kv, HS) -> scores (B, NH, T, S), stored by their bits
+//
+// A workgroup makes TILE_M queries × TILE_N keys of one head of one sequence. Tiles that no query can see by position are
+// filled without a product. Every element of scores is written, those of rows and keys that a sequence lacks as −∞.
+// Loops: k up to head_size. Workgroup memory: shared/tile.wgsl. (Vaswani et al., arXiv 1706.03762, 3.2.1)
+
+struct Params {
+  tiles_m: u32,
+  tiles_n: u32,
+  batch: u32,
+  n_heads: u32,
+  heads_per_kv: u32,   // query heads that share a key head
+  head_size: u32,
+  longest_q: u32,
+  longest_k: u32,
+  q_row: u32,          // strides
+  q_head: u32,
+  k_row: u32,
+  k_head: u32,
+  scores_batch: u32,
+  scores_head: u32,
+  scores_row: u32,
+  q_offset: u32,
+  k_offset: u32,
+  scores_offset: u32,
+  pad0: u32,
+  pad1: u32,
+  attention: Attention,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> q: array<Storage>;            // (q_rows, NH, HS)
+@group(1) @binding(1) var<storage, read> k: array<Storage>;            // (k_rows, NH_kv, HS)
+@group(1) @binding(2) var<storage, read> sequences: array<u32>;        // (B, 8)
+@group(1) @binding(3) var<storage, read> key_mask: array<u32>;         // (B, S)
+@group(1) @binding(4) var<storage, read> mask: array<u32>;             // (B, NH, T, S)
+@group(1) @binding(5) var<storage, read_write> scores: array<Bits>;    // (B, NH, T, S)
+
+// Where row 0 of the sequence's head begins, and its last row: set once, before the loads.
+var<private> q_first: u32;
+var<private> k_first: u32;
+var<private> q_last: u32;
+var<private> k_last: u32;
+
+fn q4(i: u32, d: u32) -> vec4<f32> {
+  if d >= params.head_size { return vec4<f32>(0.0); }
+  let at = q_first + min(i, q_last) * params.q_row + d;
+  return keep(group4(q[at / LANES], q[(at + 1u) / LANES], q[(at + 2u) / LANES], q[(at + 3u) / LANES]), params.head_size - d);
+}
+
+fn k4(j: u32, d: u32) -> vec4<f32> {
+  if d >= params.head_size { return vec4<f32>(0.0); }
+  let at = k_first + min(j, k_last) * params.k_row + d;
+  return keep(group4(k[at / LANES], k[(at + 1u) / LANES], k[(at + 2u) / LANES], k[(at + 3u) / LANES]), params.head_size - d);
+}
+
+fn a_block(i: u32, d: u32) -> mat4x4<f32> {
+  return transpose(mat4x4<f32>(q4(i, d), q4(i + 1u, d), q4(i + 2u, d), q4(i + 3u, d)));
+}
+
+fn b_block(j: u32, d: u32) -> mat4x4<f32> {
+  return transpose(mat4x4<f32>(k4(j, d), k4(j + 1u, d), k4(j + 2u, d), k4(j + 3u, d)));
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let number = workgroup_number(id);
+  let tiles = params.tiles_m * params.tiles_n;
+  if number >= tiles * params.n_heads * params.batch { return; }
+  let i0 = number % params.tiles_m * TILE_M;
+  let j0 = number / params.tiles_m % params.tiles_n * TILE_N;
+  let h = number / tiles % params.n_heads;
+  let b = number / tiles / params.n_heads;
+
+  let s = sequence(b, params.longest_q, params.longest_k);
+  let seen = key_range(s, i0, TILE_M);
+  var sum: Accumulator;
+  if i0 < s.q_len && i32(j0) <= seen.y && i32(j0 + TILE_N) > seen.x {
+    q_first = params.q_offset + s.q_start * params.q_row + h * params.q_head;
+    k_first = params.k_offset + s.k_start * params.k_row + h / params.heads_per_kv * params.k_head;
+    q_last = s.q_len - 1u;
+    k_last = s.k_len - 1u;
+    multiply(&sum, thread, i0, j0, params.head_size);
+  }
+
+  for (var i = 0u; i < ROW_GROUPS; i++) {
+    for (var r = 0u; r < 4u; r++) {
+      for (var j = 0u; j < COLUMN_GROUPS; j++) {
+        store_scores(sum[(i * 4u + r) * COLUMN_GROUPS + j], b, h, s, i0 + tile_row(thread, i) + r, j0 + tile_column(thread, j));
+      }
+    }
+  }
+}

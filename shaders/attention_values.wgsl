@@ -1,0 +1,97 @@
+// attention_values: out = probs · v
+//
+//   probs (B, NH, T, S), v (k_rows, NH_kv, HS) -> out (q_rows, NH, HS)
+//
+// A workgroup makes TILE_M queries × TILE_N columns of one head of one sequence. Keys past the length or hidden by the key mask
+// are loaded as zeros, so that NaN in them never arrives. Rows of out that no sequence has are not written.
+// Loops: keys up to k_len ≤ S. Workgroup memory: shared/tile.wgsl. (Vaswani et al., arXiv 1706.03762, 3.2.1)
+
+struct Params {
+  tiles_m: u32,
+  tiles_n: u32,
+  batch: u32,
+  n_heads: u32,
+  heads_per_kv: u32,   // query heads that share a value head
+  head_size: u32,
+  longest_q: u32,
+  longest_k: u32,
+  probs_batch: u32,    // strides
+  probs_head: u32,
+  probs_row: u32,
+  v_row: u32,
+  v_head: u32,
+  out_row: u32,
+  out_head: u32,
+  probs_offset: u32,
+  v_offset: u32,
+  out_offset: u32,
+  pad0: u32,
+  pad1: u32,
+  attention: Attention,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> probs: array<Storage>;        // (B, NH, T, S)
+@group(1) @binding(1) var<storage, read> v: array<Storage>;            // (k_rows, NH_kv, HS)
+@group(1) @binding(2) var<storage, read> sequences: array<u32>;        // (B, 8)
+@group(1) @binding(3) var<storage, read> key_mask: array<u32>;         // (B, S)
+@group(1) @binding(4) var<storage, read_write> out: array<Storage>;    // (q_rows, NH, HS)
+
+// Set once, before the loads.
+var<private> batch_index: u32;
+var<private> current: Sequence;
+var<private> probs_first: u32;
+var<private> v_first: u32;
+
+fn probs4(i: u32, j: u32) -> vec4<f32> {
+  if j >= current.k_len { return vec4<f32>(0.0); }
+  let at = probs_first + min(i, current.q_len - 1u) * params.probs_row + j;
+  let found = group4(probs[at / LANES], probs[(at + 1u) / LANES], probs[(at + 2u) / LANES], probs[(at + 3u) / LANES]);
+  return select(vec4<f32>(0.0), found, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(current.k_len - j));
+}
+
+fn v4(j: u32, d: u32) -> vec4<f32> {
+  if d >= params.head_size || !key_exists(batch_index, current, j) { return vec4<f32>(0.0); }
+  let at = v_first + j * params.v_row + d;
+  return group4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]);
+}
+
+fn a_block(i: u32, j: u32) -> mat4x4<f32> {
+  return transpose(mat4x4<f32>(probs4(i, j), probs4(i + 1u, j), probs4(i + 2u, j), probs4(i + 3u, j)));
+}
+
+fn b_block(d: u32, j: u32) -> mat4x4<f32> { return mat4x4<f32>(v4(j, d), v4(j + 1u, d), v4(j + 2u, d), v4(j + 3u, d)); }
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let number = workgroup_number(id);
+  let tiles = params.tiles_m * params.tiles_n;
+  if number >= tiles * params.n_heads * params.batch { return; }
+  let i0 = number % params.tiles_m * TILE_M;
+  let d0 = number / params.tiles_m % params.tiles_n * TILE_N;
+  let h = number / tiles % params.n_heads;
+  batch_index = number / tiles / params.n_heads;
+  let s = sequence(batch_index, params.longest_q, params.longest_k);
+  if i0 >= s.q_len { return; }
+  current = s;
+  probs_first = params.probs_offset + batch_index * params.probs_batch + h * params.probs_head;
+  v_first = params.v_offset + s.k_start * params.v_row + h / params.heads_per_kv * params.v_head;
+
+  var sum: Accumulator;
+  multiply(&sum, thread, i0, d0, s.k_len);
+
+  for (var i = 0u; i < ROW_GROUPS; i++) {
+    for (var r = 0u; r < 4u; r++) {
+      for (var j = 0u; j < COLUMN_GROUPS; j++) {
+        let row = i0 + tile_row(thread, i) + r;
+        let d = d0 + tile_column(thread, j);
+        if row < s.q_len && d < params.head_size {
+          let at = params.out_offset + (s.q_start + row) * params.out_row + h * params.out_head + d;
+          for (var c = 0u; c < 4u / LANES; c++) {
+            if d + c < params.head_size { out[at / LANES + c] = pick(sum[(i * 4u + r) * COLUMN_GROUPS + j], c); }
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,93 @@
+// layer_norm: s = x + residual,  y = (s − mean) / √(variance + eps) · weight + bias
+//
+//   x (rows, columns), residual (rows, columns), weight (columns), bias (columns)
+//     -> y (rows, columns), sum (rows, columns) = s, statistics (rows, 2) = mean and 1 / √(variance + eps)
+//
+// ROW_THREADS threads share a row. The row's first element is subtracted before anything is summed and the variance takes
+// a second pass, so that neither a large mean nor a constant row with a tiny eps loses digits.
+// Loops: columns. Workgroup memory: shared/rows.wgsl. (Ba et al., arXiv 1607.06450)
+
+struct Params {
+  rows: u32,
+  columns: u32,
+  x_row: u32,          // strides
+  residual_row: u32,
+  y_row: u32,
+  sum_row: u32,
+  statistics_row: u32,
+  residual: u32,       // whether bound
+  weight: u32,
+  bias: u32,
+  eps: f32,
+  x_offset: u32,
+  residual_offset: u32,
+  weight_offset: u32,
+  bias_offset: u32,
+  y_offset: u32,
+  sum_offset: u32,
+  statistics_offset: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> weight: array<Storage>;       // (columns)
+@group(0) @binding(2) var<storage, read> bias: array<Storage>;         // (columns)
+@group(1) @binding(0) var<storage, read> x: array<Storage>;            // (rows, columns)
+@group(1) @binding(1) var<storage, read> residual: array<Storage>;     // (rows, columns)
+@group(1) @binding(2) var<storage, read_write> y: array<Storage>;      // (rows, columns)
+
+fn weight4(at: u32) -> vec4<f32> {
+  return group4(weight[at / LANES], weight[(at + 1u) / LANES], weight[(at + 2u) / LANES], weight[(at + 3u) / LANES]);
+}
+
+fn bias4(at: u32) -> vec4<f32> {
+  return group4(bias[at / LANES], bias[(at + 1u) / LANES], bias[(at + 2u) / LANES], bias[(at + 3u) / LANES]);
+}
+
+// x + residual, columns c .. c + 3.
+fn s4(row: u32, c: u32) -> vec4<f32> {
+  let at = params.x_offset + row * params.x_row + c;
+  var v = group4(x[at / LANES], x[(at + 1u) / LANES], x[(at + 2u) / LANES], x[(at + 3u) / LANES]);
+  if params.residual != 0u {
+    let r = params.residual_offset + row * params.residual_row + c;
+    v += group4(residual[r / LANES], residual[(r + 1u) / LANES], residual[(r + 2u) / LANES], residual[(r + 3u) / LANES]);
+  }
+  return v;
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let first = workgroup_number(id) * ROWS;
+  if first >= params.rows { return; }
+  let row = min(first + thread / ROW_THREADS, params.rows - 1u);
+  let live = first + thread / ROW_THREADS < params.rows;
+  let start = thread % ROW_THREADS * 4u;
+  let columns = f32(params.columns);
+  let shift = s4(row, 0u).x;
+
+  var sum = vec4<f32>(0.0);
+  for (var c = start; c < params.columns; c += ROW_THREADS * 4u) {
+    let s = s4(row, c);
+    if live { store_sum(row, c, s); }
+    sum += keep(s - shift, params.columns - c);
+  }
+  let mean = row_sum(thread, (sum.x + sum.y) + (sum.z + sum.w)) / columns;
+
+  var squares = vec4<f32>(0.0);
+  for (var c = start; c < params.columns; c += ROW_THREADS * 4u) {
+    let d = keep(s4(row, c) - shift - mean, params.columns - c);
+    squares = fma(d, d, squares);
+  }
+  let variance = row_sum(thread, (squares.x + squares.y) + (squares.z + squares.w)) / columns;
+  let inverse = inverseSqrt(variance + params.eps);
+  if live && start == 0u { store_statistics(row, shift + mean, inverse); }
+
+  for (var c = start; live && c < params.columns; c += ROW_THREADS * 4u) {
+    var v = (s4(row, c) - shift - mean) * inverse;
+    if params.weight != 0u { v *= weight4(params.weight_offset + c); }
+    if params.bias != 0u { v += bias4(params.bias_offset + c); }
+    let at = params.y_offset + row * params.y_row + c;
+    for (var l = 0u; l < 4u / LANES; l++) {
+      if c + l < params.columns { y[at / LANES + l] = pick(v, l); }
+    }
+  }
+}

@@ -1,0 +1,1 @@
+fn store_sum(row: u32, c: u32, v: vec4<f32>) {}

@@ -1,0 +1,18 @@
+// Storage in single f32: any offset, stride and inner size.
+
+const LANES: u32 = 1u;       // elements in a Storage
+alias Storage = f32;
+alias Bits = u32;            // an f32 by its bits, where an infinity must survive
+
+// Four neighbours, given the Storage of each.
+fn group4(a: Storage, b: Storage, c: Storage, d: Storage) -> vec4<f32> { return vec4<f32>(a, b, c, d); }
+fn bits4(a: Bits, b: Bits, c: Bits, d: Bits) -> vec4<u32> { return vec4<u32>(a, b, c, d); }
+
+// The first `count` of four neighbours, zeros behind.
+fn keep(v: vec4<f32>, count: u32) -> vec4<f32> {
+  return select(vec4<f32>(0.0), v, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(count));
+}
+
+// Storage number `i` of the 4 / LANES that four neighbours fill.
+fn pick(v: vec4<f32>, i: u32) -> Storage { return v[i]; }
+fn pick_bits(v: vec4<u32>, i: u32) -> Bits { return v[i]; }

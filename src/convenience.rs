@@ -1,0 +1,305 @@
+//! For programs that have no engine of their own: device set-up, uploads, readback. All that touches a queue stands here,
+//! apart from the core, and nothing in the core needs it.
+#![allow(clippy::disallowed_methods)]
+
+use std::sync::mpsc;
+
+use crate::error::{Error, Result};
+use crate::shape::Layout;
+use crate::spec::check_ids;
+use crate::tensor::{Element, TensorView, Weight};
+use crate::{Plan, Timing, wanted_features, wanted_limits};
+
+/// Uploads go in pieces of at most this many bytes, so that a driver never stages a whole model at once.
+pub const UPLOAD_BYTES: usize = 64 << 20;
+
+/// How to find and open a device.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Part of the adapter's name, in any case; `None` takes the one that wgpu prefers for speed.
+    pub adapter: Option<String>,
+    /// Open it with WebGPU's default limits and no features: the core tier.
+    pub core_only: bool,
+}
+
+/// A device with its queue, opened by this module.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    /// Which adapter it is.
+    pub info: wgpu::AdapterInfo,
+    /// The device.
+    pub device: wgpu::Device,
+    /// Its queue.
+    pub queue: wgpu::Queue,
+}
+
+/// What is said where no adapter is found.
+pub const NO_ADAPTER: &str = "no Vulkan, Metal or DirectX 12 adapter; on Debian and Ubuntu, \
+     `apt-get install mesa-vulkan-drivers` adds a software one";
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+}
+
+/// The adapters of this machine, those of a graphics API that wgpu was built with.
+#[must_use]
+pub fn adapters() -> Vec<wgpu::AdapterInfo> {
+    pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all())).iter().map(wgpu::Adapter::get_info).collect()
+}
+
+impl Gpu {
+    /// Opens a device, blocking until it is there.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where there is no such adapter, or it gives no device.
+    pub fn open(setup: &Setup) -> Result<Self> {
+        pollster::block_on(Self::open_async(setup))
+    }
+
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub async fn open_async(setup: &Setup) -> Result<Self> {
+        let instance = instance();
+        let adapter = match &setup.adapter {
+            Some(name) => {
+                let found = instance.enumerate_adapters(wgpu::Backends::all()).await;
+                let names: Vec<String> = found.iter().map(|a| a.get_info().name).collect();
+                let matches = |a: &wgpu::Adapter| a.get_info().name.to_lowercase().contains(&name.to_lowercase());
+                found.into_iter().find(matches).ok_or_else(|| {
+                    Error::Device(format!("no adapter has {name:?} in its name; there are: {}", names.join(", ")))
+                })?
+            }
+            None => {
+                let options = wgpu::RequestAdapterOptions {
+                    power_preference: wgpu::PowerPreference::HighPerformance,
+                    ..wgpu::RequestAdapterOptions::default()
+                };
+                let found = instance.request_adapter(&options).await;
+                found.map_err(|e| Error::Device(format!("{NO_ADAPTER} ({e})")))?
+            }
+        };
+        let core = (wgpu::Features::empty(), wgpu::Limits::default());
+        let (required_features, required_limits) =
+            if setup.core_only { core } else { (wanted_features(&adapter), wanted_limits(&adapter)) };
+        let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
+        let opened = adapter.request_device(&descriptor).await;
+        let (device, queue) = opened.map_err(|e| Error::Device(e.to_string()))?;
+        Ok(Self { info: adapter.get_info(), device, queue })
+    }
+
+    /// A new contiguous tensor that holds `data`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of elements than `sizes` says, [`Error::Limit`] for more than a buffer holds,
+    /// [`Error::Device`] when the device is out of memory.
+    pub fn upload_f32(&self, sizes: &[usize], data: &[f32]) -> Result<TensorView> {
+        self.upload(Element::F32, sizes, data.len(), bytemuck::cast_slice(data))
+    }
+
+    /// As [`Gpu::upload_f32`], for ids, masks and sequences.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_f32`].
+    pub fn upload_u32(&self, sizes: &[usize], data: &[u32]) -> Result<TensorView> {
+        self.upload(Element::U32, sizes, data.len(), bytemuck::cast_slice(data))
+    }
+
+    /// Uploads ids, refusing those outside a table of `rows` rows.
+    ///
+    /// # Errors
+    /// [`Error::Id`], and as [`Gpu::upload_f32`].
+    pub fn upload_ids(&self, name: &str, sizes: &[usize], ids: &[u32], rows: usize) -> Result<TensorView> {
+        check_ids(name, ids, rows)?;
+        self.upload_u32(sizes, ids)
+    }
+
+    /// Uploads a weight.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_f32`].
+    pub fn upload_weight(&self, sizes: &[usize], data: &[f32]) -> Result<Weight> {
+        self.upload_f32(sizes, data).map(Weight::from)
+    }
+
+    /// A new contiguous tensor of zeros.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_f32`].
+    pub fn zeros(&self, element: Element, sizes: &[usize]) -> Result<TensorView> {
+        let layout = Layout::contiguous(sizes)?;
+        TensorView::new(&self.buffer(layout.extent() * element.size())?, 0, element, layout)
+    }
+
+    fn upload(&self, element: Element, sizes: &[usize], len: usize, bytes: &[u8]) -> Result<TensorView> {
+        let layout = Layout::contiguous(sizes)?;
+        if layout.len() != len {
+            return Err(Error::shape(
+                "upload",
+                format!("{} elements for {layout}", layout.len()),
+                format!("{len} elements"),
+            ));
+        }
+        let view = TensorView::new(&self.buffer(layout.extent() * element.size())?, 0, element, layout)?;
+        self.write(&view, bytes)?;
+        Ok(view)
+    }
+
+    fn buffer(&self, bytes: u64) -> Result<wgpu::Buffer> {
+        let allowed = self.device.limits().max_buffer_size;
+        if bytes > allowed {
+            return Err(Error::Limit { what: "buffer".into(), limit: "max_buffer_size", needed: bytes, allowed });
+        }
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("tileformer: tensor"),
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        match pollster::block_on(scope.pop()) {
+            Some(error) => Err(Error::Device(error.to_string())),
+            None => Ok(buffer),
+        }
+    }
+
+    /// Overwrites a contiguous tensor, in pieces of at most [`UPLOAD_BYTES`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of bytes than the view has or a view with gaps, [`Error::Usage`] for a buffer without
+    /// `COPY_DST`.
+    pub fn write(&self, view: &TensorView, bytes: &[u8]) -> Result<()> {
+        let size = view.element().size();
+        let dense = Layout::contiguous(view.layout().sizes())? == *view.layout();
+        if !dense || view.layout().extent() * size != bytes.len() as u64 {
+            let found = format!("{} bytes", bytes.len());
+            return Err(Error::shape("upload", format!("a contiguous view of that size, not {}", view.layout()), found));
+        }
+        if !view.buffer().usage().contains(wgpu::BufferUsages::COPY_DST) {
+            let found = format!("{:?}", view.buffer().usage());
+            return Err(Error::Usage { tensor: "upload".into(), needed: "COPY_DST", found });
+        }
+        let mut offset = view.offset() * size;
+        for piece in bytes.chunks(UPLOAD_BYTES) {
+            self.queue.write_buffer(view.buffer(), offset, piece);
+            if bytes.len() > UPLOAD_BYTES {
+                self.queue.submit([]);
+                self.wait()?;
+            }
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Submits a plan once and waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a lost device.
+    pub fn run(&self, plan: &Plan) -> Result<()> {
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.record(&mut encoder);
+        self.queue.submit([encoder.finish()]);
+        self.wait()
+    }
+
+    /// Runs a plan once and gives each dispatch's label and nanoseconds.
+    ///
+    /// # Errors
+    /// As [`Timing::new`]; [`Error::Device`] for a lost device.
+    pub fn time(&self, plan: &Plan) -> Result<Vec<(String, f64)>> {
+        let timing = Timing::new(plan)?;
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.record_timed(&mut encoder, &timing)?;
+        self.queue.submit([encoder.finish()]);
+        let bytes = self.map(timing.readback())?;
+        let times = timing.nanoseconds(&bytes, self.queue.get_timestamp_period());
+        Ok(times.into_iter().map(|(label, time)| (label.to_owned(), time)).collect())
+    }
+
+    /// Waits until all submitted work is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a lost device.
+    pub fn wait(&self) -> Result<()> {
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map(drop).map_err(|e| Error::Device(e.to_string()))
+    }
+
+    /// The elements of an `f32` view in row-major order, read after all submitted work.
+    ///
+    /// # Errors
+    /// [`Error::Element`] for another type, [`Error::Usage`] for a buffer without `COPY_SRC`, [`Error::Device`] for a lost device.
+    pub fn read_f32(&self, view: &TensorView) -> Result<Vec<f32>> {
+        self.read(view, Element::F32, f32::from_ne_bytes)
+    }
+
+    /// As [`Gpu::read_f32`], for `u32`.
+    ///
+    /// # Errors
+    /// As [`Gpu::read_f32`].
+    pub fn read_u32(&self, view: &TensorView) -> Result<Vec<u32>> {
+        self.read(view, Element::U32, u32::from_ne_bytes)
+    }
+
+    fn read<T>(&self, view: &TensorView, element: Element, parse: fn([u8; 4]) -> T) -> Result<Vec<T>> {
+        if view.element() != element {
+            let (expected, found) = (element.name(), view.element().name());
+            return Err(Error::Element { tensor: "readback".into(), expected, found });
+        }
+        let size = element.size();
+        let bytes = self.read_bytes(view.buffer(), view.offset() * size, view.layout().extent() * size)?;
+        let at = |i: usize| parse([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
+        Ok(indices(view.layout()).map(at).collect())
+    }
+
+    /// Bytes `offset .. offset + size` of a buffer.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a buffer without `COPY_SRC`, [`Error::BufferTooSmall`] for one that ends before, [`Error::Device`] for a
+    /// lost device.
+    pub fn read_bytes(&self, buffer: &wgpu::Buffer, offset: u64, size: u64) -> Result<Vec<u8>> {
+        if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
+            let found = format!("{:?}", buffer.usage());
+            return Err(Error::Usage { tensor: "readback".into(), needed: "COPY_SRC", found });
+        }
+        let needed = offset.saturating_add(size);
+        if needed > buffer.size() {
+            return Err(Error::BufferTooSmall { tensor: "readback".into(), needed, size: buffer.size() });
+        }
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("tileformer: readback"),
+            size,
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
+        self.queue.submit([encoder.finish()]);
+        self.map(&staging)
+    }
+
+    fn map(&self, staging: &wgpu::Buffer) -> Result<Vec<u8>> {
+        let failed = |e: &dyn std::fmt::Display| Error::Device(format!("readback: {e}"));
+        let (send, receive) = mpsc::channel();
+        staging.slice(..).map_async(wgpu::MapMode::Read, move |result| {
+            // The receiver waits below; it is gone only after an error that is returned anyway.
+            let _ = send.send(result);
+        });
+        self.wait()?;
+        receive.recv().map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        Ok(staging.slice(..).get_mapped_range().map_err(|e| failed(&e))?.to_vec())
+    }
+}
+
+/// The element indices of a layout in row-major order.
+fn indices(layout: &Layout) -> impl Iterator<Item = usize> + use<> {
+    let (sizes, strides) = (layout.sizes().to_vec(), layout.strides().to_vec());
+    (0..layout.len()).map(move |mut n| {
+        let mut index = 0;
+        for (&size, &stride) in sizes.iter().zip(&strides).rev() {
+            index += n % size * stride;
+            n /= size;
+        }
+        index
+    })
+}

@@ -1,0 +1,74 @@
+//! `argmax`: the column of each row's largest element.
+
+use super::quads;
+use crate::error::{Error, Result};
+use crate::pipeline::{Binding, Kernel, Variant, wgsl};
+use crate::program::{Builder, Launch, Tensor, params};
+use crate::tensor::Element;
+use crate::tuning;
+use std::mem::offset_of;
+
+params! {
+    Params {
+        rows: u32,
+        columns: u32,
+        x_row: u32,
+        id_stride: u32,
+        x_offset: u32,
+        ids_offset: u32,
+    }
+}
+
+pub(super) static KERNEL: Kernel = Kernel {
+    name: "argmax",
+    shared: &[],
+    parts: &[],
+    source: wgsl!("argmax.wgsl"),
+    bindings: &[
+        Binding::read("x", 1, 0, offset_of!(Params, x_offset)),
+        Binding::write("ids", 1, offset_of!(Params, ids_offset)).single(),
+    ],
+    params_size: size_of::<Params>(),
+    params_fields: Params::FIELDS,
+};
+
+/// ids[row] = the column of the row's largest element, the lowest of several. NaN is never chosen; a row of nothing else gives 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Argmax {
+    /// (rows, columns)
+    pub x: Tensor,
+    /// `u32` (rows), with any stride: a column of a matrix of ids, say.
+    pub ids: Tensor,
+}
+
+impl Builder {
+    /// Appends an argmax over each row.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for tensors that do not fit each other, [`Error::Limit`] for one that exceeds a binding.
+    pub fn argmax(&mut self, label: &str, args: &Argmax) -> Result<()> {
+        let &Argmax { x, ids } = args;
+        let &[rows, columns] = x.layout().sizes() else {
+            return Err(Error::shape("x", "(rows, columns)", x.layout()));
+        };
+        self.expect("x", x, Element::F32, &[rows, columns])?;
+        self.expect_strided("ids", ids, Element::U32, &[rows])?;
+        let class = tuning::rows(columns, true);
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            x_row: x.layout().stride(0),
+            id_stride: ids.layout().stride(0),
+            ..Params::default()
+        };
+        self.launch(Launch {
+            label,
+            variant: Variant { kernel: &KERNEL, class, lanes: quads(&[Some(x)]), outputs: 0 },
+            workgroups: u64::from((rows as u32).div_ceil(class.get("THREADS") / class.get("ROW_THREADS"))),
+            params,
+            operands: &[Some(x), Some(ids)],
+            flops: rows as u64 * columns as u64,
+            bytes: None,
+        })
+    }
+}

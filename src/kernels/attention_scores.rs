@@ -1,0 +1,165 @@
+//! `attention_scores`: the finished scores of all queries and keys.
+
+use super::quads;
+use super::visibility::{Attention, Visibility};
+use crate::error::{Error, Result};
+use crate::pipeline::{ATTENTION, Binding, Kernel, SCORES, Source, TILE, Variant, wgsl};
+use crate::program::{Builder, Launch, Tensor, params};
+use crate::tensor::Element;
+use crate::tuning;
+use std::mem::offset_of;
+
+params! {
+    Params {
+        tiles_m: u32,
+        tiles_n: u32,
+        batch: u32,
+        n_heads: u32,
+        heads_per_kv: u32,
+        head_size: u32,
+        longest_q: u32,
+        longest_k: u32,
+        q_row: u32,
+        q_head: u32,
+        k_row: u32,
+        k_head: u32,
+        scores_batch: u32,
+        scores_head: u32,
+        scores_row: u32,
+        q_offset: u32,
+        k_offset: u32,
+        scores_offset: u32,
+        pad0: u32,
+        pad1: u32,
+        attention: Attention,
+    }
+}
+
+pub(super) const STORE_SCORES: Source = wgsl!("shared/store_scores.wgsl");
+
+const OPTIONS: usize = offset_of!(Params, attention);
+
+pub(super) static KERNEL: Kernel = Kernel {
+    name: "attention_scores",
+    shared: &[&TILE, &ATTENTION, &SCORES, &STORE_SCORES],
+    parts: &[],
+    source: wgsl!("attention_scores.wgsl"),
+    bindings: &[
+        Binding::read("q", 1, 0, offset_of!(Params, q_offset)),
+        Binding::read("k", 1, 1, offset_of!(Params, k_offset)),
+        Binding::read("sequences", 1, 2, OPTIONS + offset_of!(Attention, sequences_offset)).single(),
+        Binding::read("key_mask", 1, 3, OPTIONS + offset_of!(Attention, key_mask_offset)).single(),
+        Binding::read("mask", 1, 4, OPTIONS + offset_of!(Attention, mask_offset)).single(),
+        Binding::write("scores", 5, offset_of!(Params, scores_offset)),
+    ],
+    params_size: size_of::<Params>(),
+    params_fields: Params::FIELDS,
+};
+
+/// scores[b, h, i, j] = the finished score of query i and key j, −∞ where the key is hidden from the query.
+#[derive(Clone, Debug)]
+pub struct AttentionScores {
+    /// (q_rows, NH, HS)
+    pub q: Tensor,
+    /// (k_rows, NH_kv, HS); NH_kv divides NH
+    pub k: Tensor,
+    /// Options and masks.
+    pub visibility: Visibility,
+    /// (B, NH, T, S); every element is written
+    pub scores: Tensor,
+}
+
+impl Builder {
+    /// Appends softcap(scale · q·kᵀ) with ALiBi, additive mask and −∞ for hidden keys.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for tensors that do not fit each other, [`Error::Option`] for heads that do not divide and as
+    /// [`AttentionOptions::check`](crate::AttentionOptions::check), [`Error::Limit`] for scores that exceed a binding.
+    pub fn attention_scores(&mut self, label: &str, args: &AttentionScores) -> Result<()> {
+        let AttentionScores { q, k, visibility, scores } = args;
+        let shape = ScoresShape::check(self, *q, *k, *scores, visibility)?;
+        let ScoresShape { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k } = shape;
+        // A batch changes T and S, and the tile with them where that is allowed.
+        let columns = if self.batch_invariant() { usize::MAX } else { longest_k };
+        let class = tuning::tile(longest_q, columns, self.batch_invariant());
+        let tiles_m = (longest_q as u32).div_ceil(class.get("TILE_M"));
+        let tiles_n = (longest_k as u32).div_ceil(class.get("TILE_N"));
+        let params = Params {
+            tiles_m,
+            tiles_n,
+            batch: batch as u32,
+            n_heads: n_heads as u32,
+            heads_per_kv: (n_heads / n_kv_heads) as u32,
+            head_size: head_size as u32,
+            longest_q: longest_q as u32,
+            longest_k: longest_k as u32,
+            q_row: q.layout().stride(0),
+            q_head: q.layout().stride(1),
+            k_row: k.layout().stride(0),
+            k_head: k.layout().stride(1),
+            scores_batch: scores.layout().stride(0),
+            scores_head: scores.layout().stride(1),
+            scores_row: scores.layout().stride(2),
+            attention: visibility.params(head_size),
+            ..Params::default()
+        };
+        let pairs = batch as u64 * n_heads as u64 * longest_q as u64 * longest_k as u64;
+        self.launch(Launch {
+            label,
+            variant: Variant { kernel: &KERNEL, class, lanes: quads(&[Some(*q), Some(*k), Some(*scores)]), outputs: 0 },
+            workgroups: u64::from(tiles_m) * u64::from(tiles_n) * batch as u64 * n_heads as u64,
+            params,
+            operands: &[Some(*q), Some(*k), visibility.sequences, visibility.key_mask, visibility.mask, Some(*scores)],
+            flops: 2 * pairs * head_size as u64,
+            bytes: None,
+        })
+    }
+}
+
+/// The sizes of q, k and scores, once they are known to fit each other.
+pub(super) struct ScoresShape {
+    pub(super) batch: usize,
+    pub(super) n_heads: usize,
+    pub(super) n_kv_heads: usize,
+    pub(super) head_size: usize,
+    pub(super) longest_q: usize,
+    pub(super) longest_k: usize,
+}
+
+impl ScoresShape {
+    pub(super) fn check(builder: &Builder, q: Tensor, k: Tensor, scores: Tensor, visibility: &Visibility) -> Result<Self> {
+        let &[batch, n_heads, longest_q, longest_k] = scores.layout().sizes() else {
+            return Err(Error::shape("scores", "(B, NH, T, S)", scores.layout()));
+        };
+        builder.expect("scores", scores, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
+        let &[q_rows, _, head_size] = q.layout().sizes() else {
+            return Err(Error::shape("q", "(q_rows, NH, HS)", q.layout()));
+        };
+        let &[k_rows, n_kv_heads, _] = k.layout().sizes() else {
+            return Err(Error::shape("k", "(k_rows, NH_kv, HS)", k.layout()));
+        };
+        builder.expect("q", q, Element::F32, &[q_rows, n_heads, head_size])?;
+        builder.expect("k", k, Element::F32, &[k_rows, n_kv_heads, head_size])?;
+        heads_divide(n_heads, n_kv_heads)?;
+        rows_fit("q", visibility, q_rows, batch, longest_q)?;
+        rows_fit("k", visibility, k_rows, batch, longest_k)?;
+        visibility.check(builder, [batch, n_heads, longest_q, longest_k])?;
+        Ok(Self { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k })
+    }
+}
+
+pub(super) fn heads_divide(n_heads: usize, n_kv_heads: usize) -> Result<()> {
+    if n_heads.is_multiple_of(n_kv_heads) {
+        Ok(())
+    } else {
+        Err(Error::option("n_kv_heads", format!("a divisor of n_heads, {n_heads}"), n_kv_heads))
+    }
+}
+
+/// Without sequences the rows of all B sequences must be there.
+pub(super) fn rows_fit(name: &str, visibility: &Visibility, rows: usize, batch: usize, longest: usize) -> Result<()> {
+    if visibility.sequences.is_none() && rows < batch * longest {
+        return Err(Error::shape(name, format!("{batch} · {longest} rows, or sequences"), format!("{rows} rows")));
+    }
+    Ok(())
+}

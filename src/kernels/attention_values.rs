@@ -1,0 +1,134 @@
+//! `attention_values`: out = probs · v.
+
+use super::attention_scores::{heads_divide, rows_fit};
+use super::quads;
+use super::visibility::{Attention, Visibility};
+use crate::error::{Error, Result};
+use crate::pipeline::{ATTENTION, Binding, Kernel, TILE, Variant, wgsl};
+use crate::program::{Builder, Launch, Tensor, params};
+use crate::spec::AttentionOptions;
+use crate::tensor::Element;
+use crate::tuning;
+use std::mem::offset_of;
+
+params! {
+    Params {
+        tiles_m: u32,
+        tiles_n: u32,
+        batch: u32,
+        n_heads: u32,
+        heads_per_kv: u32,
+        head_size: u32,
+        longest_q: u32,
+        longest_k: u32,
+        probs_batch: u32,
+        probs_head: u32,
+        probs_row: u32,
+        v_row: u32,
+        v_head: u32,
+        out_row: u32,
+        out_head: u32,
+        probs_offset: u32,
+        v_offset: u32,
+        out_offset: u32,
+        pad0: u32,
+        pad1: u32,
+        attention: Attention,
+    }
+}
+
+const OPTIONS: usize = offset_of!(Params, attention);
+
+pub(super) static KERNEL: Kernel = Kernel {
+    name: "attention_values",
+    shared: &[&TILE, &ATTENTION],
+    parts: &[],
+    source: wgsl!("attention_values.wgsl"),
+    bindings: &[
+        Binding::read("probs", 1, 0, offset_of!(Params, probs_offset)),
+        Binding::read("v", 1, 1, offset_of!(Params, v_offset)),
+        Binding::read("sequences", 1, 2, OPTIONS + offset_of!(Attention, sequences_offset)).single(),
+        Binding::read("key_mask", 1, 3, OPTIONS + offset_of!(Attention, key_mask_offset)).single(),
+        Binding::write("out", 4, offset_of!(Params, out_offset)),
+    ],
+    params_size: size_of::<Params>(),
+    params_fields: Params::FIELDS,
+};
+
+/// out[i, h] = Σ_j probs[b, h, i, j] · v[j, h]. Keys past the length or hidden by the key mask never reach it, whatever they hold.
+#[derive(Clone, Debug)]
+pub struct AttentionValues {
+    /// (B, NH, T, S)
+    pub probs: Tensor,
+    /// (k_rows, NH_kv, HS); NH_kv divides NH
+    pub v: Tensor,
+    /// Sequences and key mask; other options have no meaning here and are ignored.
+    pub visibility: Visibility,
+    /// (q_rows, NH, HS); rows that no sequence has are not written
+    pub out: Tensor,
+}
+
+impl Builder {
+    /// Appends the weighted sum of values.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for tensors that do not fit each other, [`Error::Option`] for heads that do not divide, [`Error::Alias`] for
+    /// an out that is also read, [`Error::Limit`] for a tensor that exceeds a binding.
+    pub fn attention_values(&mut self, label: &str, args: &AttentionValues) -> Result<()> {
+        let AttentionValues { probs, v, visibility, out } = args;
+        let &[batch, n_heads, longest_q, longest_k] = probs.layout().sizes() else {
+            return Err(Error::shape("probs", "(B, NH, T, S)", probs.layout()));
+        };
+        self.expect("probs", *probs, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
+        let &[k_rows, n_kv_heads, head_size] = v.layout().sizes() else {
+            return Err(Error::shape("v", "(k_rows, NH_kv, HS)", v.layout()));
+        };
+        let &[q_rows, ..] = out.layout().sizes() else {
+            return Err(Error::shape("out", "(q_rows, NH, HS)", out.layout()));
+        };
+        self.expect("v", *v, Element::F32, &[k_rows, n_kv_heads, head_size])?;
+        self.expect("out", *out, Element::F32, &[q_rows, n_heads, head_size])?;
+        heads_divide(n_heads, n_kv_heads)?;
+        let visibility = Visibility {
+            options: AttentionOptions { key_mask: visibility.key_mask.is_some(), ..AttentionOptions::default() },
+            mask: None,
+            ..visibility.clone()
+        };
+        rows_fit("out", &visibility, q_rows, batch, longest_q)?;
+        rows_fit("v", &visibility, k_rows, batch, longest_k)?;
+        visibility.check(self, [batch, n_heads, longest_q, longest_k])?;
+        // T changes with a batch; the columns are a head's.
+        let class = tuning::tile(longest_q, head_size, self.batch_invariant());
+        let tiles_m = (longest_q as u32).div_ceil(class.get("TILE_M"));
+        let tiles_n = (head_size as u32).div_ceil(class.get("TILE_N"));
+        let params = Params {
+            tiles_m,
+            tiles_n,
+            batch: batch as u32,
+            n_heads: n_heads as u32,
+            heads_per_kv: (n_heads / n_kv_heads) as u32,
+            head_size: head_size as u32,
+            longest_q: longest_q as u32,
+            longest_k: longest_k as u32,
+            probs_batch: probs.layout().stride(0),
+            probs_head: probs.layout().stride(1),
+            probs_row: probs.layout().stride(2),
+            v_row: v.layout().stride(0),
+            v_head: v.layout().stride(1),
+            out_row: out.layout().stride(0),
+            out_head: out.layout().stride(1),
+            attention: visibility.params(head_size),
+            ..Params::default()
+        };
+        let pairs = batch as u64 * n_heads as u64 * longest_q as u64 * longest_k as u64;
+        self.launch(Launch {
+            label,
+            variant: Variant { kernel: &KERNEL, class, lanes: quads(&[Some(*probs), Some(*v), Some(*out)]), outputs: 0 },
+            workgroups: u64::from(tiles_m) * u64::from(tiles_n) * batch as u64 * n_heads as u64,
+            params,
+            operands: &[Some(*probs), Some(*v), visibility.sequences, visibility.key_mask, Some(*out)],
+            flops: 2 * pairs * head_size as u64,
+            bytes: None,
+        })
+    }
+}

@@ -1,0 +1,148 @@
+//! `layer_norm`: y = (s − mean) / √(variance + eps) · weight + bias, s = x + residual.
+
+use super::{quads, stride};
+use crate::error::{Error, Result};
+use crate::pipeline::{Binding, Kernel, ROWS, Variant, wgsl};
+use crate::program::{Builder, Launch, Tensor, params};
+use crate::spec::layers::Norm;
+use crate::tensor::Element;
+use crate::tuning;
+use std::mem::offset_of;
+
+params! {
+    Params {
+        rows: u32,
+        columns: u32,
+        x_row: u32,
+        residual_row: u32,
+        y_row: u32,
+        sum_row: u32,
+        statistics_row: u32,
+        residual: u32,
+        weight: u32,
+        bias: u32,
+        eps: f32,
+        x_offset: u32,
+        residual_offset: u32,
+        weight_offset: u32,
+        bias_offset: u32,
+        y_offset: u32,
+        sum_offset: u32,
+        statistics_offset: u32,
+    }
+}
+
+const SUM: u8 = 1;
+const STATISTICS: u8 = 2;
+
+pub(super) static KERNEL: Kernel = Kernel {
+    name: "layer_norm",
+    shared: &[&ROWS],
+    parts: &[
+        (SUM, wgsl!("shared/norm_no_sum.wgsl"), wgsl!("shared/norm_sum.wgsl")),
+        (STATISTICS, wgsl!("shared/norm_no_statistics.wgsl"), wgsl!("shared/norm_statistics.wgsl")),
+    ],
+    source: wgsl!("layer_norm.wgsl"),
+    bindings: &[
+        Binding::read("weight", 0, 1, offset_of!(Params, weight_offset)),
+        Binding::read("bias", 0, 2, offset_of!(Params, bias_offset)),
+        Binding::read("x", 1, 0, offset_of!(Params, x_offset)),
+        Binding::read("residual", 1, 1, offset_of!(Params, residual_offset)),
+        Binding::write("y", 2, offset_of!(Params, y_offset)),
+        Binding::write("sum_out", 3, offset_of!(Params, sum_offset)).optional(SUM),
+        Binding::write("statistics", 4, offset_of!(Params, statistics_offset)).optional(STATISTICS).single(),
+    ],
+    params_size: size_of::<Params>(),
+    params_fields: Params::FIELDS,
+};
+
+/// Layer norm over the last dimension, with the residual added first. eps stands inside the root.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm {
+    /// (rows, columns)
+    pub x: Tensor,
+    /// (rows, columns), added to x before the norm
+    pub residual: Option<Tensor>,
+    /// (columns)
+    pub weight: Option<Tensor>,
+    /// (columns)
+    pub bias: Option<Tensor>,
+    /// Added to the variance; at least 0.
+    pub eps: f32,
+    /// (rows, columns)
+    pub y: Tensor,
+    /// (rows, columns) = x + residual, which a pre-norm layer needs as its next residual
+    pub sum: Option<Tensor>,
+    /// (rows, 2): mean and 1 / √(variance + eps) of every row
+    pub statistics: Option<Tensor>,
+}
+
+impl LayerNorm {
+    /// y = norm(x), eps 1e-5, nothing else.
+    #[must_use]
+    pub fn new(x: Tensor, y: Tensor) -> Self {
+        let eps = Norm::default().eps;
+        Self { x, residual: None, weight: None, bias: None, eps, y, sum: None, statistics: None }
+    }
+}
+
+impl Builder {
+    /// Appends a layer norm.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for tensors that do not fit each other, [`Error::Option`] for an eps that is negative or not finite,
+    /// [`Error::Alias`] for an output that is also read, [`Error::Limit`] for a tensor that exceeds a binding.
+    pub fn layer_norm(&mut self, label: &str, norm: &LayerNorm) -> Result<()> {
+        let &LayerNorm { x, residual, weight, bias, eps, y, sum, statistics } = norm;
+        let &[rows, columns] = x.layout().sizes() else {
+            return Err(Error::shape("x", "(rows, columns)", x.layout()));
+        };
+        Norm { eps, ..Norm::default() }.check()?;
+        for (name, tensor) in [("x", Some(x)), ("residual", residual), ("y", Some(y)), ("sum", sum)] {
+            if let Some(tensor) = tensor {
+                self.expect(name, tensor, Element::F32, &[rows, columns])?;
+            }
+        }
+        for (name, tensor) in [("weight", weight), ("bias", bias)] {
+            if let Some(tensor) = tensor {
+                self.expect(name, tensor, Element::F32, &[columns])?;
+            }
+        }
+        if let Some(statistics) = statistics {
+            self.expect("statistics", statistics, Element::F32, &[rows, 2])?;
+        }
+        let class = tuning::rows(columns, true);
+        let rows_per_group = class.get("THREADS") / class.get("ROW_THREADS");
+        let params = Params {
+            rows: rows as u32,
+            columns: columns as u32,
+            x_row: x.layout().stride(0),
+            residual_row: stride(residual, 0),
+            y_row: y.layout().stride(0),
+            sum_row: stride(sum, 0),
+            statistics_row: stride(statistics, 0),
+            residual: u32::from(residual.is_some()),
+            weight: u32::from(weight.is_some()),
+            bias: u32::from(bias.is_some()),
+            eps,
+            ..Params::default()
+        };
+        let bit = |tensor: Option<Tensor>, bit: u8| if tensor.is_some() { bit } else { 0 };
+        let mut operands = vec![weight, bias, Some(x), residual, Some(y)];
+        operands.extend([sum, statistics].into_iter().filter(Option::is_some));
+        self.launch(Launch {
+            label,
+            variant: Variant {
+                kernel: &KERNEL,
+                class,
+                lanes: quads(&[weight, bias, Some(x), residual, Some(y), sum]),
+                outputs: bit(sum, SUM) | bit(statistics, STATISTICS),
+            },
+            workgroups: u64::from((rows as u32).div_ceil(rows_per_group)),
+            params,
+            operands: &operands,
+            flops: 8 * rows as u64 * columns as u64,
+            bytes: None,
+        })
+    }
+}

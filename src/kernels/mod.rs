@@ -1,0 +1,150 @@
+//! One module a kernel: from shapes and options to a dispatch.
+//!
+//! Each kernel is a struct of tensors and options and a method of [`Builder`](crate::Builder) of the same name. Tensors may have any
+//! offset and any strides; only their last dimension must be dense. What is a multiple of four throughout (offsets, strides, the
+//! last dimension) runs in groups of four.
+
+mod activation;
+mod additive_scores;
+mod argmax;
+mod attention_scores;
+mod attention_values;
+mod embedding;
+mod layer_norm;
+mod linear;
+mod linear_few;
+mod masked_softmax;
+mod visibility;
+
+pub use activation::ActivationRows;
+pub use additive_scores::AdditiveScores;
+pub use argmax::Argmax;
+pub use attention_scores::AttentionScores;
+pub use attention_values::AttentionValues;
+pub use embedding::EmbeddingRows;
+pub use layer_norm::LayerNorm;
+pub use linear::Linear;
+pub use masked_softmax::MaskedSoftmax;
+pub use visibility::Visibility;
+
+use crate::pipeline::{Kernel, Variant};
+use crate::program::Tensor;
+use crate::tuning::{Class, FEW_1, FEW_4, FLAT, Lanes, ROWS_LONG, ROWS_SHORT, TILE_32, TILE_64};
+
+/// Every kernel with the classes that it comes in and the number of its optional outputs.
+static KERNELS: &[(&Kernel, &[&Class], u8)] = &[
+    (&linear::KERNEL, &[&TILE_64, &TILE_32], 0),
+    (&linear_few::KERNEL, &[&FEW_4, &FEW_1], 0),
+    (&activation::KERNEL, &[&FLAT], 0),
+    (&attention_scores::KERNEL, &[&TILE_64, &TILE_32], 0),
+    (&additive_scores::KERNEL, &[&FLAT], 0),
+    (&masked_softmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], 0),
+    (&attention_values::KERNEL, &[&TILE_64, &TILE_32], 0),
+    (&layer_norm::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], 2),
+    (&embedding::KERNEL, &[&FLAT], 0),
+    (&argmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], 0),
+];
+
+/// Every variant that the crate can generate.
+#[must_use]
+pub fn variants() -> Vec<Variant> {
+    let mut all = Vec::new();
+    for &(kernel, classes, outputs) in KERNELS {
+        for class in classes {
+            for lanes in [Lanes::One, Lanes::Four] {
+                all.extend((0..1 << outputs).map(|outputs| Variant { kernel, class, lanes, outputs }));
+            }
+        }
+    }
+    all
+}
+
+/// Whether all of these may be loaded in groups of four.
+fn quads(tensors: &[Option<Tensor>]) -> Lanes {
+    Lanes::all_four(tensors.iter().flatten().all(|t| t.layout().is_quad() && t.offset().is_multiple_of(4)))
+}
+
+/// The stride of dimension `dim` of an optional tensor.
+fn stride(tensor: Option<Tensor>, dim: usize) -> u32 {
+    tensor.map_or(0, |t| t.layout().stride(dim))
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::*;
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    fn module(variant: &Variant) -> naga::Module {
+        let source = variant.source();
+        match naga::front::wgsl::parse_str(&source) {
+            Ok(module) => module,
+            Err(error) => panic!("{variant:?}: {}", error.emit_to_string(&source)),
+        }
+    }
+
+    /// Every variant is WGSL that any WebGPU implementation may take: no capability beyond the core.
+    #[test]
+    fn every_variant_validates_without_an_adapter() {
+        for variant in variants() {
+            if let Err(error) = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module(&variant)) {
+                panic!("{variant:?}: {}", error.emit_to_string(&variant.source()));
+            }
+        }
+    }
+
+    /// Parameters have one source, in Rust: WGSL's structs agree with it name by name and byte by byte.
+    #[test]
+    fn parameters_lie_where_wgsl_expects_them() {
+        for variant in variants() {
+            let module = module(&variant);
+            let fields = |name: &str| {
+                module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).map(|(_, ty)| match &ty.inner {
+                    naga::TypeInner::Struct { members, span } => {
+                        let members = members.iter().map(|m| (m.name.clone().unwrap_or_default(), m.offset as usize));
+                        (members.collect::<Vec<_>>(), *span as usize)
+                    }
+                    other => panic!("{name} is {other:?}"),
+                })
+            };
+            let owned = |fields: &[(&str, usize)]| fields.iter().map(|(n, o)| ((*n).to_owned(), *o)).collect::<Vec<_>>();
+            let (found, span) = fields("Params").expect("a struct Params");
+            assert_eq!(found, owned(variant.kernel.params_fields), "{variant:?}");
+            assert_eq!(span, variant.kernel.params_size, "{variant:?}");
+            if let Some((found, span)) = fields("Attention") {
+                assert_eq!(found, owned(visibility::Attention::FIELDS), "{variant:?}");
+                assert_eq!(span, size_of::<visibility::Attention>(), "{variant:?}");
+            }
+        }
+    }
+
+    /// The host's table of bindings is the shader's: names, groups, numbers, access.
+    #[test]
+    fn bindings_are_those_of_the_shader() {
+        for variant in variants() {
+            let module = module(&variant);
+            let mut found: Vec<(String, u32, u32, bool)> = Vec::new();
+            for (_, global) in module.global_variables.iter() {
+                if let (Some(at), naga::AddressSpace::Storage { access }) = (global.binding, global.space) {
+                    let writes = access.contains(naga::StorageAccess::STORE);
+                    found.push((global.name.clone().unwrap_or_default(), at.group, at.binding, writes));
+                }
+            }
+            let mut expected: Vec<_> =
+                variant.bindings().map(|b| (b.name.to_owned(), b.group, b.binding, b.writes)).collect();
+            found.sort();
+            expected.sort();
+            assert_eq!(found, expected, "{variant:?}");
+            assert!(found.len() <= 8, "{variant:?} has {} storage buffers; WebGPU's default is 8", found.len());
+        }
+    }
+
+    /// Few variants: only storage, tile class and outputs specialise a pipeline.
+    #[test]
+    fn variants_are_few_and_differ() {
+        let all = variants();
+        let names: std::collections::HashSet<_> = all.iter().map(Variant::name).collect();
+        assert_eq!(names.len(), all.len());
+        assert!(all.len() <= 60, "{} core variants", all.len());
+    }
+}

@@ -1,0 +1,136 @@
+//! What the attention kernels share on the host: options, masks and sequences.
+
+use super::stride;
+use crate::error::{Error, Result};
+use crate::program::{Builder, Tensor, params};
+use crate::shape::MAX_RANK;
+use crate::spec::{AttentionOptions, MAX_SLOPES, Mask, SEQUENCE_WORDS};
+use crate::tensor::Element;
+
+params! {
+    /// The options as `Attention` in WGSL has them.
+    Attention {
+        scale: f32,
+        softcap: f32,
+        flags: u32,
+        left: i32,
+        right: i32,
+        key_mask_batch: u32,
+        mask_batch: u32,
+        mask_head: u32,
+        mask_row: u32,
+        mask_key: u32,
+        key_mask_key: u32,
+        sequence_stride: u32,
+        sequences_offset: u32,
+        key_mask_offset: u32,
+        mask_offset: u32,
+        sequence_count: u32,
+        slopes: [[f32; 4]; MAX_SLOPES / 4],
+    }
+}
+
+const CAUSAL: u32 = 1;
+const KEY_MASK: u32 = 2;
+const BOOLEAN_MASK: u32 = 4;
+const ADDITIVE_MASK: u32 = 8;
+const ALIBI: u32 = 16;
+const SOFTCAP: u32 = 32;
+
+/// A window that is open to one side: no position is further away.
+const OPEN: i32 = 1 << 30;
+
+/// Which keys a query sees: [`AttentionOptions`] with the tensors that they speak of.
+#[derive(Clone, Debug, Default)]
+pub struct Visibility {
+    /// The options. `key_mask` and `mask` say which of the tensors below there are.
+    pub options: AttentionOptions,
+    /// `u32` (B, 8), a [`Sequence`](crate::Sequence) each; without it every sequence has all T queries and S keys, one behind
+    /// the other.
+    pub sequences: Option<Tensor>,
+    /// `u32` (B, S), nonzero = attended; either dimension may have size 1.
+    pub key_mask: Option<Tensor>,
+    /// (B, NH, T, S), `u32` or `f32` as `options.mask` says; any dimension may have size 1.
+    pub mask: Option<Tensor>,
+}
+
+impl Visibility {
+    /// Options alone, for those that need no tensor.
+    #[must_use]
+    pub fn new(options: AttentionOptions) -> Self {
+        Self { options, ..Self::default() }
+    }
+
+    /// Refuses tensors that do not fit (B, NH, T, S) or that the options do not speak of.
+    pub(super) fn check(&self, builder: &Builder, sizes: [usize; MAX_RANK]) -> Result<()> {
+        let [batch, n_heads, _, longest_k] = sizes;
+        self.options.check(n_heads)?;
+        if let Some(sequences) = self.sequences {
+            builder.expect("sequences", sequences, Element::U32, &[batch, SEQUENCE_WORDS])?;
+        }
+        agree("key_mask", self.options.key_mask, self.key_mask)?;
+        agree("mask", self.options.mask.is_some(), self.mask)?;
+        if let Some(key_mask) = self.key_mask {
+            broadcast(builder, "key_mask", key_mask, Element::U32, &[batch, longest_k])?;
+        }
+        if let (Some(mask), Some(kind)) = (self.mask, self.options.mask) {
+            let element = match kind {
+                Mask::Boolean => Element::U32,
+                Mask::Additive => Element::F32,
+            };
+            broadcast(builder, "mask", mask, element, &sizes)?;
+        }
+        Ok(())
+    }
+
+    /// The parameters, for heads of `head_size`.
+    pub(super) fn params(&self, head_size: usize) -> Attention {
+        let options = &self.options;
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        let window = |width: Option<u32>| width.map_or(OPEN, |w| w as i32);
+        let mut slopes = [[0.0; 4]; MAX_SLOPES / 4];
+        slopes.as_flattened_mut().iter_mut().zip(&options.alibi).for_each(|(to, from)| *to = *from);
+        Attention {
+            scale: options.scale_for(head_size),
+            softcap: options.softcap.unwrap_or(1.0),
+            flags: flag(options.causal, CAUSAL)
+                | flag(options.key_mask, KEY_MASK)
+                | flag(options.mask == Some(Mask::Boolean), BOOLEAN_MASK)
+                | flag(options.mask == Some(Mask::Additive), ADDITIVE_MASK)
+                | flag(!options.alibi.is_empty(), ALIBI)
+                | flag(options.softcap.is_some(), SOFTCAP),
+            left: window(options.window_left),
+            right: window(options.window_right),
+            key_mask_batch: stride(self.key_mask, 0),
+            key_mask_key: stride(self.key_mask, 1),
+            mask_batch: stride(self.mask, 0),
+            mask_head: stride(self.mask, 1),
+            mask_row: stride(self.mask, 2),
+            mask_key: stride(self.mask, 3),
+            sequence_stride: stride(self.sequences, 0),
+            sequence_count: self.sequences.map_or(0, |s| s.layout().size(0)),
+            slopes,
+            ..Attention::default()
+        }
+    }
+}
+
+fn agree(name: &str, announced: bool, tensor: Option<Tensor>) -> Result<()> {
+    match (announced, tensor) {
+        (true, None) => Err(Error::Missing { tensor: name.into(), expected: "a tensor, as the options say".into() }),
+        (false, Some(tensor)) => {
+            Err(Error::option(name, "no tensor, as the options say", format!("one of {}", tensor.layout())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn broadcast(builder: &Builder, name: &str, tensor: Tensor, element: Element, sizes: &[usize]) -> Result<()> {
+    let found = tensor.layout().sizes();
+    let fits = found.len() == sizes.len() && found.iter().zip(sizes).all(|(f, s)| f == s || *f == 1);
+    if !fits {
+        let expected = format!("{sizes:?}, each dimension that or 1");
+        return Err(Error::shape(name, expected, tensor.layout()));
+    }
+    builder.expect(name, tensor, element, found)
+}
