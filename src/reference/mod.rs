@@ -1,1 +1,34 @@
-//! The CPU twins of the kernels and layers.
+//! The CPU twins of the kernels and layers: plain loops that a reader can check against the formula.
+//!
+//! One module a kernel, with the kernel's name. All is
+//! generic over [`Real`]: the `f64` twin says what is right, the `f32` twin, which sums one term after another in plain
+//! `f32`, says how far off a right kernel may be.
+//!
+//! Slices are contiguous and row major, shapes stand behind the names: `x (rows, d_in)`. B sequences, T query positions,
+//! S key positions, NH heads.
+
+pub mod activation;
+pub mod argmax;
+pub mod embedding;
+pub mod layer_norm;
+pub mod linear;
+pub mod real;
+
+pub use activation::{activation, activation_rows};
+pub use argmax::argmax;
+pub use embedding::{EmbeddingInputs, add_positions, embedding};
+pub use layer_norm::{LayerNorm, LayerNormOutput, layer_norm};
+pub use linear::{Linear, linear};
+pub use real::Real;
+
+use crate::error::{Error, Result};
+
+/// Refuses a slice that does not hold exactly `sizes`, naming it.
+fn expect_len(tensor: &str, sizes: &[usize], found: usize) -> Result<()> {
+    let expected = sizes.iter().fold(1usize, |n, &size| n.saturating_mul(size));
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Error::shape(tensor, format!("{expected} elements {sizes:?}"), format!("{found} elements")))
+    }
+}
