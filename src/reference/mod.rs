@@ -8,17 +8,27 @@
 //! S key positions, NH heads.
 
 pub mod activation;
+pub mod additive_scores;
 pub mod argmax;
+pub mod attention;
+pub mod attention_scores;
+pub mod attention_values;
 pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
+pub mod masked_softmax;
 pub mod real;
 
 pub use activation::{activation, activation_rows};
+pub use additive_scores::additive_scores;
 pub use argmax::argmax;
+pub use attention::{Attention, MaskValues, attention, visible};
+pub use attention_scores::attention_scores;
+pub use attention_values::attention_values;
 pub use embedding::{EmbeddingInputs, add_positions, embedding};
 pub use layer_norm::{LayerNorm, LayerNormOutput, layer_norm};
 pub use linear::{Linear, linear};
+pub use masked_softmax::{masked_softmax, masked_softmax_options};
 pub use real::Real;
 
 use crate::error::{Error, Result};
