@@ -1,6 +1,6 @@
 //! The CPU twins of the kernels and layers: plain loops that a reader can check against the formula.
 //!
-//! One module a kernel, with the kernel's name. All is
+//! One module a kernel, with the kernel's name, and [`layers`] above them, with the names of [`crate::spec::layers`]. All is
 //! generic over [`Real`]: the `f64` twin says what is right, the `f32` twin, which sums one term after another in plain
 //! `f32`, says how far off a right kernel may be.
 //!
@@ -15,6 +15,7 @@ pub mod attention_scores;
 pub mod attention_values;
 pub mod embedding;
 pub mod layer_norm;
+pub mod layers;
 pub mod linear;
 pub mod masked_softmax;
 pub mod real;
