@@ -10,15 +10,9 @@ use crate::spec::Activation;
 pub fn activation<T: Real>(x: T, kind: Activation) -> T {
     let (half, one) = (T::of(0.5), T::one());
     match kind {
-        Activation::Identity => x,
         // not max(x, 0), which would drop a NaN
-        Activation::Relu => {
-            if x < T::zero() {
-                T::zero()
-            } else {
-                x
-            }
-        }
+        Activation::Relu if x < T::zero() => T::zero(),
+        Activation::Identity | Activation::Relu => x,
         Activation::Gelu => half * x * (one + (x / T::of(SQRT_2)).erf()),
         Activation::GeluTanh => {
             let inner = T::of(FRAC_2_PI.sqrt()) * (x + T::of(0.044_715) * x * x * x);

@@ -53,30 +53,21 @@ pub fn decoder_layer<T: Real>(
     let norm = |name: &str, x: &[T]| norm(&spec.norm, weights, &format!("{prefix}{name}."), x, rows, d);
 
     let (mut self_probs, mut cross_probs) = (Vec::new(), Vec::new());
-    let x = residual(
-        spec.placement,
-        x,
-        |x| norm("norm1", x),
-        |x| {
-            let y;
-            (y, self_probs) =
-                multi_head_attention(&spec.attention, weights, &format!("{prefix}self_attn."), x, x, x, batch)?;
-            Ok(y)
-        },
-    )?;
-    let x = residual(
-        spec.placement,
-        &x,
-        |x| norm("norm2", x),
-        |x| {
-            let prefix = format!("{prefix}multihead_attn.");
-            let y;
-            (y, cross_probs) = multi_head_attention(&spec.cross_attention, weights, &prefix, x, memory, memory, cross)?;
-            Ok(y)
-        },
-    )?;
-    let y =
-        residual(spec.placement, &x, |x| norm("norm3", x), |x| feed_forward(&spec.feed_forward, weights, prefix, x, rows))?;
+    let attend = |x: &[T]| {
+        let y;
+        (y, self_probs) = multi_head_attention(&spec.attention, weights, &format!("{prefix}self_attn."), x, x, x, batch)?;
+        Ok(y)
+    };
+    let attend_memory = |x: &[T]| {
+        let y;
+        let prefix = format!("{prefix}multihead_attn.");
+        (y, cross_probs) = multi_head_attention(&spec.cross_attention, weights, &prefix, x, memory, memory, cross)?;
+        Ok(y)
+    };
+    let forward = |x: &[T]| feed_forward(&spec.feed_forward, weights, prefix, x, rows);
+    let x = residual(spec.placement, x, |x| norm("norm1", x), attend)?;
+    let x = residual(spec.placement, &x, |x| norm("norm2", x), attend_memory)?;
+    let y = residual(spec.placement, &x, |x| norm("norm3", x), forward)?;
     Ok(DecoderLayerOutput { y, self_probs, cross_probs })
 }
 

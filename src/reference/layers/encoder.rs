@@ -27,18 +27,14 @@ pub fn encoder_layer<T: Real>(
     let norm = |name: &str, x: &[T]| norm(&spec.norm, weights, &format!("{prefix}{name}."), x, rows, d);
 
     let mut probs = Vec::new();
-    let x = residual(
-        spec.placement,
-        x,
-        |x| norm("norm1", x),
-        |x| {
-            let y;
-            (y, probs) = multi_head_attention(&spec.attention, weights, &format!("{prefix}self_attn."), x, x, x, batch)?;
-            Ok(y)
-        },
-    )?;
-    let y =
-        residual(spec.placement, &x, |x| norm("norm2", x), |x| feed_forward(&spec.feed_forward, weights, prefix, x, rows))?;
+    let attend = |x: &[T]| {
+        let y;
+        (y, probs) = multi_head_attention(&spec.attention, weights, &format!("{prefix}self_attn."), x, x, x, batch)?;
+        Ok(y)
+    };
+    let forward = |x: &[T]| feed_forward(&spec.feed_forward, weights, prefix, x, rows);
+    let x = residual(spec.placement, x, |x| norm("norm1", x), attend)?;
+    let y = residual(spec.placement, &x, |x| norm("norm2", x), forward)?;
     Ok((y, probs))
 }
 
