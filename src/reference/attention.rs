@@ -1,8 +1,8 @@
 //! Attention: softmax(scores(q, k)) · v, and which keys a query sees.
 
-use super::{Real, attention_scores, attention_values, expect_len, masked_softmax};
+use super::{Real, attention_scores, attention_values, count, expect_len, masked_softmax};
 use crate::error::{Error, Result};
-use crate::shape::{Layout, nonzero};
+use crate::shape::nonzero;
 use crate::spec::{AttentionOptions, BatchShape, Mask, Sequence};
 
 /// A mask over (B, NH, T, S); each of its `sizes` is the full one, or 1 to be broadcast.
@@ -46,9 +46,9 @@ impl<T> MaskValues<'_, T> {
 
     /// Where the value for `at`, (b, h, i, j), stands.
     fn index(&self, at: [usize; 4]) -> usize {
-        let mut index = 0;
+        let mut index = 0usize;
         for (size, at) in self.sizes().into_iter().zip(at) {
-            index = index * size + if size == 1 { 0 } else { at };
+            index = index.saturating_mul(size).saturating_add(if size == 1 { 0 } else { at });
         }
         index
     }
@@ -104,7 +104,7 @@ impl<T: Real> Attention<'_, T> {
             return Err(Error::option("n_kv_heads", format!("a divisor of n_heads, {}", self.n_heads), self.n_kv_heads));
         }
         self.options.check(self.n_heads)?;
-        Layout::contiguous(&self.score_sizes())?;
+        count("scores", &self.score_sizes())?;
         self.check_sequences()?;
         self.check_masks()
     }
@@ -190,7 +190,10 @@ impl<T: Real> Attention<'_, T> {
 /// Whether sequence `b` has key `j` at all: j < k_len and key_mask\[j\]. A key that it has not is never read.
 pub(super) fn has_key<T: Real>(att: &Attention<'_, T>, b: usize, j: usize) -> bool {
     let within = att.sequences.get(b).is_some_and(|s| j < s.k_len as usize);
-    within && att.key_mask.is_none_or(|mask| mask.get(b * att.shape.longest_k + j).is_some_and(|&m| m != 0))
+    within
+        && att
+            .key_mask
+            .is_none_or(|mask| mask.get(b.saturating_mul(att.shape.longest_k).saturating_add(j)).is_some_and(|&m| m != 0))
 }
 
 /// Whether query `i` of sequence `b` sees key `j` under head `h`; false for what lies outside the sequence.

@@ -1,7 +1,7 @@
 //! Values averaged by their weights: out = probs · v.
 
 use super::attention::has_key;
-use super::{Attention, Real, expect_len};
+use super::{Attention, Real, count, expect_len};
 use crate::error::Result;
 
 /// out (q_rows, n_heads, value_head_size) of probs (B, NH, T, S) and v (k_rows, n_kv_heads, value_head_size):
@@ -18,7 +18,7 @@ pub fn attention_values<T: Real>(att: &Attention<'_, T>, probs: &[T], v: &[T]) -
     let d = att.value_head_size;
     expect_len("probs", &att.score_sizes(), probs.len())?;
     expect_len("v", &[att.shape.k_rows, att.n_kv_heads, d], v.len())?;
-    let mut out = vec![T::zero(); att.shape.q_rows * n_heads * d];
+    let mut out = vec![T::zero(); count("out", &[att.shape.q_rows, n_heads, d])?];
     for (b, sequence) in att.sequences.iter().enumerate() {
         for h in 0..n_heads {
             for i in 0..sequence.q_len as usize {
@@ -138,6 +138,10 @@ mod tests {
         assert!(attention_values(&att, &[0.5f32; 4], &[1.0; 3]).is_err());
         let far = [Sequence { q_start: 1, ..sequences.as_slice()[0] }];
         assert!(attention_values(&Attention { sequences: &far, ..att }, &[0.5f32; 4], &[1.0; 2]).is_err());
+        let endless = BatchShape { q_rows: usize::MAX, ..att.shape };
+        assert!(attention_values(&Attention { shape: endless, ..att }, &[0.5f32; 4], &[1.0; 2]).is_err());
+        let endless = BatchShape { longest_q: usize::MAX, ..endless };
+        assert!(attention_values(&Attention { shape: endless, ..att }, &[0.5f32; 4], &[1.0; 2]).is_err());
         assert!(attention_values(&Attention { sequences: &[], ..att }, &[0.5f32; 4], &[1.0; 2]).is_err());
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Ids to rows: scale · token\[id\] + position\[p\] + segment\[s\].
 
-use super::{Real, expect_len};
+use super::{Real, count, expect_len};
 use crate::error::{Error, Result};
-use crate::shape::{Layout, nonzero};
+use crate::shape::nonzero;
 use crate::spec::Sequence;
 use crate::spec::layers::Embedding;
 
@@ -37,7 +37,7 @@ pub fn embedding<T: Real>(spec: &Embedding, inputs: &EmbeddingInputs<'_, T>) -> 
     check(spec, inputs)?;
     let (rows, d) = (inputs.ids.len(), spec.d_model);
     let scale = T::of(spec.scale);
-    let mut y = Vec::with_capacity(Layout::contiguous(&[rows, d])?.len());
+    let mut y = Vec::with_capacity(count("y", &[rows, d])?);
     for (r, &id) in inputs.ids.iter().enumerate() {
         // the row of each table, None where one lies outside
         let token = table_row(inputs.token_table, d, i64::from(id));

@@ -1,8 +1,8 @@
 //! Projection: y = activation(x·Wᵀ + b) + residual.
 
-use super::{Real, activation, expect_len};
+use super::{Real, activation, count, expect_len};
 use crate::error::Result;
-use crate::shape::{Layout, nonzero};
+use crate::shape::nonzero;
 use crate::spec::Activation;
 
 /// A projection's operands.
@@ -42,7 +42,7 @@ pub fn linear<T: Real>(p: &Linear<'_, T>) -> Result<Vec<T>> {
     if let Some(residual) = p.residual {
         expect_len("residual", &[p.rows, p.d_out], residual.len())?;
     }
-    let mut y = Vec::with_capacity(Layout::contiguous(&[p.rows, p.d_out])?.len());
+    let mut y = Vec::with_capacity(count("y", &[p.rows, p.d_out])?);
     for (r, x) in p.x.chunks_exact(p.d_in).enumerate() {
         for (o, weight) in p.weight.chunks_exact(p.d_in).enumerate() {
             let mut sum = dot(x, weight);

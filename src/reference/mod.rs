@@ -33,6 +33,7 @@ pub use masked_softmax::{masked_softmax, masked_softmax_options};
 pub use real::Real;
 
 use crate::error::{Error, Result};
+use crate::shape::MAX_ELEMENTS;
 
 /// Refuses a slice that does not hold exactly `sizes`, naming it.
 fn expect_len(tensor: &str, sizes: &[usize], found: usize) -> Result<()> {
@@ -41,5 +42,15 @@ fn expect_len(tensor: &str, sizes: &[usize], found: usize) -> Result<()> {
         Ok(())
     } else {
         Err(Error::shape(tensor, format!("{expected} elements {sizes:?}"), format!("{found} elements")))
+    }
+}
+
+/// How many elements a result of `sizes` has; refuses more than a tensor can have.
+fn count(tensor: &str, sizes: &[usize]) -> Result<usize> {
+    let count = sizes.iter().fold(1usize, |n, &size| n.saturating_mul(size));
+    if count as u64 <= MAX_ELEMENTS {
+        Ok(count)
+    } else {
+        Err(Error::option(tensor, format!("at most {MAX_ELEMENTS} elements"), format!("{sizes:?}")))
     }
 }
