@@ -78,7 +78,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     squares = fma(d, d, squares);
   }
   let variance = row_sum(thread, (squares.x + squares.y) + (squares.z + squares.w)) / columns;
-  let inverse = inverseSqrt(variance + params.eps);
+  let spread = variance + params.eps;
+  let inverse = select(0.0, inverseSqrt(spread), spread > 0.0);  // a constant row with eps 0 has no deviations to scale
   if live && start == 0u { store_statistics(row, shift + mean, inverse); }
 
   for (var c = start; live && c < params.columns; c += ROW_THREADS * 4u) {

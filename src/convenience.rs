@@ -171,8 +171,7 @@ impl Gpu {
     /// `COPY_DST`.
     pub fn write(&self, view: &TensorView, bytes: &[u8]) -> Result<()> {
         let size = view.element().size();
-        let dense = Layout::contiguous(view.layout().sizes())? == *view.layout();
-        if !dense || view.layout().extent() * size != bytes.len() as u64 {
+        if !view.layout().is_dense() || view.layout().extent() * size != bytes.len() as u64 {
             let found = format!("{} bytes", bytes.len());
             return Err(Error::shape("upload", format!("a contiguous view of that size, not {}", view.layout()), found));
         }

@@ -4,6 +4,7 @@
 pub mod convenience;
 pub mod error;
 pub mod kernels;
+pub mod layers;
 mod pipeline;
 mod plan;
 mod program;

@@ -376,7 +376,7 @@ impl Plan {
                     if operand.binding.grouped && !remainder.is_multiple_of(4) {
                         variant.lanes = Lanes::One;
                     }
-                    let size = (remainder + tensor.layout().extent()) * 4;
+                    let size = (remainder + tensor.extent()) * 4;
                     if size > limits.max_storage_buffer_binding_size {
                         return Err(Error::Limit {
                             what: slot.name.clone(),

@@ -47,6 +47,8 @@ pub struct Tensor {
     slot: usize,
     offset: u64,
     layout: Layout,
+    /// Whether every row is followed by room up to a multiple of four, which stores may fill.
+    padded: bool,
 }
 
 impl Tensor {
@@ -64,6 +66,16 @@ impl Tensor {
         self.slot
     }
 
+    /// Whether it may be loaded and stored in groups of four.
+    pub(crate) fn is_quad(&self) -> bool {
+        (self.layout.is_quad() || (self.padded && self.layout.is_quad_outside())) && self.offset.is_multiple_of(4)
+    }
+
+    /// Elements from its first to behind its last, room included.
+    pub(crate) fn extent(&self) -> u64 {
+        if self.padded { self.layout.extent().next_multiple_of(4) } else { self.layout.extent() }
+    }
+
     /// Elements `from .. from + size` of dimension `dim`.
     ///
     /// # Errors
@@ -76,7 +88,8 @@ impl Tensor {
         }
         sizes[dim] = size;
         let offset = self.offset + (from * strides[dim]) as u64;
-        Ok(Self { offset, layout: Layout::strided(&sizes, strides)?, ..*self })
+        let padded = self.padded && dim + 1 < sizes.len();
+        Ok(Self { offset, layout: Layout::strided(&sizes, strides)?, padded, ..*self })
     }
 
     /// Rows (N, heads · size) seen as (N, heads, size).
@@ -88,7 +101,8 @@ impl Tensor {
         if sizes.len() != 2 || heads.checked_mul(size) != Some(sizes[1]) || !self.layout.is_dense_inside() {
             return Err(Error::shape("heads", format!("(rows, {heads} · {size}), dense"), self.layout));
         }
-        Ok(Self { layout: Layout::strided(&[sizes[0], heads, size], &[strides[0], size, 1])?, ..*self })
+        let layout = Layout::strided(&[sizes[0], heads, size], &[strides[0], size, 1])?;
+        Ok(Self { layout, padded: false, ..*self })
     }
 }
 
@@ -261,7 +275,18 @@ impl Builder {
     /// [`Error::Option`] for a layout that a shader cannot index.
     pub fn scratch(&mut self, name: &str, element: Element, layout: Layout) -> Result<Tensor> {
         self.slots.push(Slot { name: name.to_owned(), role: Role::Scratch, element, layout, scratch: None });
-        Ok(Tensor { builder: self.id, slot: self.slots.len() - 1, offset: 0, layout })
+        Ok(Tensor { builder: self.id, slot: self.slots.len() - 1, offset: 0, layout, padded: false })
+    }
+
+    /// Scratch whose rows are followed by room up to a multiple of four, so that any row length runs in groups of four.
+    pub(crate) fn scratch_rows(&mut self, name: &str, sizes: &[usize]) -> Result<Tensor> {
+        let mut padded = sizes.to_vec();
+        if let Some(last) = padded.last_mut() {
+            *last = last.next_multiple_of(4);
+        }
+        let tensor = self.scratch(name, Element::F32, Layout::contiguous(&padded)?)?;
+        let layout = Layout::strided(sizes, tensor.layout.strides())?;
+        Ok(Tensor { layout, padded: true, ..tensor })
     }
 
     fn slot(&mut self, name: &str, role: Role, element: Element, layout: Layout) -> Result<Tensor> {
@@ -280,7 +305,7 @@ impl Builder {
             self.by_name.insert(name.to_owned(), self.slots.len() - 1);
             self.slots.len() - 1
         };
-        Ok(Tensor { builder: self.id, slot, offset: 0, layout })
+        Ok(Tensor { builder: self.id, slot, offset: 0, layout, padded: false })
     }
 
     /// The name of a tensor, for messages.
@@ -362,7 +387,7 @@ impl Builder {
     }
 
     fn check_binding(&self, label: &str, tensor: Tensor, binding: &Binding) -> Result<()> {
-        let needed = (tensor.offset % self.offset_elements() + tensor.layout.extent()) * 4;
+        let needed = (tensor.offset % self.offset_elements() + tensor.extent()) * 4;
         let allowed = self.kernels.limits().max_storage_buffer_binding_size;
         if needed > allowed {
             let what = format!("{} ({} of {label})", self.tensor_name(tensor), binding.name);

@@ -35,13 +35,7 @@ impl Layout {
     /// # Errors
     /// [`Error::Option`] for no dimension or more than [`MAX_RANK`], a dimension of size 0, or [`MAX_ELEMENTS`] and more.
     pub fn contiguous(sizes: &[usize]) -> Result<Self> {
-        let mut strides = [0; MAX_RANK];
-        let mut next = 1usize;
-        for (i, &size) in sizes.iter().enumerate().take(MAX_RANK).rev() {
-            strides[i] = next;
-            next = next.saturating_mul(size);
-        }
-        Self::strided(sizes, strides.get(..sizes.len()).unwrap_or_default())
+        Self::strided(sizes, dense_strides(sizes).get(..sizes.len()).unwrap_or_default())
     }
 
     /// A layout with any strides.
@@ -63,7 +57,7 @@ impl Layout {
         layout.strides[..sizes.len()].copy_from_slice(strides);
         let extent = layout.checked_extent().unwrap_or(u64::MAX);
         if extent > MAX_ELEMENTS {
-            return Err(Error::option("layout", format!("at most {MAX_ELEMENTS} elements"), format!("{layout}")));
+            return Err(Error::option("layout", format!("at most {MAX_ELEMENTS} elements"), layout));
         }
         Ok(layout)
     }
@@ -110,10 +104,20 @@ impl Layout {
     /// stride too.
     #[must_use]
     pub(crate) fn is_quad(&self) -> bool {
-        let (outer, inner) = (self.rank - 1, self.rank - 1);
-        self.strides[inner] == 1
-            && self.sizes[inner].is_multiple_of(4)
-            && (0..outer).all(|i| self.sizes[i] == 1 || self.strides[i].is_multiple_of(4))
+        self.sizes[self.rank - 1].is_multiple_of(4) && self.is_quad_outside()
+    }
+
+    /// As [`Layout::is_quad`], whatever the size of the last dimension.
+    #[must_use]
+    pub(crate) fn is_quad_outside(&self) -> bool {
+        let inner = self.rank - 1;
+        self.strides[inner] == 1 && (0..inner).all(|i| self.sizes[i] == 1 || self.strides[i].is_multiple_of(4))
+    }
+
+    /// Whether the layout has no gap and no overlap, the last dimension innermost.
+    #[must_use]
+    pub(crate) fn is_dense(&self) -> bool {
+        self.strides() == &dense_strides(self.sizes())[..self.rank]
     }
 
     /// Whether the elements of the last dimension are neighbours.
@@ -138,8 +142,7 @@ impl Layout {
 impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.sizes())?;
-        let dense = Self::contiguous(self.sizes()).is_ok_and(|c| c == *self);
-        if dense { Ok(()) } else { write!(f, " with strides {:?}", self.strides()) }
+        if self.is_dense() { Ok(()) } else { write!(f, " with strides {:?}", self.strides()) }
     }
 }
 
@@ -149,7 +152,30 @@ impl fmt::Debug for Layout {
     }
 }
 
+/// The strides of a layout without gaps.
+fn dense_strides(sizes: &[usize]) -> [usize; MAX_RANK] {
+    let mut strides = [0; MAX_RANK];
+    let mut next = 1usize;
+    for (stride, &size) in strides[..sizes.len().min(MAX_RANK)].iter_mut().zip(sizes).rev() {
+        *stride = next;
+        next = next.saturating_mul(size);
+    }
+    strides
+}
+
 /// Refuses a size of 0, naming it.
 pub(crate) fn nonzero(name: &str, size: usize) -> Result<()> {
     if size == 0 { Err(Error::option(name, "at least 1", 0)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_elements_are_an_error_that_shows_the_sizes() {
+        let error = Layout::contiguous(&[1 << 20, 1 << 20]).expect_err("2^40 elements");
+        assert!(error.to_string().contains("[1048576, 1048576]"), "{error}");
+        assert!(Layout::strided(&[2, 2], &[usize::MAX, 1]).is_err());
+    }
 }

@@ -61,7 +61,7 @@ pub fn variants() -> Vec<Variant> {
 
 /// Whether all of these may be loaded in groups of four.
 fn quads(tensors: &[Option<Tensor>]) -> Lanes {
-    Lanes::all_four(tensors.iter().flatten().all(|t| t.layout().is_quad() && t.offset().is_multiple_of(4)))
+    Lanes::all_four(tensors.iter().flatten().all(Tensor::is_quad))
 }
 
 /// The stride of dimension `dim` of an optional tensor.

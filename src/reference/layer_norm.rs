@@ -39,7 +39,7 @@ pub struct LayerNormOutput<T> {
 /// Normalises each row: mean = Σ s / d, variance = Σ (s − mean)² / d, in two passes.
 ///
 /// The row's first element is subtracted before anything is summed, so that a constant row has a deviation of exactly 0 and
-/// gives `bias`, however small eps is. With eps 0 such a row is 0/0: NaN.
+/// gives `bias`, however small eps is, 0 included.
 ///
 /// # Errors
 /// [`Error::Shape`] for a slice of another length, [`Error::Option`] for a size of 0 or an eps that is negative or not finite.
@@ -65,7 +65,8 @@ pub fn layer_norm<T: Real>(p: &LayerNorm<'_, T>) -> Result<LayerNormOutput<T>> {
             let deviation = (s - first) - mean;
             squares += deviation * deviation;
         }
-        let inverse_deviation = T::one() / (squares / count + T::of(p.eps)).sqrt();
+        let spread = squares / count + T::of(p.eps);
+        let inverse_deviation = if spread > T::zero() { T::one() / spread.sqrt() } else { T::zero() };
         // pass 3: the output
         for (c, &s) in row.iter().enumerate() {
             let mut y = ((s - first) - mean) * inverse_deviation;

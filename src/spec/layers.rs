@@ -22,11 +22,11 @@ pub enum Score {
     /// qᵀk; with [`AttentionOptions::scale`] at its default the scaled dot product of 2017.
     #[default]
     Dot,
-    /// qᵀWk (Luong et al., arXiv 1508.04025): `score_weight` (n_heads · head size, n_kv_heads · head size) projects the keys.
-    /// The default scale is 1.
+    /// qᵀWk (Luong et al., arXiv 1508.04025): `score_weight` (n_heads · head size, n_heads · head size) projects the keys.
+    /// The default scale is 1; heads cannot be grouped.
     General,
     /// vᵀ tanh(W₁k + W₂q) (Bahdanau et al., arXiv 1409.0473): `score_key_weight` and `score_query_weight` project to `width`
-    /// columns, split among the heads; `score_vector` is (n_heads, width / n_heads). The default scale is 1.
+    /// columns, split among the heads; `score_vector` is (n_heads, width / n_heads). The default scale is 1; heads cannot be grouped.
     Additive {
         /// Columns of all heads together.
         width: usize,
@@ -61,10 +61,11 @@ pub struct MultiHeadAttention {
 }
 
 impl MultiHeadAttention {
-    /// Heads of `d_model / n_heads`, biases, stacked projections, no masks.
+    /// Heads of `d_model / n_heads` (refused later where that does not divide), biases, stacked projections, no masks.
     #[must_use]
     pub fn new(d_model: usize, n_heads: usize) -> Self {
-        let head_size = d_model.checked_div(n_heads).unwrap_or(0);
+        let divides = n_heads > 0 && d_model.is_multiple_of(n_heads);
+        let head_size = if divides { d_model / n_heads } else { 0 };
         Self {
             d_model,
             n_heads,
@@ -103,8 +104,7 @@ impl MultiHeadAttention {
     /// Refuses what cannot be computed.
     ///
     /// # Errors
-    /// [`Error::Option`] for a size of 0, heads that do not divide, head sizes that `d_model` does not fill in
-    /// [`MultiHeadAttention::new`], a stacked projection of inputs that differ in width, and as [`AttentionOptions::check`].
+    /// [`Error::Option`] for a size of 0, heads that do not divide, a stacked projection of inputs that differ in width, and as [`AttentionOptions::check`].
     pub fn check(&self) -> Result<()> {
         for (name, size) in [
             ("d_model", self.d_model),
@@ -116,12 +116,8 @@ impl MultiHeadAttention {
             nonzero(name, size)?;
         }
         if self.head_size == 0 || self.value_head_size == 0 {
-            let found = format!("d_model {} for {} heads", self.d_model, self.n_heads);
-            return Err(Error::option("head_size", "at least 1", found));
-        }
-        let derived = self.head_size == self.d_model / self.n_heads;
-        if derived && !self.d_model.is_multiple_of(self.n_heads) {
-            return Err(Error::option("n_heads", format!("a divisor of d_model, {}", self.d_model), self.n_heads));
+            let expected = format!("a divisor of d_model, {}, or head sizes of at least 1", self.d_model);
+            return Err(Error::option("n_heads", expected, self.n_heads));
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return Err(Error::option("n_kv_heads", format!("a divisor of n_heads, {}", self.n_heads), self.n_kv_heads));
@@ -320,7 +316,7 @@ pub struct Stack<L> {
     pub n_layers: usize,
     /// The norm behind the last layer, which pre-norm stacks need.
     pub final_norm: Option<Norm>,
-    /// Whether the position table (`position_embedding.weight`) is added again before every layer; positions in it as in [`Embedding`].
+    /// Whether the position table (`position_embedding.weight`) is added again before every layer; rows in it, position 0 the first.
     pub positions_every_layer: Option<usize>,
 }
 
@@ -343,7 +339,7 @@ impl<L> Stack<L> {
     }
 }
 
-/// Ids to rows: scale · `token_embedding.weight`[id] + `position_embedding.weight`[position] + `segment_embedding.weight`[segment],
+/// Ids to rows: scale · `token_embedding.weight` of the id + `position_embedding.weight` of the position + `segment_embedding.weight` of the segment,
 /// then an optional norm (`norm.`).
 ///
 /// The position of a row is its place in its sequence plus the sequence's offset plus `first_position`. An id, segment or

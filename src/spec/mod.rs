@@ -188,10 +188,11 @@ impl BatchShape {
         }
     }
 
-    /// The same batch as seen by attention over its own rows: keys are the query rows.
+    /// The shape for attention over the batch's own rows: as many key rows as query rows.
     #[must_use]
     pub fn to_self(self) -> Self {
-        Self { k_rows: self.q_rows, longest_k: self.longest_q, ..self }
+        let (rows, longest) = (self.q_rows.max(self.k_rows), self.longest_q.max(self.longest_k));
+        Self { q_rows: rows, longest_q: longest, k_rows: rows, longest_k: longest, ..self }
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -313,7 +314,8 @@ impl Sequences {
         bytemuck::cast_slice(&self.items)
     }
 
-    /// The smallest shape that holds this batch.
+    /// The smallest shape that holds this batch. Self-attention needs [`BatchShape::to_self`] of it: in a padded batch the last
+    /// sequence's keys may end before its rows do.
     #[must_use]
     pub fn shape(&self) -> BatchShape {
         BatchShape::of(&self.items)

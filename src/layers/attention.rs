@@ -1,0 +1,203 @@
+//! Multi-head attention.
+
+use super::Batch;
+use crate::error::{Error, Result};
+use crate::kernels::{AdditiveScores, AttentionScores, AttentionValues, Linear, MaskedSoftmax, Visibility};
+use crate::pipeline::Kernels;
+use crate::program::{Builder, Program, Tensor};
+use crate::shape::Layout;
+use crate::spec::AttentionOptions;
+use crate::spec::layers::{MultiHeadAttention, Projection, Score};
+use crate::tensor::Element;
+
+/// The tensors of one multi-head attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRows {
+    /// (q_rows, d_model): what queries are projected from
+    pub x: Tensor,
+    /// (k_rows, k_width): what keys are projected from; x itself in self-attention
+    pub memory_k: Tensor,
+    /// (k_rows, v_width): what values are projected from; x itself in self-attention
+    pub memory_v: Tensor,
+    /// (q_rows, d_model), added behind the output projection
+    pub residual: Option<Tensor>,
+    /// (B, NH, T, S): attention weights as an output; every element is written
+    pub weights: Option<Tensor>,
+    /// (q_rows, d_model)
+    pub y: Tensor,
+}
+
+impl AttentionRows {
+    /// Self-attention of x without residual.
+    #[must_use]
+    pub fn self_attention(x: Tensor, y: Tensor) -> Self {
+        Self::cross(x, x, y)
+    }
+
+    /// Attention of x over a memory without residual.
+    #[must_use]
+    pub fn cross(x: Tensor, memory: Tensor, y: Tensor) -> Self {
+        Self { x, memory_k: memory, memory_v: memory, residual: None, weights: None, y }
+    }
+}
+
+impl MultiHeadAttention {
+    /// The attention as a program of its own: `x` (and `memory_k`, `memory_v` where `cross`) to `y`; names as in
+    /// [`crate::layers`], weights without a prefix.
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::check`]; [`Error::Limit`] for scores that exceed a binding.
+    pub fn program(&self, kernels: &Kernels, inputs: &super::Inputs, cross: bool) -> Result<Program> {
+        self.check()?;
+        let shape = if cross { inputs.shape } else { inputs.shape.to_self() };
+        let mut b = Builder::new(kernels, "multi-head attention");
+        let batch = b.batch("", &self.options, self.n_heads, shape, inputs.mask)?;
+        let x = b.input_rows("x", shape.q_rows, self.d_model)?;
+        let (memory_k, memory_v) = match cross {
+            true => (
+                b.input_rows("memory_k", shape.k_rows, self.k_width)?,
+                b.input_rows("memory_v", shape.k_rows, self.v_width)?,
+            ),
+            false => (x, x),
+        };
+        let y = b.output_rows("y", shape.q_rows, self.d_model)?;
+        let weights = b.weights_output(inputs.weights, "weights", self.n_heads, shape)?;
+        b.multi_head_attention("", self, &batch, &AttentionRows { x, memory_k, memory_v, residual: None, weights, y })?;
+        b.finish()
+    }
+}
+
+impl Builder {
+    /// Appends multi-head attention:
+    ///
+    /// ```text
+    /// x (q_rows, d_model) -> q (q_rows, NH, HS) ; memory (k_rows, ·) -> k, v (k_rows, NH_kv, HS)
+    /// q, k -> scores -> probs (B, NH, T, S) ; probs, v -> heads (q_rows, NH · HS) -> y (q_rows, d_model)
+    /// ```
+    ///
+    /// Heads are split by strides: q, k and v of self-attention are columns of one projection. Rows of y that no sequence has
+    /// are computed from whatever the scratch holds.
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::check`], [`Builder::linear`] and [`Builder::attention_scores`].
+    pub fn multi_head_attention(
+        &mut self,
+        prefix: &str,
+        spec: &MultiHeadAttention,
+        batch: &Batch,
+        rows: &AttentionRows,
+    ) -> Result<()> {
+        spec.check()?;
+        batch.shape.check()?;
+        self.expect("x", rows.x, Element::F32, &[batch.shape.q_rows, spec.d_model])?;
+        self.expect("memory_k", rows.memory_k, Element::F32, &[batch.shape.k_rows, spec.k_width])?;
+        self.expect("memory_v", rows.memory_v, Element::F32, &[batch.shape.k_rows, spec.v_width])?;
+        let [q, k, v] = self.project(prefix, spec, rows)?;
+        let options = spec.scored_options();
+        let shape = batch.shape;
+        let sizes = [shape.sequences, spec.n_heads, shape.longest_q, shape.longest_k];
+        let scores = self.scratch_rows("scores", &sizes)?;
+        self.score(prefix, spec, [q, k], batch.visibility(options), scores)?;
+
+        let probs = match rows.weights {
+            Some(weights) => weights,
+            None => self.scratch_rows("probs", &sizes)?,
+        };
+        let plain = Visibility::new(AttentionOptions { scale: Some(1.0), ..AttentionOptions::default() });
+        let label = format!("{prefix}softmax");
+        self.masked_softmax(&label, &MaskedSoftmax { x: scores, visibility: plain, y: probs })?;
+
+        let width = spec.n_heads * spec.value_head_size;
+        let heads = self.scratch("heads", Element::F32, Layout::contiguous(&[shape.q_rows, width])?)?;
+        let out = heads.split_heads(spec.n_heads, spec.value_head_size)?;
+        let v = v.split_heads(spec.n_kv_heads, spec.value_head_size)?;
+        let visibility = Visibility { sequences: Some(batch.sequences), key_mask: batch.key_mask, ..Visibility::default() };
+        self.attention_values(&format!("{prefix}values"), &AttentionValues { probs, v, visibility, out })?;
+
+        let label = format!("{prefix}out_proj");
+        let weight = self.weight(&format!("{label}.weight"), Layout::contiguous(&[spec.d_model, width])?)?;
+        let bias = self.vector(spec.bias, &format!("{label}.bias"), spec.d_model)?;
+        self.linear(&label, &Linear { bias, residual: rows.residual, ..Linear::new(heads, weight, rows.y) })
+    }
+
+    /// q, k and v: one projection for what comes from the same rows, as far as the weights lie together.
+    fn project(&mut self, prefix: &str, spec: &MultiHeadAttention, rows: &AttentionRows) -> Result<[Tensor; 3]> {
+        let widths = spec.widths();
+        let total = widths.iter().sum();
+        let inputs = [rows.x, rows.memory_k, rows.memory_v];
+        let bias = self.vector(spec.bias, &format!("{prefix}in_proj_bias"), total)?;
+        let mut parts = [rows.x; 3];
+        let mut at = 0;
+        let mut first = 0;
+        while first < 3 {
+            let stacked = spec.projection == Projection::Stacked;
+            let together = inputs[first..].iter().take_while(|i| stacked && **i == inputs[first]).count().max(1);
+            let width: usize = widths[first..first + together].iter().sum();
+            let (label, weight) = if stacked {
+                let all = self.weight(&format!("{prefix}in_proj_weight"), Layout::contiguous(&[total, spec.d_model])?)?;
+                (format!("{prefix}in_proj"), all.narrow(0, at, width)?)
+            } else {
+                let label = format!("{prefix}{}_proj", ["q", "k", "v"][first]);
+                let inputs = [spec.d_model, spec.k_width, spec.v_width][first];
+                let weight = self.weight(&format!("{label}_weight"), Layout::contiguous(&[width, inputs])?)?;
+                (label, weight)
+            };
+            let bias = bias.map(|b| b.narrow(0, at, width)).transpose()?;
+            let n_rows = inputs[first].layout().sizes()[0];
+            let out = self.scratch("projected", Element::F32, Layout::contiguous(&[n_rows, width])?)?;
+            self.linear(&label, &Linear { bias, ..Linear::new(inputs[first], weight, out) })?;
+            let mut column = 0;
+            for part in first..first + together {
+                parts[part] = out.narrow(1, column, widths[part])?;
+                column += widths[part];
+            }
+            at += width;
+            first += together;
+        }
+        Ok(parts)
+    }
+
+    /// The finished scores of q (q_rows, NH · HS) and k (k_rows, NH_kv · HS).
+    fn score(
+        &mut self,
+        prefix: &str,
+        spec: &MultiHeadAttention,
+        [q, k]: [Tensor; 2],
+        visibility: Visibility,
+        scores: Tensor,
+    ) -> Result<()> {
+        let label = format!("{prefix}scores");
+        let [q_width, k_width, _] = spec.widths();
+        match spec.score {
+            Score::Dot => {
+                let q = q.split_heads(spec.n_heads, spec.head_size)?;
+                let k = k.split_heads(spec.n_kv_heads, spec.head_size)?;
+                self.attention_scores(&label, &AttentionScores { q, k, visibility, scores })
+            }
+            Score::General => {
+                let k = self.project_score(prefix, "score_weight", k, q_width, k_width)?;
+                let q = q.split_heads(spec.n_heads, spec.head_size)?;
+                let k = k.split_heads(spec.n_heads, spec.head_size)?;
+                self.attention_scores(&label, &AttentionScores { q, k, visibility, scores })
+            }
+            Score::Additive { width } => {
+                let size = width.checked_div(spec.n_heads).ok_or_else(|| Error::option("n_heads", "at least 1", 0))?;
+                let q = self.project_score(prefix, "score_query_weight", q, width, q_width)?;
+                let k = self.project_score(prefix, "score_key_weight", k, width, k_width)?;
+                let name = format!("{prefix}score_vector");
+                let vector = self.weight(&name, Layout::contiguous(&[spec.n_heads, size])?)?;
+                let (q, k) = (q.split_heads(spec.n_heads, size)?, k.split_heads(spec.n_heads, size)?);
+                self.additive_scores(&label, &AdditiveScores { q, k, vector, visibility, scores })
+            }
+        }
+    }
+
+    fn project_score(&mut self, prefix: &str, name: &str, x: Tensor, d_out: usize, d_in: usize) -> Result<Tensor> {
+        let label = format!("{prefix}{name}");
+        let weight = self.weight(&label, Layout::contiguous(&[d_out, d_in])?)?;
+        let rows = x.layout().sizes()[0];
+        let y = self.scratch(name, Element::F32, Layout::contiguous(&[rows, d_out])?)?;
+        self.linear(&label, &Linear::new(x, weight, y))?;
+        Ok(y)
+    }
+}

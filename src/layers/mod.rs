@@ -1,0 +1,192 @@
+//! Kernels chained into layers, layers into stacks.
+//!
+//! A layer's configuration is in [`crate::spec::layers`]. There are two ways to run one: `program` makes a [`Program`](crate::Program)
+//! with tensors of fixed names, and the methods of [`Builder`] append the layer to a program of the caller's. Weights keep the
+//! names that PyTorch gives them.
+//!
+//! | name | tensor |
+//! |---|---|
+//! | `x`, `y` | (q_rows, d_model): rows in, rows out |
+//! | `memory` | (k_rows, k_width): the encoder's output, in a decoder |
+//! | `sequences`, `cross_sequences` | `u32` (B, 8): see [`Sequences`](crate::Sequences) |
+//! | `key_mask`, `cross_key_mask` | `u32` (B, S), where the options have `key_mask` |
+//! | `mask`, `cross_mask` | (B, NH, T, S), where the options have `mask` |
+//! | `weights`, `cross_weights` | (B, NH, T, S): attention weights, where asked for; in a stack `layers.N.weights` |
+
+mod attention;
+mod decoder;
+mod embedding;
+mod encoder;
+
+pub use attention::AttentionRows;
+
+pub use crate::spec::layers::*;
+
+use crate::error::Result;
+use crate::kernels::{LayerNorm, Linear, Visibility};
+use crate::program::{Builder, Tensor};
+use crate::shape::Layout;
+use crate::spec::{AttentionOptions, BatchShape, Mask, SEQUENCE_WORDS};
+use crate::tensor::Element;
+
+/// What a program of a layer is made for.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// The largest batch; keys are the memory's in a decoder's cross-attention, see `memory`.
+    pub shape: BatchShape,
+    /// The layout of `mask`; `None` is (B, NH, T, S) without gaps.
+    pub mask: Option<Layout>,
+    /// The layout of `cross_mask`; `None` is (B, NH, T, S) without gaps.
+    pub cross_mask: Option<Layout>,
+    /// Whether the attention weights are outputs.
+    pub weights: bool,
+}
+
+impl Inputs {
+    /// Full masks where the options have any, no attention weights.
+    #[must_use]
+    pub fn new(shape: BatchShape) -> Self {
+        Self { shape, mask: None, cross_mask: None, weights: false }
+    }
+
+    /// With attention weights as outputs.
+    #[must_use]
+    pub fn with_weights(self) -> Self {
+        Self { weights: true, ..self }
+    }
+}
+
+/// A batch as one attention of a program sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch {
+    /// The largest batch.
+    pub shape: BatchShape,
+    /// `u32` (B, 8)
+    pub sequences: Tensor,
+    /// `u32` (B, S), where the options have `key_mask`
+    pub key_mask: Option<Tensor>,
+    /// (B, NH, T, S), where the options have `mask`
+    pub mask: Option<Tensor>,
+}
+
+impl Batch {
+    fn visibility(&self, options: AttentionOptions) -> Visibility {
+        Visibility { options, sequences: Some(self.sequences), key_mask: self.key_mask, mask: self.mask }
+    }
+}
+
+impl Builder {
+    /// The inputs `sequences`, `key_mask` and `mask` of an attention with these options, under names that begin with `prefix`.
+    ///
+    /// # Errors
+    /// [`Error::Option`](crate::Error::Option) for a size of 0 or a longest sequence with more rows than there are.
+    pub fn batch(
+        &mut self,
+        prefix: &str,
+        options: &AttentionOptions,
+        n_heads: usize,
+        shape: BatchShape,
+        mask: Option<Layout>,
+    ) -> Result<Batch> {
+        shape.check()?;
+        let (b, t, s) = (shape.sequences, shape.longest_q, shape.longest_k);
+        let sequences = Layout::contiguous(&[b, SEQUENCE_WORDS])?;
+        let sequences = self.input(&format!("{prefix}sequences"), Element::U32, sequences)?;
+        let key_mask = match options.key_mask {
+            true => Some(self.input(&format!("{prefix}key_mask"), Element::U32, Layout::contiguous(&[b, s])?)?),
+            false => None,
+        };
+        let mask = match options.mask {
+            Some(kind) => {
+                let element = match kind {
+                    Mask::Boolean => Element::U32,
+                    Mask::Additive => Element::F32,
+                };
+                let full = Layout::contiguous(&[b, n_heads, t, s]);
+                Some(self.input(&format!("{prefix}mask"), element, mask.map_or(full, Ok)?)?)
+            }
+            None => None,
+        };
+        Ok(Batch { shape, sequences, key_mask, mask })
+    }
+
+    /// The output for attention weights (B, NH, T, S), where they are wanted.
+    fn weights_output(&mut self, wanted: bool, name: &str, n_heads: usize, shape: BatchShape) -> Result<Option<Tensor>> {
+        if !wanted {
+            return Ok(None);
+        }
+        let layout = Layout::contiguous(&[shape.sequences, n_heads, shape.longest_q, shape.longest_k])?;
+        self.output(name, Element::F32, layout).map(Some)
+    }
+
+    /// Rows (rows, columns) that the caller binds.
+    fn input_rows(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
+        self.input(name, Element::F32, Layout::contiguous(&[rows, columns])?)
+    }
+
+    /// Rows (rows, columns) that the caller receives.
+    fn output_rows(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
+        self.output(name, Element::F32, Layout::contiguous(&[rows, columns])?)
+    }
+
+    /// Scratch of the same layout as `like`, without gaps.
+    fn scratch_like(&mut self, name: &str, like: Tensor) -> Result<Tensor> {
+        self.scratch(name, Element::F32, Layout::contiguous(like.layout().sizes())?)
+    }
+
+    /// A weight vector `name`, where there is one.
+    fn vector(&mut self, wanted: bool, name: &str, size: usize) -> Result<Option<Tensor>> {
+        if wanted { self.weight(name, Layout::contiguous(&[size])?).map(Some) } else { Ok(None) }
+    }
+
+    /// Appends y = norm(x), with `weight` and `bias` under `prefix`.
+    ///
+    /// # Errors
+    /// As [`Builder::layer_norm`].
+    pub fn norm(&mut self, prefix: &str, norm: &Norm, x: Tensor, y: Tensor) -> Result<()> {
+        let columns = x.layout().sizes().last().copied().unwrap_or(0);
+        let weight = self.vector(norm.weight, &format!("{prefix}weight"), columns)?;
+        let bias = self.vector(norm.bias, &format!("{prefix}bias"), columns)?;
+        let label = prefix.trim_end_matches('.');
+        self.layer_norm(label, &LayerNorm { weight, bias, eps: norm.eps, ..LayerNorm::new(x, y) })
+    }
+
+    /// Appends y = `linear2`(activation(`linear1`(x))) + residual.
+    ///
+    /// # Errors
+    /// As [`Builder::linear`]; [`Error::Option`](crate::Error::Option) for a size of 0.
+    pub fn feed_forward(
+        &mut self,
+        prefix: &str,
+        spec: &FeedForward,
+        x: Tensor,
+        residual: Option<Tensor>,
+        y: Tensor,
+    ) -> Result<()> {
+        let &FeedForward { d_model, d_ff, activation, bias } = spec;
+        crate::shape::nonzero("d_model", d_model)?;
+        crate::shape::nonzero("d_ff", d_ff)?;
+        let rows = x.layout().sizes()[0];
+        let [label1, label2] = ["linear1", "linear2"].map(|name| format!("{prefix}{name}"));
+        let weight1 = self.weight(&format!("{label1}.weight"), Layout::contiguous(&[d_ff, d_model])?)?;
+        let bias1 = self.vector(bias, &format!("{label1}.bias"), d_ff)?;
+        let weight2 = self.weight(&format!("{label2}.weight"), Layout::contiguous(&[d_model, d_ff])?)?;
+        let bias2 = self.vector(bias, &format!("{label2}.bias"), d_model)?;
+        let hidden = self.scratch("hidden", Element::F32, Layout::contiguous(&[rows, d_ff])?)?;
+        self.linear(&label1, &Linear { bias: bias1, activation, ..Linear::new(x, weight1, hidden) })?;
+        self.linear(&label2, &Linear { bias: bias2, residual, ..Linear::new(hidden, weight2, y) })
+    }
+
+    /// Appends logits = x · Wᵀ (+ bias): the projection to a vocabulary, W being `weight` (V, d_model). Name the token embedding's
+    /// weight to tie it.
+    ///
+    /// # Errors
+    /// As [`Builder::linear`].
+    pub fn head(&mut self, weight: &str, bias: Option<&str>, x: Tensor, logits: Tensor) -> Result<()> {
+        let vocabulary = logits.layout().sizes().last().copied().unwrap_or(0);
+        let d_model = x.layout().sizes().last().copied().unwrap_or(0);
+        let table = self.weight(weight, Layout::contiguous(&[vocabulary, d_model])?)?;
+        let bias = bias.map(|name| self.weight(name, Layout::contiguous(&[vocabulary])?)).transpose()?;
+        self.linear("head", &Linear { bias, ..Linear::new(x, table, logits) })
+    }
+}
