@@ -1,4 +1,4 @@
-//! Transformer encoder and decoder layers as hand-written WGSL compute kernels, recorded into your own `wgpu` command encoder.
+#![doc = include_str!("../README.md")]
 
 #[cfg(feature = "convenience")]
 pub mod convenience;

@@ -56,7 +56,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// scores[b, h, i, j] = the finished score of query i and key j, −∞ where the key is hidden from the query.
+/// `scores[b, h, i, j]` = the finished score of query i and key j, −∞ where the key is hidden from the query.
 #[derive(Clone, Debug)]
 pub struct AttentionScores {
     /// (q_rows, NH, HS)

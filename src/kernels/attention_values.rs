@@ -55,7 +55,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// out[i, h] = Σ_j probs[b, h, i, j] · v[j, h]. Keys past the length or hidden by the key mask never reach it, whatever they hold.
+/// `out[i, h]` = Σ over j of `probs[b, h, i, j] · v[j, h]`. Keys past the length or hidden by the key mask never reach it, whatever they hold.
 #[derive(Clone, Debug)]
 pub struct AttentionValues {
     /// (B, NH, T, S)
