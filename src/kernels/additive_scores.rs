@@ -3,11 +3,12 @@
 use super::attention_scores::{STORE_SCORES, ScoresShape};
 use super::quads;
 use super::visibility::{Attention, Visibility};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{ACTIVATE, ATTENTION, Binding, Kernel, SCORES, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::tensor::Element;
 use crate::tuning::FLAT;
+use crate::variant::{ACTIVATE, ATTENTION, Binding, Kernel, SCORES, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {

@@ -1,11 +1,12 @@
 //! `argmax`: the column of each row's largest element.
 
 use super::quads;
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{Binding, Kernel, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::tensor::Element;
 use crate::tuning;
+use crate::variant::{Binding, Kernel, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {

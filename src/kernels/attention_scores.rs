@@ -2,11 +2,12 @@
 
 use super::quads;
 use super::visibility::{Attention, Visibility};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{ATTENTION, Binding, Kernel, SCORES, Source, TILE, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::tensor::Element;
 use crate::tuning;
+use crate::variant::{ATTENTION, Binding, Kernel, SCORES, Source, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {

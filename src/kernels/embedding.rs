@@ -1,12 +1,13 @@
 //! `embedding`: scale · token + position + segment, and positions added to rows.
 
 use super::{quads, stride};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{Binding, Kernel, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::spec::SEQUENCE_WORDS;
 use crate::tensor::Element;
 use crate::tuning::FLAT;
+use crate::variant::{Binding, Kernel, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {

@@ -1,12 +1,13 @@
 //! `linear`: y = activation(x · Wᵀ + bias) + residual.
 
 use super::{linear_few, quads, stride};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{ACTIVATE, Binding, Kernel, Source, TILE, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::spec::Activation;
 use crate::tensor::Element;
 use crate::tuning;
+use crate::variant::{ACTIVATE, Binding, Kernel, Source, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {

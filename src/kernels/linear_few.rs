@@ -1,7 +1,7 @@
 //! `linear_few`: the form of `linear` for one to a few rows. Parameters, bindings and options are those of `linear`.
 
 use super::linear::{BINDINGS, EPILOGUE, Params};
-use crate::pipeline::{ACTIVATE, Kernel, wgsl};
+use crate::variant::{ACTIVATE, Kernel, wgsl};
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear_few",

@@ -27,9 +27,9 @@ pub use linear::Linear;
 pub use masked_softmax::MaskedSoftmax;
 pub use visibility::Visibility;
 
-use crate::pipeline::{Kernel, Variant};
 use crate::program::Tensor;
 use crate::tuning::{Class, FEW_1, FEW_4, FLAT, Lanes, ROWS_LONG, ROWS_SHORT, TILE_32, TILE_64};
+use crate::variant::{Kernel, Variant};
 
 /// Every kernel with the classes that it comes in and the number of its optional outputs.
 static KERNELS: &[(&Kernel, &[&Class], u8)] = &[

@@ -1,8 +1,9 @@
 //! What the attention kernels share on the host: options, masks and sequences.
 
 use super::stride;
+use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::program::{Builder, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::shape::MAX_RANK;
 use crate::spec::{AttentionOptions, MAX_SLOPES, Mask, SEQUENCE_WORDS};
 use crate::tensor::Element;

@@ -1,10 +1,11 @@
 //! Multi-head attention.
 
 use super::Batch;
+use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::kernels::{AdditiveScores, AttentionScores, AttentionValues, Linear, MaskedSoftmax, Visibility};
 use crate::pipeline::Kernels;
-use crate::program::{Builder, Program, Tensor};
+use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::AttentionOptions;
 use crate::spec::layers::{MultiHeadAttention, Projection, Score};
