@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
-use crate::program::{Inner, Role};
+use crate::program::{Inner, Program, Role};
 use crate::tensor::TensorView;
 
 /// Buffers by the names of a program's tensors.
@@ -37,6 +37,12 @@ impl Bindings {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&TensorView> {
         self.views.get(name)
+    }
+
+    /// Those whose names a program has: of a whole model's weights, the ones that this program reads.
+    #[must_use]
+    pub fn known_to(&self, program: &Program) -> Self {
+        program.tensors().filter_map(|(name, ..)| Some((name, self.get(name)?.clone()))).collect()
     }
 
     /// Names and views.
