@@ -32,7 +32,7 @@ params! {
     }
 }
 
-pub(super) const EPILOGUE: Source = wgsl!("shared/linear_epilogue.wgsl");
+pub(super) const COMMON: Source = wgsl!("shared/linear.wgsl");
 
 /// The bindings of both forms of the kernel.
 pub(super) const BINDINGS: &[Binding] = &[
@@ -45,7 +45,7 @@ pub(super) const BINDINGS: &[Binding] = &[
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear",
-    shared: &[&TILE, &ACTIVATE, &EPILOGUE],
+    shared: &[&TILE, &ACTIVATE, &COMMON],
     parts: &[],
     source: wgsl!("linear.wgsl"),
     bindings: BINDINGS,
