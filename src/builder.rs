@@ -24,6 +24,9 @@ pub(crate) struct Launch<'a, P> {
     pub(crate) bytes: Option<u64>,
 }
 
+/// Threads of a workgroup, of every kernel at least.
+const THREADS: u32 = 64;
+
 static NEXT_BUILDER: AtomicU64 = AtomicU64::new(0);
 
 /// Chains kernels into a [`Program`]: name the tensors, append kernels (the methods in [`crate::kernels`] and
@@ -202,9 +205,10 @@ impl Builder {
                 other: self.tensor_name(b).to_owned(),
             });
         }
-        let allowed = u64::from(GRID_FOLD) * u64::from(GRID_FOLD);
+        // Threads are numbered in 32 bits; the folded grid holds more.
+        let allowed = (1 << 32) / u64::from(THREADS);
         if workgroups > allowed {
-            let limit = "max_compute_workgroups_per_dimension";
+            let limit = "workgroups of one dispatch, whose threads are numbered in 32 bits,";
             return Err(Error::Limit { what: label.to_owned(), limit, needed: workgroups, allowed });
         }
         let fold = u64::from(GRID_FOLD);
