@@ -54,6 +54,7 @@ impl Binding {
 /// A file under `shaders/`, in the binary and by its path.
 #[derive(Debug)]
 pub(crate) struct Source {
+    #[cfg_attr(not(any(debug_assertions, feature = "live-shaders")), allow(dead_code))]
     pub(crate) path: &'static str,
     pub(crate) text: &'static str,
 }
