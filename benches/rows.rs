@@ -153,6 +153,8 @@ pub(crate) fn full() -> Vec<Row> {
         attention("attn-128-64", Heads { batch: 32, heads: 12, t: 128, s: 128, size: 64 }, false, &spread(32, 64, 128)),
         attention("attn-1-64@b1", Heads { batch: 1, heads: 12, t: 1, s: 1024, size: 64 }, false, &[1024]),
         attention("attn-1-64@b32", Heads { batch: 32, heads: 12, t: 1, s: 1024, size: 64 }, false, &[1024; 32]),
+        scores("scores-128-64", Heads { batch: 32, heads: 12, t: 128, s: 128, size: 64 }),
+        values("values-128-64", Heads { batch: 32, heads: 12, t: 128, s: 128, size: 64 }),
         additive("additive-64", Heads { batch: 32, heads: 8, t: 64, s: 64, size: 64 }),
         norm("norm-768", 65536, 768),
         softmax("softmax-512", [32, 12, 512, 512]),
@@ -174,6 +176,8 @@ pub(crate) fn small() -> Vec<Row> {
         linear("linear-1@768", [1, 768, 3072], Activation::Identity),
         attention("attn-128-64", Heads { batch: 2, heads: 12, t: 128, s: 128, size: 64 }, false, &spread(2, 64, 128)),
         attention("attn-1-64@b1", Heads { batch: 1, heads: 12, t: 1, s: 1024, size: 64 }, false, &[1024]),
+        scores("scores-128-64", Heads { batch: 2, heads: 12, t: 128, s: 128, size: 64 }),
+        values("values-128-64", Heads { batch: 2, heads: 12, t: 128, s: 128, size: 64 }),
         additive("additive-64", Heads { batch: 1, heads: 8, t: 64, s: 64, size: 64 }),
         norm("norm-768", 512, 768),
         softmax("softmax-512", [1, 12, 256, 256]),
@@ -258,6 +262,32 @@ fn attention(id: &str, heads: Heads, causal: bool, lengths: &[usize]) -> Row {
     let shortest = lengths.iter().min().copied().unwrap_or(s);
     let keys = if shortest == s { String::new() } else { format!(", key lengths {shortest}…{s}") };
     Row::new(id, format!("attention {}{causal}{keys}", heads.what()), work, build, sequences(t, lengths, s))
+}
+
+/// Scaled QKᵀ alone.
+fn scores(id: &str, heads: Heads) -> Row {
+    let Heads { batch, heads: n_heads, t, s, size } = heads;
+    let work = Work::Flops(2 * heads.pairs(false, &vec![s; batch]) * size as u64);
+    let build = move |b: &mut Builder| {
+        let q = b.input("q", Element::F32, Layout::contiguous(&[batch * t, n_heads, size])?)?;
+        let k = b.input("k", Element::F32, Layout::contiguous(&[batch * s, n_heads, size])?)?;
+        let scores = b.output("scores", Element::F32, Layout::contiguous(&[batch, n_heads, t, s])?)?;
+        b.attention_scores("scores", &AttentionScores { q, k, visibility: Visibility::default(), scores })
+    };
+    Row::new(id, format!("attention scores {}", heads.what()), work, build, Vec::new())
+}
+
+/// P·V alone.
+fn values(id: &str, heads: Heads) -> Row {
+    let Heads { batch, heads: n_heads, t, s, size } = heads;
+    let work = Work::Flops(2 * heads.pairs(false, &vec![s; batch]) * size as u64);
+    let build = move |b: &mut Builder| {
+        let probs = b.input("probs", Element::F32, Layout::contiguous(&[batch, n_heads, t, s])?)?;
+        let v = b.input("v", Element::F32, Layout::contiguous(&[batch * s, n_heads, size])?)?;
+        let out = b.output("out", Element::F32, Layout::contiguous(&[batch * t, n_heads, size])?)?;
+        b.attention_values("values", &AttentionValues { probs, v, visibility: Visibility::default(), out })
+    };
+    Row::new(id, format!("attention values {}", heads.what()), work, build, Vec::new())
 }
 
 /// Σ v · tanh(q + k), four operations an element.
