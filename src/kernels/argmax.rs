@@ -32,7 +32,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// ids[row] = the column of the row's largest element, the lowest of several. NaN is never chosen; a row of nothing else gives 0.
+/// `ids[row]` = the column of the row's largest element, the lowest of several. NaN is never chosen; a row of nothing else gives 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Argmax {
     /// (rows, columns)

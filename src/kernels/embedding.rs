@@ -63,7 +63,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// y[row] = scale · token[ids[row]] + position[p] + segment[segment_ids[row]] + add[row], each part optional.
+/// `y[row] = scale · token[ids[row]] + position[p] + segment[segment_ids[row]] + add[row]`, each part optional.
 ///
 /// The position p of a row is its place in its sequence plus the sequence's offset plus `first_position`. An id, position or
 /// segment outside its table gives a row of zeros.
@@ -88,7 +88,7 @@ pub struct EmbeddingRows {
 }
 
 impl EmbeddingRows {
-    /// y[row] = token[ids[row]].
+    /// `y[row] = token[ids[row]]`.
     #[must_use]
     pub fn new(ids: Tensor, token: Tensor, y: Tensor) -> Self {
         Self { tokens: Some((ids, token)), ..Self::adding(y) }
