@@ -47,6 +47,8 @@ impl Binding {
 /// A file under `shaders/`, in the binary and by its path.
 #[derive(Debug)]
 pub(crate) struct Source {
+    /// Read by builds that take their shaders from a folder.
+    #[cfg_attr(not(any(debug_assertions, feature = "live-shaders")), allow(dead_code))]
     pub(crate) path: &'static str,
     pub(crate) text: &'static str,
 }

@@ -1,8 +1,7 @@
 //! `additive_scores`: finished scores of vᵀ tanh(q + k).
 
-use super::attention_scores::{STORE_SCORES, ScoresShape};
 use super::quads;
-use super::visibility::{Attention, Visibility};
+use super::visibility::{Attention, STORE_SCORES, ScoresShape, Visibility};
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};

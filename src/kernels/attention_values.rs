@@ -1,8 +1,7 @@
 //! `attention_values`: out = probs · v.
 
-use super::attention_scores::{heads_divide, rows_fit};
 use super::quads;
-use super::visibility::{Attention, Visibility};
+use super::visibility::{Attention, Visibility, heads_divide, rows_fit};
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
