@@ -1,0 +1,310 @@
+//! Translation on a GPU: three programs, recorded into one command encoder, with nothing read back before the end.
+//!
+//! ```text
+//! encode   source ids -> embedding -> encoder -> memory (rows of all sources, packed)
+//! step     target ids (B, T) -> embedding -> decoder over memory -> decoded (B · T, d_model)
+//! choose   row t of each sequence in decoded -> logits (B, V) -> argmax -> column t + 1 of the target ids
+//!
+//! encode, then for t in 0 .. T - 1: step, choose[t]
+//! ```
+//!
+//! Each step decodes all T rows anew, those that have no id yet too: attention is causal, so that they do not reach the rows
+//! before them, and one plan serves all steps. A cache of keys and values would save that work.
+
+use std::collections::HashMap;
+
+use tileformer::convenience::Gpu;
+use tileformer::kernels::Argmax;
+use tileformer::spec::SEQUENCE_WORDS;
+use tileformer::{
+    AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Layout, Options, Plan, Program, Role, Scratch, Sequences,
+    Tensor, TensorView, Weight,
+};
+
+use crate::engine::{BATCH, Engine, Result, Trace, padded_over_packed};
+use crate::model::Model;
+use crate::text::{TargetVocabulary, cut};
+
+/// A model on a device.
+pub(crate) struct OnGpu<'a> {
+    gpu: Gpu,
+    kernels: Kernels,
+    model: &'a Model,
+    weights: HashMap<String, Weight>,
+    batch: Option<Batch>,
+}
+
+/// The plans for batches of up to a size, and the buffers that the host writes and reads.
+struct Batch {
+    size: Size,
+    source_ids: TensorView,
+    source_sequences: TensorView,
+    target_ids: TensorView,
+    target_sequences: TensorView,
+    cross_sequences: TensorView,
+    encode: Plan,
+    step: Plan,
+    choose: Vec<Plan>,
+}
+
+/// What a batch may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    sequences: usize,
+    /// Source rows of all sequences together.
+    source_rows: usize,
+    longest_source: usize,
+    /// Target rows of each sequence, T.
+    target_rows: usize,
+}
+
+impl Size {
+    /// The size that holds every batch of `sources`.
+    fn of(sources: &[Vec<u32>], target_rows: usize) -> Self {
+        let rows = |batch: &[Vec<u32>]| batch.iter().map(Vec::len).sum();
+        Self {
+            sequences: sources.len().min(BATCH),
+            source_rows: sources.chunks(BATCH).map(rows).max().unwrap_or(0),
+            longest_source: sources.iter().map(Vec::len).max().unwrap_or(0),
+            target_rows,
+        }
+    }
+
+    fn holds(&self, other: &Self) -> bool {
+        self.sequences >= other.sequences
+            && self.source_rows >= other.source_rows
+            && self.longest_source >= other.longest_source
+            && self.target_rows == other.target_rows
+    }
+
+    fn source(&self) -> BatchShape {
+        let &Self { sequences, source_rows, longest_source, .. } = self;
+        BatchShape { sequences, q_rows: source_rows, longest_q: longest_source, k_rows: source_rows, longest_k: longest_source }
+    }
+
+    fn target(&self) -> BatchShape {
+        BatchShape::padded(self.sequences, self.target_rows)
+    }
+
+    fn cross(&self) -> BatchShape {
+        BatchShape { k_rows: self.source_rows, longest_k: self.longest_source, ..self.target() }
+    }
+}
+
+impl<'a> OnGpu<'a> {
+    /// Uploads the model's weights.
+    pub(crate) fn new(gpu: Gpu, model: &'a Model) -> Result<Self> {
+        let kernels = Kernels::new(&gpu.device, Options::default())?;
+        let mut weights = HashMap::new();
+        for (name, weight) in &model.weights {
+            weights.insert(name.clone(), gpu.upload_weight(&weight.sizes, &weight.data)?);
+        }
+        Ok(Self { gpu, kernels, model, weights, batch: None })
+    }
+
+    /// Appends source ids -> memory (source_rows, d_model).
+    fn append_encoder(&self, b: &mut Builder, size: &Size, memory: Tensor) -> tileformer::Result<()> {
+        let plain = AttentionOptions::default();
+        let source = b.batch("source.", &plain, self.model.config.n_heads, size.source(), None)?;
+        let x = b.scratch("embedded source", Element::F32, *memory.layout())?;
+        b.embed("source.", &self.model.source_embedding(), &source, x)?;
+        b.encoder("encoder.", &self.model.encoder(), &source, x, false, memory)
+    }
+
+    /// Appends target ids, memory -> y (B · T, d_model); with the attention weights as outputs where `weights` is set.
+    fn append_decoder(
+        &self,
+        b: &mut Builder,
+        size: &Size,
+        memory: Tensor,
+        weights: bool,
+        y: Tensor,
+    ) -> tileformer::Result<()> {
+        let decoder = self.model.decoder();
+        let n_heads = self.model.config.n_heads;
+        let target = b.batch("target.", &decoder.layer.attention.options, n_heads, size.target(), None)?;
+        let cross = b.batch("cross.", &decoder.layer.cross_attention.options, n_heads, size.cross(), None)?;
+        let x = b.scratch("embedded target", Element::F32, *y.layout())?;
+        b.embed("target.", &self.model.target_embedding(), &target, x)?;
+        b.decoder("decoder.", &decoder, [&target, &cross], x, memory, weights, y)
+    }
+
+    fn encode_program(&self, size: &Size) -> tileformer::Result<Program> {
+        let mut b = Builder::new(&self.kernels, "encode");
+        let memory = b.output("memory", Element::F32, self.rows(size.source_rows)?)?;
+        self.append_encoder(&mut b, size, memory)?;
+        b.finish()
+    }
+
+    fn step_program(&self, size: &Size) -> tileformer::Result<Program> {
+        let mut b = Builder::new(&self.kernels, "step");
+        let memory = b.input("memory", Element::F32, self.rows(size.source_rows)?)?;
+        let y = b.output("decoded", Element::F32, self.rows(size.target().q_rows)?)?;
+        self.append_decoder(&mut b, size, memory, false, y)?;
+        b.finish()
+    }
+
+    /// One row of each sequence -> the next id of each; which row and which column is said by the views that are bound.
+    fn choose_program(&self, size: &Size) -> tileformer::Result<Program> {
+        let mut b = Builder::new(&self.kernels, "choose");
+        let last = b.input("last", Element::F32, self.last_rows(size)?)?;
+        let next = b.output("next", Element::U32, Layout::strided(&[size.sequences], &[size.target_rows])?)?;
+        let logits =
+            b.scratch("logits", Element::F32, Layout::contiguous(&[size.sequences, self.model.target.len()])?)?;
+        b.head("target.token_embedding.weight", None, last, logits)?;
+        b.argmax("argmax", &Argmax { x: logits, ids: next })?;
+        b.finish()
+    }
+
+    fn rows(&self, rows: usize) -> tileformer::Result<Layout> {
+        Layout::contiguous(&[rows, self.model.config.d_model])
+    }
+
+    /// Every T-th row: the same one of each sequence.
+    fn last_rows(&self, size: &Size) -> tileformer::Result<Layout> {
+        let d_model = self.model.config.d_model;
+        Layout::strided(&[size.sequences, d_model], &[size.target_rows * d_model, 1])
+    }
+
+    /// Source and target in one program, with the attention weights and the logits of every row.
+    fn trace_program(&self, size: &Size) -> tileformer::Result<Program> {
+        let mut b = Builder::new(&self.kernels, "trace");
+        let memory = b.scratch("memory", Element::F32, self.rows(size.source_rows)?)?;
+        let y = b.scratch("decoded", Element::F32, self.rows(size.target_rows)?)?;
+        let logits = Layout::contiguous(&[size.target_rows, self.model.target.len()])?;
+        let logits = b.output("logits", Element::F32, logits)?;
+        self.append_encoder(&mut b, size, memory)?;
+        self.append_decoder(&mut b, size, memory, true, y)?;
+        b.head("target.token_embedding.weight", None, y, logits)?;
+        b.finish()
+    }
+
+    /// The program's weights by their names, and these views.
+    fn bindings(&self, program: &Program, views: &[(&str, &TensorView)]) -> Bindings {
+        let needed = program.tensors().filter(|(_, role, ..)| *role == Role::Weight);
+        let mut bindings: Bindings =
+            needed.filter_map(|(name, ..)| Some((name.to_owned(), self.weights.get(name)?.clone()))).collect();
+        bindings.extend(views.iter().map(|&(name, view)| (name, view.clone())));
+        bindings
+    }
+
+    /// Programs, buffers and plans for batches of up to `size`.
+    fn make_batch(&self, size: Size) -> tileformer::Result<Batch> {
+        let programs = [self.encode_program(&size)?, self.step_program(&size)?, self.choose_program(&size)?];
+        let [encode, step, choose] = &programs;
+        let scratch = Scratch::shared(&[encode, step, choose])?;
+        let zeros = |element, sizes: &[usize]| self.gpu.zeros(element, sizes);
+        let source_ids = zeros(Element::U32, &[size.source_rows])?;
+        let target_ids = zeros(Element::U32, &[size.sequences * size.target_rows])?;
+        let [source_sequences, target_sequences, cross_sequences] = [
+            zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?,
+            zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?,
+            zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?,
+        ];
+        let memory = zeros(Element::F32, self.rows(size.source_rows)?.sizes())?;
+        let decoded = zeros(Element::F32, self.rows(size.sequences * size.target_rows)?.sizes())?;
+
+        let views = [("source.ids", &source_ids), ("source.sequences", &source_sequences), ("memory", &memory)];
+        let encode = encode.bind_with(&self.bindings(encode, &views), &scratch)?;
+        let views = [
+            ("target.ids", &target_ids),
+            ("target.sequences", &target_sequences),
+            ("cross.sequences", &cross_sequences),
+            ("memory", &memory),
+            ("decoded", &decoded),
+        ];
+        let step = step.bind_with(&self.bindings(step, &views), &scratch)?;
+        let choose_at = |t: usize| {
+            let first = (t * self.model.config.d_model) as u64;
+            let last = TensorView::new(decoded.buffer(), first, Element::F32, self.last_rows(&size)?)?;
+            let column = Layout::strided(&[size.sequences], &[size.target_rows])?;
+            let next = TensorView::new(target_ids.buffer(), t as u64 + 1, Element::U32, column)?;
+            choose.bind_with(&self.bindings(choose, &[("last", &last), ("next", &next)]), &scratch)
+        };
+        let choose = (0..self.model.steps()).map(choose_at).collect::<tileformer::Result<_>>()?;
+        Ok(Batch { size, source_ids, source_sequences, target_ids, target_sequences, cross_sequences, encode, step, choose })
+    }
+
+    /// One batch: four small uploads, one submission, one readback.
+    fn run(&self, batch: &Batch, sources: &[Vec<u32>]) -> tileformer::Result<Vec<Vec<u32>>> {
+        let Size { sequences, source_rows, target_rows, .. } = batch.size;
+        let write = |view: &TensorView, words: &[u32]| self.gpu.write(view, bytemuck::cast_slice(words));
+        // What is free in a batch that is not full: sequences without rows, rows without a sequence.
+        let mut lengths: Vec<usize> = sources.iter().map(Vec::len).collect();
+        lengths.resize(sequences, 0);
+        let mut source_ids = sources.concat();
+        source_ids.resize(source_rows, 0);
+        let mut target_ids = vec![0; sequences * target_rows];
+        target_ids.iter_mut().step_by(target_rows).for_each(|id| *id = TargetVocabulary::BOS);
+        write(&batch.source_ids, &source_ids)?;
+        write(&batch.source_sequences, Sequences::packed(&lengths)?.words())?;
+        write(&batch.target_ids, &target_ids)?;
+        write(&batch.target_sequences, Sequences::padded(&vec![target_rows; sequences], target_rows)?.words())?;
+        write(&batch.cross_sequences, padded_over_packed(target_rows, &lengths)?.words())?;
+
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        batch.encode.record_in(&mut pass);
+        for choose in &batch.choose {
+            batch.step.record_in(&mut pass);
+            choose.record_in(&mut pass);
+        }
+        drop(pass);
+        // The queue is this program's, as it would be an engine's.
+        #[allow(clippy::disallowed_methods)]
+        self.gpu.queue.submit([encoder.finish()]);
+        let ids = self.gpu.read_u32(&batch.target_ids)?;
+        let rows = ids.chunks_exact(target_rows).take(sources.len());
+        Ok(rows.map(|row| cut(&row[1..]).to_vec()).collect())
+    }
+}
+
+impl Engine for OnGpu<'_> {
+    fn name(&self) -> String {
+        self.gpu.info.name.clone()
+    }
+
+    fn prepare(&mut self, sources: &[Vec<u32>]) -> Result<()> {
+        let size = Size::of(sources, self.model.config.max_target);
+        if self.batch.as_ref().is_none_or(|batch| !batch.size.holds(&size)) {
+            self.batch = Some(self.make_batch(size)?);
+        }
+        Ok(())
+    }
+
+    fn translate(&mut self, sources: &[Vec<u32>]) -> Result<Vec<Vec<u32>>> {
+        self.prepare(sources)?;
+        let batch = self.batch.as_ref().ok_or("no batch was prepared")?;
+        let mut translations = Vec::with_capacity(sources.len());
+        for sources in sources.chunks(batch.size.sequences) {
+            translations.extend(self.run(batch, sources)?);
+        }
+        Ok(translations)
+    }
+
+    fn trace(&mut self, source: &[u32], target: &[u32]) -> Result<Trace> {
+        let (s, t) = (source.len(), target.len());
+        let program = self.trace_program(&Size { sequences: 1, source_rows: s, longest_source: s, target_rows: t })?;
+        let gpu = &self.gpu;
+        let sequences = |s: Sequences| gpu.upload_u32(&[1, SEQUENCE_WORDS], s.words());
+        let mut bindings = self.bindings(
+            &program,
+            &[
+                ("source.ids", &gpu.upload_ids("source ids", &[s], source, self.model.source.len())?),
+                ("target.ids", &gpu.upload_ids("target ids", &[t], target, self.model.target.len())?),
+                ("source.sequences", &sequences(Sequences::packed(&[s])?)?),
+                ("target.sequences", &sequences(Sequences::packed(&[t])?)?),
+                ("cross.sequences", &sequences(padded_over_packed(t, &[s])?)?),
+            ],
+        );
+        for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Output) {
+            bindings.set(name, gpu.zeros(element, layout.sizes())?);
+        }
+        gpu.run(&program.bind(&bindings)?)?;
+        let read = |name: &str| gpu.read_f32(bindings.get(name).ok_or_else(|| tileformer::Error::Device(name.into()))?);
+        let layers = 0..self.model.config.n_decoder_layers;
+        let cross_attention =
+            layers.map(|n| read(&format!("decoder.layers.{n}.cross_weights"))).collect::<tileformer::Result<_>>()?;
+        Ok(Trace { logits: read("logits")?, cross_attention })
+    }
+}
