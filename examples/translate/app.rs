@@ -5,11 +5,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tileformer::convenience::{Gpu, Setup, adapters};
+use tileformer::convenience::{Gpu, NO_ADAPTER, Setup, adapters};
 
 use crate::cpu::Cpu;
 use crate::engine::{self, Engine};
@@ -60,21 +59,21 @@ impl<E: Into<Box<dyn Error>>> From<E> for Failure {
     }
 }
 
-/// Runs the program. Nothing is written to `out` unless all of it can be.
-pub(crate) fn run(args: &Args, input: impl BufRead, out: &mut dyn Write, notices: &mut dyn Write) -> ExitCode {
+/// Runs the program and gives its exit code. Nothing is written to `out` before everything is translated and drawn.
+pub(crate) fn run(args: &Args, input: impl BufRead, out: &mut dyn Write, notices: &mut dyn Write) -> u8 {
     // A reader that has gone, as `| head` does, is no failure; and where notices cannot go, there is nobody to tell.
     match translate(args, input, notices) {
         Ok(text) => {
             let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-            ExitCode::SUCCESS
+            0
         }
         Err(Failure::Usage(message)) => {
             let _ = writeln!(notices, "{message}");
-            ExitCode::from(2)
+            2
         }
         Err(Failure::Other(error)) => {
             let _ = writeln!(notices, "error: {error}");
-            ExitCode::FAILURE
+            1
         }
     }
 }
@@ -82,8 +81,11 @@ pub(crate) fn run(args: &Args, input: impl BufRead, out: &mut dyn Write, notices
 /// All that is to be printed.
 fn translate(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Result<String, Failure> {
     if args.list_adapters {
-        let line = |a: &tileformer::wgpu::AdapterInfo| format!("{} ({:?}, {})\n", a.name, a.device_type, a.backend);
-        return Ok(adapters().iter().map(line).collect());
+        let found = adapters();
+        if found.is_empty() {
+            writeln!(notices, "{NO_ADAPTER}")?;
+        }
+        return Ok(found.iter().map(|a| format!("{} ({:?}, {})\n", a.name, a.device_type, a.backend)).collect());
     }
     let start = Instant::now();
     let model = read_model(args.model.as_deref())?;
@@ -151,11 +153,7 @@ fn read_model(path: Option<&Path>) -> Result<Model, Failure> {
 }
 
 /// The GPU, unless the CPU is asked for or there is no adapter; of the latter a notice tells.
-fn choose_engine<'a>(
-    args: &Args,
-    model: &'a Model,
-    notices: &mut dyn Write,
-) -> Result<Box<dyn Engine + 'a>, Failure> {
+fn choose_engine<'a>(args: &Args, model: &'a Model, notices: &mut dyn Write) -> Result<Box<dyn Engine + 'a>, Failure> {
     if args.cpu {
         return Ok(Box::new(Cpu::new(model)?));
     }
@@ -175,7 +173,9 @@ fn check_sheets(path: &Path, sheets: usize) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("{}: attention is drawn as SVG, to a file that ends in .svg", path.display())));
     }
     if sheets > MOST_SHEETS {
-        return Err(Failure::Usage(format!("--attention draws a sheet for each text, {MOST_SHEETS} at most; there are {sheets}")));
+        return Err(Failure::Usage(format!(
+            "--attention draws a sheet for each text, {MOST_SHEETS} at most; there are {sheets}"
+        )));
     }
     Ok(())
 }
@@ -206,7 +206,7 @@ pub(crate) fn draw(
         source: text.chars().map(String::from).collect(),
         produced: produced.iter().map(|&id| model.target.token(id).to_owned()).collect(),
         title: format!("{text} → {}", model.target.decode(produced)),
-        probability: trace.probability(produced),
+        least_certain: trace.least_certain(produced),
         n_heads: model.config.n_heads,
         layers: &trace.cross_attention,
     })

@@ -84,8 +84,11 @@ impl<'a> Cpu<'a> {
         let mut produced = vec![vec![TargetVocabulary::BOS]; sources.len()];
         for t in 1..=self.steps {
             let y = self.decode(&memory, &produced.concat())?.y;
-            let last: Vec<f32> =
-                y.chunks_exact(t * self.target.d_model).flat_map(|rows| &rows[(t - 1) * self.target.d_model..]).copied().collect();
+            let last: Vec<f32> = y
+                .chunks_exact(t * self.target.d_model)
+                .flat_map(|rows| &rows[(t - 1) * self.target.d_model..])
+                .copied()
+                .collect();
             let next = argmax(&self.logits(&last)?, sources.len(), self.target.vocabulary)?;
             produced.iter_mut().zip(next).for_each(|(ids, id)| ids.push(id));
             if produced.iter().all(|ids| ids.contains(&TargetVocabulary::EOS)) {
@@ -111,8 +114,7 @@ impl Engine for Cpu<'_> {
         let mut translations = Vec::with_capacity(sources.len());
         for shares in shares.chunks(threads) {
             let done: Vec<_> = thread::scope(|scope| {
-                let running: Vec<_> =
-                    shares.iter().map(|share| scope.spawn(|| self.translate_share(share))).collect();
+                let running: Vec<_> = shares.iter().map(|share| scope.spawn(|| self.translate_share(share))).collect();
                 running.into_iter().map(thread::ScopedJoinHandle::join).collect()
             });
             for share in done {

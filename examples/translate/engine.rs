@@ -42,14 +42,15 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// The probability that the model gives to a produced target: the product over its tokens.
-    pub(crate) fn probability(&self, produced: &[u32]) -> f64 {
-        let columns = self.logits.len() / produced.len().max(1);
-        let of_row = |(row, &id): (&[f32], &u32)| {
+    /// Where the model is least certain of a produced target: the place, and the probability that it gives to the token there.
+    pub(crate) fn least_certain(&self, produced: &[u32]) -> Option<(usize, f64)> {
+        let columns = self.logits.len().checked_div(produced.len())?;
+        let probability = |row: &[f32], id: u32| {
             let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let weight = |x: f32| f64::from(x - most).exp();
-            weight(row[id as usize]) / row.iter().copied().map(weight).sum::<f64>()
+            row.get(id as usize).map_or(0.0, |&x| weight(x)) / row.iter().copied().map(weight).sum::<f64>()
         };
-        self.logits.chunks_exact(columns.max(1)).zip(produced).map(of_row).product()
+        let rows = self.logits.chunks_exact(columns.max(1)).zip(produced);
+        rows.map(|(row, &id)| probability(row, id)).enumerate().min_by(|a, b| a.1.total_cmp(&b.1))
     }
 }

@@ -17,8 +17,8 @@ use tileformer::convenience::Gpu;
 use tileformer::kernels::Argmax;
 use tileformer::spec::SEQUENCE_WORDS;
 use tileformer::{
-    AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Layout, Options, Plan, Program, Role, Scratch, Sequences,
-    Tensor, TensorView, Weight,
+    AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Layout, Options, Plan, Program, Role, Scratch,
+    Sequences, Tensor, TensorView, Weight,
 };
 
 use crate::engine::{BATCH, Engine, Result, Trace, padded_over_packed};
@@ -79,7 +79,13 @@ impl Size {
 
     fn source(&self) -> BatchShape {
         let &Self { sequences, source_rows, longest_source, .. } = self;
-        BatchShape { sequences, q_rows: source_rows, longest_q: longest_source, k_rows: source_rows, longest_k: longest_source }
+        BatchShape {
+            sequences,
+            q_rows: source_rows,
+            longest_q: longest_source,
+            k_rows: source_rows,
+            longest_k: longest_source,
+        }
     }
 
     fn target(&self) -> BatchShape {
@@ -149,8 +155,7 @@ impl<'a> OnGpu<'a> {
         let mut b = Builder::new(&self.kernels, "choose");
         let last = b.input("last", Element::F32, self.last_rows(size)?)?;
         let next = b.output("next", Element::U32, Layout::strided(&[size.sequences], &[size.target_rows])?)?;
-        let logits =
-            b.scratch("logits", Element::F32, Layout::contiguous(&[size.sequences, self.model.target.len()])?)?;
+        let logits = b.scratch("logits", Element::F32, Layout::contiguous(&[size.sequences, self.model.target.len()])?)?;
         b.head("target.token_embedding.weight", None, last, logits)?;
         b.argmax("argmax", &Argmax { x: logits, ids: next })?;
         b.finish()
@@ -225,7 +230,22 @@ impl<'a> OnGpu<'a> {
         Ok(Batch { size, source_ids, source_sequences, target_ids, target_sequences, cross_sequences, encode, step, choose })
     }
 
-    /// One batch: four small uploads, one submission, one readback.
+    /// Records the encoder and the first `steps` steps of the decoder, and submits them as one.
+    fn submit(&self, batch: &Batch, steps: usize) {
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        batch.encode.record_in(&mut pass);
+        for choose in &batch.choose[..steps] {
+            batch.step.record_in(&mut pass);
+            choose.record_in(&mut pass);
+        }
+        drop(pass);
+        // The queue is this program's, as it would be an engine's.
+        #[allow(clippy::disallowed_methods)]
+        self.gpu.queue.submit([encoder.finish()]);
+    }
+
+    /// One batch: five small uploads, one submission, one readback.
     fn run(&self, batch: &Batch, sources: &[Vec<u32>]) -> tileformer::Result<Vec<Vec<u32>>> {
         let Size { sequences, source_rows, target_rows, .. } = batch.size;
         let write = |view: &TensorView, words: &[u32]| self.gpu.write(view, bytemuck::cast_slice(words));
@@ -242,17 +262,7 @@ impl<'a> OnGpu<'a> {
         write(&batch.target_sequences, Sequences::padded(&vec![target_rows; sequences], target_rows)?.words())?;
         write(&batch.cross_sequences, padded_over_packed(target_rows, &lengths)?.words())?;
 
-        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        batch.encode.record_in(&mut pass);
-        for choose in &batch.choose {
-            batch.step.record_in(&mut pass);
-            choose.record_in(&mut pass);
-        }
-        drop(pass);
-        // The queue is this program's, as it would be an engine's.
-        #[allow(clippy::disallowed_methods)]
-        self.gpu.queue.submit([encoder.finish()]);
+        self.submit(batch, batch.choose.len());
         let ids = self.gpu.read_u32(&batch.target_ids)?;
         let rows = ids.chunks_exact(target_rows).take(sources.len());
         Ok(rows.map(|row| cut(&row[1..]).to_vec()).collect())
@@ -267,7 +277,11 @@ impl Engine for OnGpu<'_> {
     fn prepare(&mut self, sources: &[Vec<u32>]) -> Result<()> {
         let size = Size::of(sources, self.model.config.max_target);
         if self.batch.as_ref().is_none_or(|batch| !batch.size.holds(&size)) {
-            self.batch = Some(self.make_batch(size)?);
+            let batch = self.make_batch(size)?;
+            // Some drivers compile a pipeline when it first runs: one step over a batch without rows has them all.
+            self.submit(&batch, 1);
+            self.gpu.wait()?;
+            self.batch = Some(batch);
         }
         Ok(())
     }

@@ -22,5 +22,5 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let args = app::Args::parse();
-    app::run(&args, io::stdin().lock(), &mut io::stdout().lock(), &mut io::stderr().lock())
+    app::run(&args, io::stdin().lock(), &mut io::stdout().lock(), &mut io::stderr().lock()).into()
 }

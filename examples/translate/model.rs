@@ -43,8 +43,6 @@ pub(crate) struct Model {
     pub(crate) target: TargetVocabulary,
     /// By the names that the programs bind: `source.token_embedding.weight`, `encoder.layers.0.linear1.bias`, …
     pub(crate) weights: BTreeMap<String, Weight>,
-    /// The share of held-out strings that the trained model translates exactly, as the training script measured it.
-    pub(crate) held_out_exact_match: f64,
 }
 
 impl Model {
@@ -57,7 +55,6 @@ impl Model {
         let config = Config::parse(&serde_json::from_str(entry("config")?)?)?;
         let source = SourceVocabulary::new(serde_json::from_str(entry("source_vocabulary")?)?, config.max_source)?;
         let target = TargetVocabulary::new(serde_json::from_str(entry("target_vocabulary")?)?)?;
-        let held_out_exact_match = entry("held_out_exact_match")?.parse()?;
 
         let mut weights = BTreeMap::new();
         for (name, tensor) in SafeTensors::deserialize(bytes)?.tensors() {
@@ -68,7 +65,7 @@ impl Model {
             let data = sinusoidal_positions(rows, config.d_model, SinusoidOrder::Interleaved)?;
             weights.insert(format!("{name}.position_embedding.weight"), Weight { sizes: vec![rows, config.d_model], data });
         }
-        Ok(Self { config, source, target, weights, held_out_exact_match })
+        Ok(Self { config, source, target, weights })
     }
 
     /// Characters to rows: √d_model · token + position. Its names begin with `source.`.
@@ -106,12 +103,6 @@ impl Model {
     /// How many tokens a translation makes at most: all of the target but `<bos>`.
     pub(crate) fn steps(&self) -> usize {
         self.config.max_target - 1
-    }
-
-    /// How many weights the model has.
-    pub(crate) fn parameters(&self) -> usize {
-        let learned = self.weights.iter().filter(|(name, _)| !name.ends_with("position_embedding.weight"));
-        learned.map(|(_, weight)| weight.data.len()).sum()
     }
 }
 

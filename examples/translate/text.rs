@@ -161,7 +161,9 @@ fn ranges(characters: &str) -> String {
     let mut runs: Vec<(char, char)> = Vec::new();
     for c in sorted {
         match runs.last_mut() {
-            Some((_, last)) if c.is_alphanumeric() && last.is_alphanumeric() && u32::from(c) == u32::from(*last) + 1 => *last = c,
+            Some((_, last)) if c.is_alphanumeric() && last.is_alphanumeric() && u32::from(c) == u32::from(*last) + 1 => {
+                *last = c;
+            }
             _ => runs.push((c, c)),
         }
     }
