@@ -13,11 +13,14 @@ mod gpu;
 mod model;
 #[path = "../examples/translate/plot.rs"]
 mod plot;
+#[path = "../examples/translate/programs.rs"]
+mod programs;
 #[path = "../examples/translate/text.rs"]
 mod text;
 
-use std::fs;
+use std::process::Command;
 use std::sync::OnceLock;
+use std::{env, fs};
 
 use clap::Parser;
 use safetensors::SafeTensors;
@@ -176,7 +179,7 @@ fn attention_sums_to_one_and_is_the_same_on_both() -> Result<()> {
 
 #[test]
 fn sheets_show_both_strings_and_every_head() -> Result<()> {
-    let path = std::env::temp_dir().join(format!("tileformer-attention-{}.svg", std::process::id()));
+    let path = env::temp_dir().join(format!("tileformer-attention-{}.svg", std::process::id()));
     let second = path.with_extension("").display().to_string() + "-2.svg";
     let file = path.display().to_string();
     let (out, notices, code) = run(&["--cpu", "--attention", &file, "Oct. 4, 1957", "4.10.57"], b"");
@@ -229,6 +232,37 @@ fn lines_of_standard_input_run_as_a_batch() {
         out.starts_with("3 May 1979 → 1979-05-03\n12/31/2043 → 2043-12-31\n\nCPU reference: 2 lines, 22 tokens in "),
         "{out}"
     );
+}
+
+#[test]
+fn adapters_are_listed_and_chosen_by_name() -> Result<()> {
+    let name = Gpu::open(&Setup::default())?.info.name;
+    let (out, _, code) = run(&["--list-adapters"], b"");
+    assert!(code == 0 && out.contains(&name), "{out}");
+    let (out, notices, code) = run(&["--adapter", &name.to_uppercase(), "3 May 1979"], b"");
+    assert!(out.starts_with("3 May 1979 → 1979-05-03\n") && out.contains(&name), "{out}{notices}");
+    assert_eq!(code, 0);
+    let (out, notices, code) = run(&["--adapter", "no such adapter", "3 May 1979"], b"");
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert!(notices.contains("no such adapter") && notices.contains(&name), "{notices}");
+    Ok(())
+}
+
+/// Runs itself again where wgpu is told to use a graphics API that it was built without.
+#[test]
+fn without_an_adapter_the_cpu_translates_and_a_notice_says_so() -> Result<()> {
+    const CHILD: &str = "TILEFORMER_TEST_WITHOUT_ADAPTER";
+    if env::var_os(CHILD).is_none() {
+        let mut child = Command::new(env::current_exe()?);
+        child.args(["--exact", "without_an_adapter_the_cpu_translates_and_a_notice_says_so"]);
+        assert!(child.env(CHILD, "1").env("WGPU_BACKEND", "gl").status()?.success());
+        return Ok(());
+    }
+    let (out, notices, code) = run(&["3 May 1979"], b"");
+    assert!(out.starts_with("3 May 1979 → 1979-05-03\n\nCPU reference: 1 line, "), "{out}");
+    assert!(notices.starts_with("notice: translating on the CPU reference: "), "{notices}");
+    assert_eq!(code, 0);
+    Ok(())
 }
 
 #[test]

@@ -14,21 +14,18 @@
 use std::collections::HashMap;
 
 use tileformer::convenience::Gpu;
-use tileformer::kernels::Argmax;
 use tileformer::spec::SEQUENCE_WORDS;
-use tileformer::{
-    AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Layout, Options, Plan, Program, Role, Scratch,
-    Sequences, Tensor, TensorView, Weight,
-};
+use tileformer::{Bindings, Element, Kernels, Layout, Options, Plan, Program, Role, Scratch, Sequences, TensorView, Weight};
 
-use crate::engine::{BATCH, Engine, Result, Trace, padded_over_packed};
+use crate::engine::{Engine, Result, Trace, padded_over_packed};
 use crate::model::Model;
+use crate::programs::{Programs, Size};
 use crate::text::{TargetVocabulary, cut};
 
 /// A model on a device.
 pub(crate) struct OnGpu<'a> {
     gpu: Gpu,
-    kernels: Kernels,
+    programs: Programs<'a>,
     model: &'a Model,
     weights: HashMap<String, Weight>,
     batch: Option<Batch>,
@@ -47,56 +44,6 @@ struct Batch {
     choose: Vec<Plan>,
 }
 
-/// What a batch may reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Size {
-    sequences: usize,
-    /// Source rows of all sequences together.
-    source_rows: usize,
-    longest_source: usize,
-    /// Target rows of each sequence, T.
-    target_rows: usize,
-}
-
-impl Size {
-    /// The size that holds every batch of `sources`.
-    fn of(sources: &[Vec<u32>], target_rows: usize) -> Self {
-        let rows = |batch: &[Vec<u32>]| batch.iter().map(Vec::len).sum();
-        Self {
-            sequences: sources.len().min(BATCH),
-            source_rows: sources.chunks(BATCH).map(rows).max().unwrap_or(0),
-            longest_source: sources.iter().map(Vec::len).max().unwrap_or(0),
-            target_rows,
-        }
-    }
-
-    fn holds(&self, other: &Self) -> bool {
-        self.sequences >= other.sequences
-            && self.source_rows >= other.source_rows
-            && self.longest_source >= other.longest_source
-            && self.target_rows == other.target_rows
-    }
-
-    fn source(&self) -> BatchShape {
-        let &Self { sequences, source_rows, longest_source, .. } = self;
-        BatchShape {
-            sequences,
-            q_rows: source_rows,
-            longest_q: longest_source,
-            k_rows: source_rows,
-            longest_k: longest_source,
-        }
-    }
-
-    fn target(&self) -> BatchShape {
-        BatchShape::padded(self.sequences, self.target_rows)
-    }
-
-    fn cross(&self) -> BatchShape {
-        BatchShape { k_rows: self.source_rows, longest_k: self.longest_source, ..self.target() }
-    }
-}
-
 impl<'a> OnGpu<'a> {
     /// Uploads the model's weights.
     pub(crate) fn new(gpu: Gpu, model: &'a Model) -> Result<Self> {
@@ -105,83 +52,7 @@ impl<'a> OnGpu<'a> {
         for (name, weight) in &model.weights {
             weights.insert(name.clone(), gpu.upload_weight(&weight.sizes, &weight.data)?);
         }
-        Ok(Self { gpu, kernels, model, weights, batch: None })
-    }
-
-    /// Appends source ids -> memory (source_rows, d_model).
-    fn append_encoder(&self, b: &mut Builder, size: &Size, memory: Tensor) -> tileformer::Result<()> {
-        let plain = AttentionOptions::default();
-        let source = b.batch("source.", &plain, self.model.config.n_heads, size.source(), None)?;
-        let x = b.scratch("embedded source", Element::F32, *memory.layout())?;
-        b.embed("source.", &self.model.source_embedding(), &source, x)?;
-        b.encoder("encoder.", &self.model.encoder(), &source, x, false, memory)
-    }
-
-    /// Appends target ids, memory -> y (B · T, d_model); with the attention weights as outputs where `weights` is set.
-    fn append_decoder(
-        &self,
-        b: &mut Builder,
-        size: &Size,
-        memory: Tensor,
-        weights: bool,
-        y: Tensor,
-    ) -> tileformer::Result<()> {
-        let decoder = self.model.decoder();
-        let n_heads = self.model.config.n_heads;
-        let target = b.batch("target.", &decoder.layer.attention.options, n_heads, size.target(), None)?;
-        let cross = b.batch("cross.", &decoder.layer.cross_attention.options, n_heads, size.cross(), None)?;
-        let x = b.scratch("embedded target", Element::F32, *y.layout())?;
-        b.embed("target.", &self.model.target_embedding(), &target, x)?;
-        b.decoder("decoder.", &decoder, [&target, &cross], x, memory, weights, y)
-    }
-
-    fn encode_program(&self, size: &Size) -> tileformer::Result<Program> {
-        let mut b = Builder::new(&self.kernels, "encode");
-        let memory = b.output("memory", Element::F32, self.rows(size.source_rows)?)?;
-        self.append_encoder(&mut b, size, memory)?;
-        b.finish()
-    }
-
-    fn step_program(&self, size: &Size) -> tileformer::Result<Program> {
-        let mut b = Builder::new(&self.kernels, "step");
-        let memory = b.input("memory", Element::F32, self.rows(size.source_rows)?)?;
-        let y = b.output("decoded", Element::F32, self.rows(size.target().q_rows)?)?;
-        self.append_decoder(&mut b, size, memory, false, y)?;
-        b.finish()
-    }
-
-    /// One row of each sequence -> the next id of each; which row and which column is said by the views that are bound.
-    fn choose_program(&self, size: &Size) -> tileformer::Result<Program> {
-        let mut b = Builder::new(&self.kernels, "choose");
-        let last = b.input("last", Element::F32, self.last_rows(size)?)?;
-        let next = b.output("next", Element::U32, Layout::strided(&[size.sequences], &[size.target_rows])?)?;
-        let logits = b.scratch("logits", Element::F32, Layout::contiguous(&[size.sequences, self.model.target.len()])?)?;
-        b.head("target.token_embedding.weight", None, last, logits)?;
-        b.argmax("argmax", &Argmax { x: logits, ids: next })?;
-        b.finish()
-    }
-
-    fn rows(&self, rows: usize) -> tileformer::Result<Layout> {
-        Layout::contiguous(&[rows, self.model.config.d_model])
-    }
-
-    /// Every T-th row: the same one of each sequence.
-    fn last_rows(&self, size: &Size) -> tileformer::Result<Layout> {
-        let d_model = self.model.config.d_model;
-        Layout::strided(&[size.sequences, d_model], &[size.target_rows * d_model, 1])
-    }
-
-    /// Source and target in one program, with the attention weights and the logits of every row.
-    fn trace_program(&self, size: &Size) -> tileformer::Result<Program> {
-        let mut b = Builder::new(&self.kernels, "trace");
-        let memory = b.scratch("memory", Element::F32, self.rows(size.source_rows)?)?;
-        let y = b.scratch("decoded", Element::F32, self.rows(size.target_rows)?)?;
-        let logits = Layout::contiguous(&[size.target_rows, self.model.target.len()])?;
-        let logits = b.output("logits", Element::F32, logits)?;
-        self.append_encoder(&mut b, size, memory)?;
-        self.append_decoder(&mut b, size, memory, true, y)?;
-        b.head("target.token_embedding.weight", None, y, logits)?;
-        b.finish()
+        Ok(Self { gpu, programs: Programs::new(kernels, model), model, weights, batch: None })
     }
 
     /// The program's weights by their names, and these views.
@@ -195,9 +66,9 @@ impl<'a> OnGpu<'a> {
 
     /// Programs, buffers and plans for batches of up to `size`.
     fn make_batch(&self, size: Size) -> tileformer::Result<Batch> {
-        let programs = [self.encode_program(&size)?, self.step_program(&size)?, self.choose_program(&size)?];
-        let [encode, step, choose] = &programs;
-        let scratch = Scratch::shared(&[encode, step, choose])?;
+        let programs = &self.programs;
+        let (encode, step, choose) = (programs.encode(&size)?, programs.step(&size)?, programs.choose(&size)?);
+        let scratch = Scratch::shared(&[&encode, &step, &choose])?;
         let zeros = |element, sizes: &[usize]| self.gpu.zeros(element, sizes);
         let source_ids = zeros(Element::U32, &[size.source_rows])?;
         let target_ids = zeros(Element::U32, &[size.sequences * size.target_rows])?;
@@ -206,11 +77,11 @@ impl<'a> OnGpu<'a> {
             zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?,
             zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?,
         ];
-        let memory = zeros(Element::F32, self.rows(size.source_rows)?.sizes())?;
-        let decoded = zeros(Element::F32, self.rows(size.sequences * size.target_rows)?.sizes())?;
+        let memory = zeros(Element::F32, programs.rows(size.source_rows)?.sizes())?;
+        let decoded = zeros(Element::F32, programs.rows(size.sequences * size.target_rows)?.sizes())?;
 
         let views = [("source.ids", &source_ids), ("source.sequences", &source_sequences), ("memory", &memory)];
-        let encode = encode.bind_with(&self.bindings(encode, &views), &scratch)?;
+        let encode = encode.bind_with(&self.bindings(&encode, &views), &scratch)?;
         let views = [
             ("target.ids", &target_ids),
             ("target.sequences", &target_sequences),
@@ -218,13 +89,13 @@ impl<'a> OnGpu<'a> {
             ("memory", &memory),
             ("decoded", &decoded),
         ];
-        let step = step.bind_with(&self.bindings(step, &views), &scratch)?;
+        let step = step.bind_with(&self.bindings(&step, &views), &scratch)?;
         let choose_at = |t: usize| {
             let first = (t * self.model.config.d_model) as u64;
-            let last = TensorView::new(decoded.buffer(), first, Element::F32, self.last_rows(&size)?)?;
+            let last = TensorView::new(decoded.buffer(), first, Element::F32, programs.last_rows(&size)?)?;
             let column = Layout::strided(&[size.sequences], &[size.target_rows])?;
             let next = TensorView::new(target_ids.buffer(), t as u64 + 1, Element::U32, column)?;
-            choose.bind_with(&self.bindings(choose, &[("last", &last), ("next", &next)]), &scratch)
+            choose.bind_with(&self.bindings(&choose, &[("last", &last), ("next", &next)]), &scratch)
         };
         let choose = (0..self.model.steps()).map(choose_at).collect::<tileformer::Result<_>>()?;
         Ok(Batch { size, source_ids, source_sequences, target_ids, target_sequences, cross_sequences, encode, step, choose })
@@ -298,7 +169,7 @@ impl Engine for OnGpu<'_> {
 
     fn trace(&mut self, source: &[u32], target: &[u32]) -> Result<Trace> {
         let (s, t) = (source.len(), target.len());
-        let program = self.trace_program(&Size { sequences: 1, source_rows: s, longest_source: s, target_rows: t })?;
+        let program = self.programs.trace(&Size { sequences: 1, source_rows: s, longest_source: s, target_rows: t })?;
         let gpu = &self.gpu;
         let sequences = |s: Sequences| gpu.upload_u32(&[1, SEQUENCE_WORDS], s.words());
         let mut bindings = self.bindings(

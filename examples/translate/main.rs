@@ -4,7 +4,7 @@
 //! cargo run --release --example translate -- "the 3rd of May, 1979"
 //! ```
 //!
-//! [`model`] reads the file, [`text`] makes ids of text and back, [`gpu`] and [`cpu`] translate ids, [`plot`] draws what the decoder
+//! [`model`] reads the file, [`text`] makes ids of text and back, [`gpu`] (by [`programs`]) and [`cpu`] translate ids, [`plot`] draws what the decoder
 //! looked at, [`app`] puts them together. `train.py` beside this file trained the model.
 
 mod app;
@@ -13,6 +13,7 @@ mod engine;
 mod gpu;
 mod model;
 mod plot;
+mod programs;
 mod text;
 
 use std::io;
