@@ -26,7 +26,7 @@ const MOST_COMPLAINTS: usize = 10;
 #[derive(Debug, Parser)]
 #[command(name = "translate")]
 pub(crate) struct Args {
-    /// What to translate; without any, the lines of standard input that are not blank. All run as one batch
+    /// What to translate; without any, the lines of standard input that are not blank. They run as one batch, or as batches of 256
     texts: Vec<String>,
     /// Draw the cross-attention of every head of every decoder layer: an SVG file for the first text, FILE-2.svg and so on for more
     #[arg(long, value_name = "FILE.svg")]
