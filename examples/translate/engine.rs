@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use tileformer::{Sequence, Sequences};
+use tileformer::Sequences;
 
 /// Anything that can go wrong while translating.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -27,9 +27,7 @@ pub(crate) trait Engine {
 
 /// `t` target rows of each sequence, over source rows that are packed one behind the other.
 pub(crate) fn padded_over_packed(t: usize, lengths: &[usize]) -> tileformer::Result<Sequences> {
-    let packed = Sequences::packed(lengths)?;
-    let place = |(b, s): (usize, &Sequence)| Sequence { q_start: (b * t) as u32, q_len: t as u32, ..*s };
-    Sequences::new(packed.as_slice().iter().enumerate().map(place).collect())
+    Sequences::padded(&vec![t; lengths.len()], t)?.over(&Sequences::packed(lengths)?)
 }
 
 /// What the model makes of a source and a target that is known.

@@ -11,11 +11,9 @@
 //! Each step decodes all T rows anew, those that have no id yet too: attention is causal, so that they do not reach the rows
 //! before them, and one plan serves all steps. A cache of keys and values would save that work.
 
-use std::collections::HashMap;
-
 use tileformer::convenience::Gpu;
 use tileformer::spec::SEQUENCE_WORDS;
-use tileformer::{Bindings, Element, Kernels, Layout, Options, Plan, Program, Role, Scratch, Sequences, TensorView, Weight};
+use tileformer::{Bindings, Element, Kernels, Layout, Options, Plan, Program, Role, Scratch, Sequences, TensorView};
 
 use crate::engine::{Engine, Result, Trace, padded_over_packed};
 use crate::model::Model;
@@ -27,7 +25,7 @@ pub(crate) struct OnGpu<'a> {
     gpu: Gpu,
     programs: Programs<'a>,
     model: &'a Model,
-    weights: HashMap<String, Weight>,
+    weights: Bindings,
     batch: Option<Batch>,
 }
 
@@ -48,18 +46,16 @@ impl<'a> OnGpu<'a> {
     /// Uploads the model's weights.
     pub(crate) fn new(gpu: Gpu, model: &'a Model) -> Result<Self> {
         let kernels = Kernels::new(&gpu.device, Options::default())?;
-        let mut weights = HashMap::new();
+        let mut weights = Bindings::new();
         for (name, weight) in &model.weights {
-            weights.insert(name.clone(), gpu.upload_weight(&weight.sizes, &weight.data)?);
+            weights.set(name, gpu.upload_weight(&weight.sizes, &weight.data)?);
         }
         Ok(Self { gpu, programs: Programs::new(kernels, model), model, weights, batch: None })
     }
 
     /// The program's weights by their names, and these views.
     fn bindings(&self, program: &Program, views: &[(&str, &TensorView)]) -> Bindings {
-        let needed = program.tensors().filter(|(_, role, ..)| *role == Role::Weight);
-        let mut bindings: Bindings =
-            needed.filter_map(|(name, ..)| Some((name.to_owned(), self.weights.get(name)?.clone()))).collect();
+        let mut bindings = self.weights.known_to(program);
         bindings.extend(views.iter().map(|&(name, view)| (name, view.clone())));
         bindings
     }

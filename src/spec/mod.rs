@@ -295,6 +295,19 @@ impl Sequences {
         Self::new(items)
     }
 
+    /// The queries of this batch over the keys of another: cross-attention of rows that are laid out in different ways.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for another number of sequences.
+    pub fn over(&self, memory: &Self) -> Result<Self> {
+        let (count, found) = (self.items.len(), memory.items.len());
+        if count != found {
+            return Err(Error::option("memory", format!("{count} sequences"), found));
+        }
+        let pair = |(q, k): (&Sequence, &Sequence)| Sequence { k_start: k.k_start, k_len: k.k_len, ..*q };
+        Ok(Self { items: self.items.iter().zip(&memory.items).map(pair).collect() })
+    }
+
     /// The same batch with every sequence's position offset set.
     #[must_use]
     pub fn with_offset(mut self, offset: i32) -> Self {
