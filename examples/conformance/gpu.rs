@@ -50,11 +50,16 @@ impl<'a> Feeds<'a> {
         self
     }
 
-    fn get(&self, name: &str, role: Role) -> Outcome<Feed<'a>> {
+    fn get(&self, name: &str, role: Role, layout: &Layout) -> Outcome<Feed<'a>> {
         match (self.feeds.get(name), self.weights) {
             (Some(feed), _) => Ok(feed.clone()),
             (None, Some((case, prefix))) if role == Role::Weight => {
-                Ok(Feed::F32(case.float(&format!("w.{prefix}{name}"))?.values().into()))
+                let name = format!("w.{prefix}{name}");
+                let weight = case.float(&name)?;
+                if weight.sizes() != layout.sizes() {
+                    return failed(format!("{name}: expected {layout}, found {:?}", weight.sizes()));
+                }
+                Ok(Feed::F32(weight.values().into()))
             }
             _ => failed(format!("{name}: the program reads it, and nothing provides it")),
         }
@@ -91,7 +96,7 @@ impl Session {
         for (name, role, _, layout) in program.tensors() {
             let view = match role {
                 Role::Output => self.gpu.upload_f32(layout.sizes(), &vec![f32::NAN; layout.len()])?,
-                _ => self.upload(layout, feeds.get(name, role)?)?,
+                _ => self.upload(layout, feeds.get(name, role, layout)?)?,
             };
             if role == Role::Output {
                 outputs.push((name, view.clone()));

@@ -2,6 +2,9 @@
 
 use super::judge::{Outcome, failed};
 
+/// The most elements of an array, as of a tensor on the GPU.
+const MAX_ELEMENTS: usize = tileformer::shape::MAX_ELEMENTS as usize;
+
 /// Elements in row-major order with their sizes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Array<T> {
@@ -86,7 +89,8 @@ impl<T: Copy> Array<T> {
     /// Repeated to larger sizes, by numpy's rule: dimensions are aligned at the last, and those of size 1 repeat.
     pub(crate) fn broadcast(&self, sizes: &[usize]) -> Outcome<Self> {
         let aligned = self.clone().with_rank(sizes.len())?;
-        if aligned.sizes.iter().zip(sizes).any(|(&from, &to)| from != to && from != 1) {
+        let repeats = aligned.sizes.iter().zip(sizes).all(|(&from, &to)| from == to || from == 1);
+        if !repeats || count(sizes).is_none() {
             return failed(format!("{:?} does not repeat to {sizes:?}", self.sizes));
         }
         let own = strides(&aligned.sizes).into_iter().zip(&aligned.sizes);
@@ -129,8 +133,8 @@ impl<T: Copy> Array<T> {
         };
         let mut sizes = self.sizes.clone();
         sizes[axis] = missing;
-        let padding = Self { values: vec![fill; sizes.iter().product()], sizes };
-        Self::concat(&[self, &padding], axis)
+        let Some(added) = count(&sizes) else { return failed(format!("{:?} does not fill up to {size}", self.sizes)) };
+        Self::concat(&[self, &Self { sizes, values: vec![fill; added] }], axis)
     }
 
     /// Elements `from .. from + size` of the first dimension.
@@ -202,8 +206,10 @@ pub(crate) fn common_sizes(a: &[usize], b: &[usize]) -> Outcome<Vec<usize>> {
     Ok(common)
 }
 
+/// How many elements sizes make, unless they are too many. Sizes beside a 0 count too, so that no part of them overflows.
 fn count(sizes: &[usize]) -> Option<usize> {
-    sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size))
+    let most = sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size.max(1)).filter(|&n| n <= MAX_ELEMENTS))?;
+    Some(if sizes.contains(&0) { 0 } else { most })
 }
 
 fn strides(sizes: &[usize]) -> Vec<usize> {

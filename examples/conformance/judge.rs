@@ -111,7 +111,7 @@ impl Rule {
 
     /// The worst element of a tensor, or where and why it is not the expected one.
     pub(crate) fn compare(&self, name: &str, found: &Array<f32>, expected: &Array<f32>) -> Outcome<Deviation> {
-        if as_rank_1(found.sizes()) != as_rank_1(expected.sizes()) {
+        if !same_sizes(found.sizes(), expected.sizes()) {
             return failed(format!("{name}: expected {:?}, found {:?}", expected.sizes(), found.sizes()));
         }
         let finite = expected.values().iter().map(|v| f64::from(v.abs())).filter(|v| v.is_finite());
@@ -150,9 +150,10 @@ pub(crate) fn judge(case: &Case, results: &Results) -> Outcome<Deviation> {
     worst.map_or_else(|| failed("no expected output in the file"), Ok)
 }
 
-/// A scalar is stored with no dimension or with one.
-fn as_rank_1(sizes: &[usize]) -> &[usize] {
-    if sizes.is_empty() { &[1] } else { sizes }
+/// Whether sizes agree but for ones: makers of cases store a scalar as one element of one dimension.
+fn same_sizes(a: &[usize], b: &[usize]) -> bool {
+    let larger = |sizes: &[usize]| sizes.iter().copied().filter(|&size| size != 1).collect::<Vec<_>>();
+    larger(a) == larger(b)
 }
 
 /// The index of element `n` in each dimension.

@@ -114,12 +114,12 @@ impl Masks<'_> {
 
 /// An attention mask over (B, NH, T, S).
 fn over_heads<T: Copy>(mask: &Array<T>, [batch, n_heads, queries, keys]: [usize; 4]) -> Outcome<Array<T>> {
+    let heads = batch.saturating_mul(n_heads);
     match *mask.sizes() {
         [t, s] if (t, s) == (queries, keys) => mask.clone().with_rank(4),
-        [n, t, s] if (n, t, s) == (batch * n_heads, queries, keys) => mask.clone().reshape(&[batch, n_heads, t, s]),
+        [n, t, s] if (n, t, s) == (heads, queries, keys) => mask.clone().reshape(&[batch, n_heads, t, s]),
         _ => failed(format!(
-            "attention mask: expected [{queries}, {keys}] or [{}, {queries}, {keys}], found {:?}",
-            batch * n_heads,
+            "attention mask: expected [{queries}, {keys}] or [{heads}, {queries}, {keys}], found {:?}",
             mask.sizes()
         )),
     }
@@ -272,12 +272,13 @@ impl Attention<'_> {
         let d_model = self.spec.d_model;
         let part = |i: usize| {
             let weight = match self.spec.projection {
-                Projection::Stacked => self.case.float("w.in_proj_weight")?.narrow(i * d_model, d_model)?,
+                Projection::Stacked => self.case.float("w.in_proj_weight")?.narrow(d_model.saturating_mul(i), d_model)?,
                 Projection::Separate => {
                     self.case.float(["w.q_proj_weight", "w.k_proj_weight", "w.v_proj_weight"][i])?.clone()
                 }
             };
-            let bias = self.case.optional("w.in_proj_bias")?.map(|b| b.narrow(i * d_model, d_model)).transpose()?;
+            let bias =
+                self.case.optional("w.in_proj_bias")?.map(|b| b.narrow(d_model.saturating_mul(i), d_model)).transpose()?;
             kernels::project(self.session, &self.rows[i], &weight, bias.as_ref())
         };
         Ok([part(0)?, part(1)?, part(2)?])

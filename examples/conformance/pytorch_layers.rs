@@ -101,8 +101,15 @@ impl<'a> Module<'a> {
         if self.has(&format!("{prefix}weight")) { self.norm(&prefix).map(Some) } else { Ok(None) }
     }
 
-    /// A layer, whose weights begin with `prefix`, without any mask.
-    fn layer(&self, prefix: &str) -> Outcome<EncoderLayer> {
+    /// The layer, or that of a stack of `n_layers` under `prefix`, without any mask.
+    fn layer(&self, prefix: &str, n_layers: Option<usize>) -> Outcome<EncoderLayer> {
+        let prefix = match n_layers {
+            None => prefix.to_owned(),
+            Some(n) if n > 0 && self.has(&format!("{prefix}layers.{}.linear1.weight", n - 1)) => {
+                format!("{prefix}layers.0.")
+            }
+            Some(n) => return failed(format!("the file has no {n} layers {prefix}layers")),
+        };
         let attributes = &self.attributes;
         let d_model = attributes.size("d_model")?;
         let attention = MultiHeadAttention {
@@ -122,8 +129,7 @@ impl<'a> Module<'a> {
     /// One encoder layer, or a stack of `n_layers` -> (B, T, C)
     fn encode(&self, prefix: &str, x: &Array<f32>, masks: &Masks<'_>, n_layers: Option<usize>) -> Outcome<Array<f32>> {
         let [batch, rows, _] = x.dims("sequences")?;
-        let first = if n_layers.is_some() { format!("{prefix}layers.0.") } else { prefix.to_owned() };
-        let mut layer = self.layer(&first)?;
+        let mut layer = self.layer(prefix, n_layers)?;
         let visible = masks.visible([batch, layer.attention.n_heads, rows, rows], 0)?;
         layer.attention.options = visible.options();
         let inputs = Inputs { mask: visible.mask_layout()?, ..Inputs::new(BatchShape::padded(batch, rows)) };
@@ -148,8 +154,7 @@ impl<'a> Module<'a> {
         if memories != batch {
             return failed(format!("memory: expected {batch} sequences, found {:?}", memory.sizes()));
         }
-        let first = if n_layers.is_some() { format!("{prefix}layers.0.") } else { prefix.to_owned() };
-        let EncoderLayer { attention, feed_forward, norm, placement } = self.layer(&first)?;
+        let EncoderLayer { attention, feed_forward, norm, placement } = self.layer(prefix, n_layers)?;
         let n_heads = attention.n_heads;
         let own = self.masks("tgt_mask", "tgt_key_padding_mask", "tgt_is_causal")?;
         let own = own.visible([batch, n_heads, queries, queries], 0)?;
