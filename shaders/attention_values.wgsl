@@ -37,7 +37,7 @@ struct Params {
 @group(1) @binding(3) var<storage, read> key_mask: array<u32>;         // (B, S)
 @group(1) @binding(4) var<storage, read_write> out: array<Storage>;    // (q_rows, NH, HS)
 
-// Set once, before the loads.
+// For the loads: set once, from uniform values (a private variable does not count as one itself).
 var<private> batch_index: u32;
 var<private> current: Sequence;
 var<private> probs_first: u32;
@@ -70,11 +70,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let i0 = number % params.tiles_m * TILE_M;
   let d0 = number / params.tiles_m % params.tiles_n * TILE_N;
   let h = number / tiles % params.n_heads;
-  batch_index = number / tiles / params.n_heads;
-  let s = sequence(batch_index, params.longest_q, params.longest_k);
+  let b = number / tiles / params.n_heads;
+  let s = sequence(b, params.longest_q, params.longest_k);
   if i0 >= s.q_len { return; }
+  batch_index = b;
   current = s;
-  probs_first = params.probs_offset + batch_index * params.probs_batch + h * params.probs_head;
+  probs_first = params.probs_offset + b * params.probs_batch + h * params.probs_head;
   v_first = params.v_offset + s.k_start * params.v_row + h / params.heads_per_kv * params.v_head;
 
   var sum: Accumulator;

@@ -4,34 +4,7 @@
 //
 // A workgroup makes TILE_M rows × TILE_N columns of y. Rows and columns past the edge are computed from the last one's data
 // and not stored; only k is tested in the loads. Sums run over k in order, so a row's bits do not depend on the other rows.
-// Loops: k up to d_in. Workgroup memory: shared/tile.wgsl.
-
-struct Params {
-  rows: u32,
-  d_in: u32,
-  d_out: u32,
-  tiles_m: u32,
-  tiles_n: u32,
-  x_row: u32,          // strides
-  weight_row: u32,
-  residual_row: u32,
-  y_row: u32,
-  activation: u32,
-  bias: u32,           // whether bound
-  residual: u32,
-  x_offset: u32,
-  weight_offset: u32,
-  bias_offset: u32,
-  residual_offset: u32,
-  y_offset: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weight: array<Storage>;     // (d_out, d_in)
-@group(0) @binding(2) var<storage, read> bias: array<Storage>;       // (d_out)
-@group(1) @binding(0) var<storage, read> x: array<Storage>;          // (rows, d_in)
-@group(1) @binding(1) var<storage, read> residual: array<Storage>;   // (rows, d_out)
-@group(1) @binding(2) var<storage, read_write> y: array<Storage>;    // (rows, d_out)
+// Loops: k up to d_in. Workgroup memory: shared/tile.wgsl. Parameters, bindings and epilogue: shared/linear.wgsl.
 
 fn x4(m: u32, k: u32) -> vec4<f32> {
   if k >= params.d_in { return vec4<f32>(0.0); }

@@ -4,34 +4,7 @@
 //
 // A workgroup makes ROWS rows × 4 · GROUPS columns of y: K_THREADS threads share four columns, read neighbouring groups of
 // each weight row once for all ROWS rows, and their sums meet in workgroup memory (THREADS · ROWS · 16 bytes).
-// Loops: k up to d_in.
-
-struct Params {
-  rows: u32,
-  d_in: u32,
-  d_out: u32,
-  tiles_m: u32,        // workgroups along rows and columns
-  tiles_n: u32,
-  x_row: u32,          // strides
-  weight_row: u32,
-  residual_row: u32,
-  y_row: u32,
-  activation: u32,
-  bias: u32,           // whether bound
-  residual: u32,
-  x_offset: u32,
-  weight_offset: u32,
-  bias_offset: u32,
-  residual_offset: u32,
-  y_offset: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weight: array<Storage>;     // (d_out, d_in)
-@group(0) @binding(2) var<storage, read> bias: array<Storage>;       // (d_out)
-@group(1) @binding(0) var<storage, read> x: array<Storage>;          // (rows, d_in)
-@group(1) @binding(1) var<storage, read> residual: array<Storage>;   // (rows, d_out)
-@group(1) @binding(2) var<storage, read_write> y: array<Storage>;    // (rows, d_out)
+// Loops: k up to d_in. Parameters, bindings and epilogue: shared/linear.wgsl.
 
 const GROUPS: u32 = THREADS / K_THREADS;
 

@@ -6,9 +6,9 @@ use std::sync::mpsc;
 
 use crate::error::{Error, Result};
 use crate::shape::Layout;
-use crate::spec::check_ids;
+use crate::spec::{SEQUENCE_WORDS, Sequences, check_ids};
 use crate::tensor::{Element, TensorView, Weight};
-use crate::{Plan, Timing, wanted_features, wanted_limits};
+use crate::{Bindings, Plan, Program, Role, Timing, wanted_features, wanted_limits};
 
 /// Uploads go in pieces of at most this many bytes, so that a driver never stages a whole model at once.
 pub const UPLOAD_BYTES: usize = 64 << 20;
@@ -121,6 +121,37 @@ impl Gpu {
     /// As [`Gpu::upload_f32`].
     pub fn upload_weight(&self, sizes: &[usize], data: &[f32]) -> Result<Weight> {
         self.upload_f32(sizes, data).map(Weight::from)
+    }
+
+    /// Uploads every weight of a program from slices that `find` knows by name, with their sizes.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for a weight that `find` does not know and [`Error::Shape`] for one of other sizes, each by name, before
+    /// anything is uploaded; as [`Gpu::upload_f32`].
+    pub fn upload_weights<'a>(
+        &self,
+        program: &Program,
+        find: impl Fn(&str) -> Option<(&'a [usize], &'a [f32])>,
+    ) -> Result<Bindings> {
+        let mut found = Vec::new();
+        for (name, _, _, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Weight) {
+            let Some((sizes, data)) = find(name) else {
+                return Err(Error::Missing { tensor: name.to_owned(), expected: layout.to_string() });
+            };
+            if sizes != layout.sizes() {
+                return Err(Error::shape(name, layout, format!("{sizes:?}")));
+            }
+            found.push((name, sizes, data));
+        }
+        found.into_iter().map(|(name, sizes, data)| Ok((name, self.upload_weight(sizes, data)?))).collect()
+    }
+
+    /// Uploads a batch's sequences.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_f32`].
+    pub fn upload_sequences(&self, sequences: &Sequences) -> Result<TensorView> {
+        self.upload_u32(&[sequences.as_slice().len(), SEQUENCE_WORDS], sequences.words())
     }
 
     /// A new contiguous tensor of zeros.

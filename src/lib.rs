@@ -1,5 +1,7 @@
-//! Transformer encoder and decoder layers as hand-written WGSL compute kernels, recorded into your own `wgpu` command encoder.
+#![doc = include_str!("../README.md")]
 
+mod bindings;
+mod builder;
 #[cfg(feature = "convenience")]
 pub mod convenience;
 pub mod error;
@@ -9,16 +11,26 @@ mod pipeline;
 mod plan;
 mod program;
 pub mod reference;
+mod scratch;
 pub mod shape;
 pub mod spec;
 pub mod tensor;
+mod timing;
 mod tuning;
+mod variant;
+mod warm_up;
 
+pub use bindings::Bindings;
+pub use builder::Builder;
 pub use error::{Error, Result};
-pub use pipeline::{Kernels, Options, Progress, Variant, WarmUp, wanted_features, wanted_limits};
-pub use plan::{Bindings, Plan, Scratch, Timing};
-pub use program::{Builder, Dispatch, Program, Role, Tensor};
+pub use pipeline::{Kernels, Options, wanted_features, wanted_limits};
+pub use plan::Plan;
+pub use program::{Dispatch, Program, Role, Tensor};
+pub use scratch::Scratch;
 pub use shape::Layout;
 pub use spec::{Activation, AttentionOptions, BatchShape, Mask, Sequence, Sequences, SinusoidOrder};
 pub use tensor::{Element, TensorView, Weight};
+pub use timing::Timing;
+pub use variant::Variant;
+pub use warm_up::{Progress, WarmUp};
 pub use wgpu;

@@ -7,179 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
-use crate::tuning::{Class, Lanes};
+use crate::variant::Variant;
 
 /// The grid's x dimension where one line of workgroups is folded over two: the largest that every device has.
 pub(crate) const GRID_FOLD: u32 = 65_535;
-
-/// One binding of a kernel.
-#[derive(Debug)]
-pub(crate) struct Binding {
-    /// The variable's name in WGSL.
-    pub(crate) name: &'static str,
-    /// 0 for weights, 1 for activations.
-    pub(crate) group: u32,
-    pub(crate) binding: u32,
-    pub(crate) writes: bool,
-    /// Whether it is loaded in groups of [`Lanes`], and so must be aligned as they are.
-    pub(crate) grouped: bool,
-    /// Where the element offset stands in the parameters, in bytes.
-    pub(crate) offset_at: usize,
-    /// Bit of [`Variant::outputs`] that must be set for the binding to exist; 0 for always.
-    pub(crate) output: u8,
-}
-
-impl Binding {
-    /// An `f32` input, loaded in groups.
-    pub(crate) const fn read(name: &'static str, group: u32, binding: u32, offset_at: usize) -> Self {
-        Self { name, group, binding, writes: false, grouped: true, offset_at, output: 0 }
-    }
-
-    /// An output, stored in groups.
-    pub(crate) const fn write(name: &'static str, binding: u32, offset_at: usize) -> Self {
-        Self { writes: true, ..Self::read(name, 1, binding, offset_at) }
-    }
-
-    /// The same binding, element by element.
-    pub(crate) const fn single(self) -> Self {
-        Self { grouped: false, ..self }
-    }
-
-    /// The same binding, there only where bit `output` of the variant's outputs is set.
-    pub(crate) const fn optional(self, output: u8) -> Self {
-        Self { output, ..self }
-    }
-}
-
-/// A file under `shaders/`, in the binary and by its path.
-#[derive(Debug)]
-pub(crate) struct Source {
-    pub(crate) path: &'static str,
-    pub(crate) text: &'static str,
-}
-
-/// Names a WGSL file under `shaders/`.
-macro_rules! wgsl {
-    ($path:literal) => {
-        $crate::pipeline::Source { path: $path, text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)) }
-    };
-}
-pub(crate) use wgsl;
-
-pub(crate) const STORAGE: [Source; 2] = [wgsl!("shared/storage_f32.wgsl"), wgsl!("shared/storage_f32x4.wgsl")];
-pub(crate) const GRID: Source = wgsl!("shared/grid.wgsl");
-pub(crate) const TILE: Source = wgsl!("shared/tile.wgsl");
-pub(crate) const ROWS: Source = wgsl!("shared/rows.wgsl");
-pub(crate) const ACTIVATE: Source = wgsl!("shared/activate.wgsl");
-pub(crate) const ATTENTION: Source = wgsl!("shared/attention.wgsl");
-pub(crate) const SCORES: Source = wgsl!("shared/scores.wgsl");
-
-/// What a kernel is to the host: its name, its WGSL, its bindings and the layout of its parameters.
-#[derive(Debug)]
-pub(crate) struct Kernel {
-    pub(crate) name: &'static str,
-    pub(crate) shared: &'static [&'static Source],
-    /// Parts that an output bit chooses: without it, with it.
-    pub(crate) parts: &'static [(u8, Source, Source)],
-    pub(crate) source: Source,
-    pub(crate) bindings: &'static [Binding],
-    pub(crate) params_size: usize,
-    /// Names and byte offsets of the parameters, for the test that compares them with WGSL's.
-    #[cfg_attr(not(test), allow(dead_code))]
-    pub(crate) params_fields: &'static [(&'static str, usize)],
-}
-
-/// One compiled form of a kernel: what specialises its shader. All else is in the parameters.
-#[derive(Clone, Copy)]
-pub struct Variant {
-    pub(crate) kernel: &'static Kernel,
-    pub(crate) class: &'static Class,
-    pub(crate) lanes: Lanes,
-    /// Optional outputs that are bound, a bit each.
-    pub(crate) outputs: u8,
-}
-
-impl Variant {
-    fn key(&self) -> (&'static str, &'static str, Lanes, u8) {
-        (self.kernel.name, self.class.name, self.lanes, self.outputs)
-    }
-
-    /// Kernel, storage, tile and outputs, as in `linear.f32x4.64x64x16`.
-    #[must_use]
-    pub fn name(&self) -> String {
-        let outputs = if self.outputs == 0 { String::new() } else { format!(".outputs{}", self.outputs) };
-        format!("{}.{}.{}{outputs}", self.kernel.name, self.lanes.name(), self.class.name)
-    }
-
-    /// The complete WGSL: a header of constants, the storage type, the shared parts, the kernel.
-    ///
-    /// With `TILEFORMER_SHADERS=DIR` in the environment, builds with debug assertions or the feature `live-shaders` read the
-    /// files from `DIR` instead of the ones compiled in.
-    #[must_use]
-    pub fn source(&self) -> String {
-        let mut text = format!("// {}\n\nconst GRID_FOLD: u32 = {GRID_FOLD}u;\n", self.name());
-        for (name, value) in self.class.constants {
-            text += &format!("const {name}: u32 = {value}u;\n");
-        }
-        let mut add = |source: &Source| {
-            text += "\n";
-            text += &live_text(source);
-        };
-        add(&STORAGE[usize::from(self.lanes == Lanes::Four)]);
-        add(&GRID);
-        self.kernel.shared.iter().for_each(|s| add(s));
-        for (bit, without, with) in self.kernel.parts {
-            add(if self.outputs & bit == 0 { without } else { with });
-        }
-        add(&self.kernel.source);
-        text
-    }
-
-    /// The bindings that this variant has.
-    pub(crate) fn bindings(&self) -> impl Iterator<Item = &'static Binding> + use<> {
-        let outputs = self.outputs;
-        self.kernel.bindings.iter().filter(move |b| b.output == 0 || b.output & outputs != 0)
-    }
-
-    /// Storage buffers that one stage binds.
-    #[must_use]
-    pub fn storage_buffers(&self) -> usize {
-        self.bindings().count()
-    }
-}
-
-impl PartialEq for Variant {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for Variant {}
-
-impl std::hash::Hash for Variant {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.key().hash(state);
-    }
-}
-
-impl fmt::Debug for Variant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name())
-    }
-}
-
-#[cfg(any(debug_assertions, feature = "live-shaders"))]
-fn live_text(source: &Source) -> std::borrow::Cow<'static, str> {
-    match std::env::var_os("TILEFORMER_SHADERS").map(|dir| std::path::Path::new(&dir).join(source.path)) {
-        Some(path) => std::fs::read_to_string(path).map_or(source.text.into(), Into::into),
-        None => source.text.into(),
-    }
-}
-
-#[cfg(not(any(debug_assertions, feature = "live-shaders")))]
-fn live_text(source: &Source) -> &'static str {
-    source.text
-}
 
 /// What holds for a whole device.
 #[derive(Clone, Debug, Default)]
@@ -307,7 +138,7 @@ impl Kernels {
         &self.inner.nothing
     }
 
-    fn pipelines(&self) -> MutexGuard<'_, HashMap<Variant, Pipeline>> {
+    pub(crate) fn pipelines(&self) -> MutexGuard<'_, HashMap<Variant, Pipeline>> {
         // A panic elsewhere leaves the map as it was: entries are inserted whole.
         self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -325,7 +156,7 @@ impl Kernels {
         Ok(pipeline)
     }
 
-    fn compile(&self, variant: &Variant) -> Compile<impl Future<Output = Option<String>> + use<>> {
+    pub(crate) fn compile(&self, variant: &Variant) -> Compile<impl Future<Output = Option<String>> + use<>> {
         let device = &self.inner.device;
         let name = variant.name();
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -362,32 +193,12 @@ impl Kernels {
         let check = async move { failure.await.map(|e| e.to_string()) };
         Compile { pipeline: Pipeline { pipeline, groups }, check }
     }
-
-    /// Compiles `variants` one step at a time, so that nothing freezes; take them from [`Program::variants`](crate::Program::variants).
-    ///
-    /// ```no_run
-    /// # async fn f(kernels: &tileformer::Kernels, program: &tileformer::Program) -> tileformer::Result<()> {
-    /// let mut warm_up = kernels.warm_up(program.variants());
-    /// while let Some(progress) = warm_up.step().await? {
-    ///     println!("{} of {}: {}", progress.done, progress.total, progress.variant);
-    /// }
-    /// # Ok(()) }
-    /// ```
-    #[must_use]
-    pub fn warm_up(&self, variants: impl IntoIterator<Item = Variant>) -> WarmUp {
-        let mut waiting: Vec<Variant> = Vec::new();
-        for variant in variants {
-            if !waiting.contains(&variant) {
-                waiting.push(variant);
-            }
-        }
-        WarmUp { kernels: self.clone(), waiting, done: 0 }
-    }
 }
 
-struct Compile<F> {
-    pipeline: Pipeline,
-    check: F,
+/// A pipeline, and what its error scopes will say.
+pub(crate) struct Compile<F> {
+    pub(crate) pipeline: Pipeline,
+    pub(crate) check: F,
 }
 
 fn uniform_entry() -> wgpu::BindGroupLayoutEntry {
@@ -423,43 +234,5 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
         Poll::Pending => None,
-    }
-}
-
-/// Compilation ahead of use, one variant a step: see [`Kernels::warm_up`].
-#[derive(Debug)]
-pub struct WarmUp {
-    kernels: Kernels,
-    waiting: Vec<Variant>,
-    done: usize,
-}
-
-/// How far a warm-up is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Variants that are compiled.
-    pub done: usize,
-    /// Variants in all.
-    pub total: usize,
-    /// The one that this step compiled.
-    pub variant: String,
-}
-
-impl WarmUp {
-    /// Compiles the next variant; `None` when all are.
-    ///
-    /// # Errors
-    /// [`Error::Compile`] with what the device said. The next step goes on with the next variant.
-    pub async fn step(&mut self) -> Result<Option<Progress>> {
-        let Some(variant) = self.waiting.get(self.done).copied() else { return Ok(None) };
-        self.done += 1;
-        if !self.kernels.pipelines().contains_key(&variant) {
-            let compile = self.kernels.compile(&variant);
-            if let Some(message) = compile.check.await {
-                return Err(Error::Compile { variant: variant.name(), message });
-            }
-            self.kernels.pipelines().insert(variant, compile.pipeline);
-        }
-        Ok(Some(Progress { done: self.done, total: self.waiting.len(), variant: variant.name() }))
     }
 }

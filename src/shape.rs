@@ -33,7 +33,7 @@ impl Layout {
     /// A layout without gaps, the last dimension innermost.
     ///
     /// # Errors
-    /// [`Error::Option`] for no dimension or more than [`MAX_RANK`], a dimension of size 0, or [`MAX_ELEMENTS`] and more.
+    /// [`Error::Option`] for no dimension or more than [`MAX_RANK`], a dimension of size 0, or more than [`MAX_ELEMENTS`].
     pub fn contiguous(sizes: &[usize]) -> Result<Self> {
         Self::strided(sizes, dense_strides(sizes).get(..sizes.len()).unwrap_or_default())
     }
@@ -56,7 +56,8 @@ impl Layout {
         layout.sizes[..sizes.len()].copy_from_slice(sizes);
         layout.strides[..sizes.len()].copy_from_slice(strides);
         let extent = layout.checked_extent().unwrap_or(u64::MAX);
-        if extent > MAX_ELEMENTS {
+        let addressed = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64)).unwrap_or(u64::MAX);
+        if extent.max(addressed) > MAX_ELEMENTS {
             return Err(Error::option("layout", format!("at most {MAX_ELEMENTS} elements"), layout));
         }
         Ok(layout)
@@ -177,5 +178,6 @@ mod tests {
         let error = Layout::contiguous(&[1 << 20, 1 << 20]).expect_err("2^40 elements");
         assert!(error.to_string().contains("[1048576, 1048576]"), "{error}");
         assert!(Layout::strided(&[2, 2], &[usize::MAX, 1]).is_err());
+        assert!(Layout::strided(&[1 << 20, 1 << 20], &[0, 0]).is_err(), "few elements, addressed too often");
     }
 }

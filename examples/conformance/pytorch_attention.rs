@@ -227,8 +227,11 @@ impl Attention<'_> {
         let spec = MultiHeadAttention { options: visible.options(), ..self.spec.clone() };
         let shape = BatchShape::cross(batch, queries, keys);
         let inputs = Inputs { mask: visible.mask_layout()?, ..Inputs::new(shape).with_weights() };
-        let cross = key != query || value != query;
-        let program = spec.program(self.session.kernels(), &inputs, cross)?;
+        let kernels = self.session.kernels();
+        let program = match key == query && value == query {
+            true => spec.program(kernels, &inputs)?,
+            false => spec.cross_program(kernels, &inputs)?,
+        };
         let mut feeds = Feeds::with_weights(self.case, "");
         feeds.f32("x", query).f32("memory_k", key).f32("memory_v", value);
         visible.feed(&mut feeds, "");

@@ -1,12 +1,13 @@
 //! `activation`: y = activation(x), element by element.
 
 use super::quads;
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{ACTIVATE, Binding, Kernel, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::spec::Activation;
 use crate::tensor::Element;
 use crate::tuning::FLAT;
+use crate::variant::{ACTIVATE, Binding, Kernel, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {

@@ -1,13 +1,13 @@
 //! `additive_scores`: finished scores of vᵀ tanh(q + k).
 
-use super::attention_scores::{STORE_SCORES, ScoresShape};
 use super::quads;
-use super::visibility::{Attention, Visibility};
+use super::visibility::{Attention, STORE_SCORES, ScoresShape, Visibility};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{ACTIVATE, ATTENTION, Binding, Kernel, SCORES, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::tensor::Element;
 use crate::tuning::FLAT;
+use crate::variant::{ACTIVATE, ATTENTION, Binding, Kernel, SCORES, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -56,7 +56,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// scores[b, h, i, j] from Σ_d vector[h, d] · tanh(q[i, h, d] + k[j, h, d]), then as
+/// `scores[b, h, i, j]` from Σ over d of `vector[h, d] · tanh(q[i, h, d] + k[j, h, d])`, then as
 /// [`AttentionScores`](super::AttentionScores): the additive score of Bahdanau et al., arXiv 1409.0473, with q and k already
 /// projected.
 #[derive(Clone, Debug)]

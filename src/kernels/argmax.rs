@@ -1,11 +1,12 @@
 //! `argmax`: the column of each row's largest element.
 
 use super::quads;
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{Binding, Kernel, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::tensor::Element;
 use crate::tuning;
+use crate::variant::{Binding, Kernel, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -32,7 +33,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// ids[row] = the column of the row's largest element, the lowest of several. NaN is never chosen; a row of nothing else gives 0.
+/// `ids[row]` = the column of the row's largest element, the lowest of several. NaN is never chosen; a row of nothing else gives 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Argmax {
     /// (rows, columns)

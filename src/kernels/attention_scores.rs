@@ -1,12 +1,12 @@
 //! `attention_scores`: the finished scores of all queries and keys.
 
 use super::quads;
-use super::visibility::{Attention, Visibility};
-use crate::error::{Error, Result};
-use crate::pipeline::{ATTENTION, Binding, Kernel, SCORES, Source, TILE, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
-use crate::tensor::Element;
+use super::visibility::{Attention, STORE_SCORES, ScoresShape, Visibility};
+use crate::builder::{Builder, Launch};
+use crate::error::Result;
+use crate::program::{Tensor, params};
 use crate::tuning;
+use crate::variant::{ATTENTION, Binding, Kernel, SCORES, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -35,8 +35,6 @@ params! {
     }
 }
 
-pub(super) const STORE_SCORES: Source = wgsl!("shared/store_scores.wgsl");
-
 const OPTIONS: usize = offset_of!(Params, attention);
 
 pub(super) static KERNEL: Kernel = Kernel {
@@ -56,7 +54,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// scores[b, h, i, j] = the finished score of query i and key j, −∞ where the key is hidden from the query.
+/// `scores[b, h, i, j]` = the finished score of query i and key j, −∞ where the key is hidden from the query.
 #[derive(Clone, Debug)]
 pub struct AttentionScores {
     /// (q_rows, NH, HS)
@@ -114,52 +112,4 @@ impl Builder {
             bytes: None,
         })
     }
-}
-
-/// The sizes of q, k and scores, once they are known to fit each other.
-pub(super) struct ScoresShape {
-    pub(super) batch: usize,
-    pub(super) n_heads: usize,
-    pub(super) n_kv_heads: usize,
-    pub(super) head_size: usize,
-    pub(super) longest_q: usize,
-    pub(super) longest_k: usize,
-}
-
-impl ScoresShape {
-    pub(super) fn check(builder: &Builder, q: Tensor, k: Tensor, scores: Tensor, visibility: &Visibility) -> Result<Self> {
-        let &[batch, n_heads, longest_q, longest_k] = scores.layout().sizes() else {
-            return Err(Error::shape("scores", "(B, NH, T, S)", scores.layout()));
-        };
-        builder.expect("scores", scores, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
-        let &[q_rows, _, head_size] = q.layout().sizes() else {
-            return Err(Error::shape("q", "(q_rows, NH, HS)", q.layout()));
-        };
-        let &[k_rows, n_kv_heads, _] = k.layout().sizes() else {
-            return Err(Error::shape("k", "(k_rows, NH_kv, HS)", k.layout()));
-        };
-        builder.expect("q", q, Element::F32, &[q_rows, n_heads, head_size])?;
-        builder.expect("k", k, Element::F32, &[k_rows, n_kv_heads, head_size])?;
-        heads_divide(n_heads, n_kv_heads)?;
-        rows_fit("q", visibility, q_rows, batch, longest_q)?;
-        rows_fit("k", visibility, k_rows, batch, longest_k)?;
-        visibility.check(builder, [batch, n_heads, longest_q, longest_k])?;
-        Ok(Self { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k })
-    }
-}
-
-pub(super) fn heads_divide(n_heads: usize, n_kv_heads: usize) -> Result<()> {
-    if n_heads.is_multiple_of(n_kv_heads) {
-        Ok(())
-    } else {
-        Err(Error::option("n_kv_heads", format!("a divisor of n_heads, {n_heads}"), n_kv_heads))
-    }
-}
-
-/// Without sequences the rows of all B sequences must be there.
-pub(super) fn rows_fit(name: &str, visibility: &Visibility, rows: usize, batch: usize, longest: usize) -> Result<()> {
-    if visibility.sequences.is_none() && rows < batch * longest {
-        return Err(Error::shape(name, format!("{batch} · {longest} rows, or sequences"), format!("{rows} rows")));
-    }
-    Ok(())
 }

@@ -1,14 +1,14 @@
 //! `attention_values`: out = probs · v.
 
-use super::attention_scores::{heads_divide, rows_fit};
 use super::quads;
-use super::visibility::{Attention, Visibility};
+use super::visibility::{Attention, Visibility, heads_divide, rows_fit};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{ATTENTION, Binding, Kernel, TILE, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::spec::AttentionOptions;
 use crate::tensor::Element;
 use crate::tuning;
+use crate::variant::{ATTENTION, Binding, Kernel, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -55,7 +55,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// out[i, h] = Σ_j probs[b, h, i, j] · v[j, h]. Keys past the length or hidden by the key mask never reach it, whatever they hold.
+/// `out[i, h]` = Σ over j of `probs[b, h, i, j] · v[j, h]`. Keys past the length or hidden by the key mask never reach it, whatever they hold.
 #[derive(Clone, Debug)]
 pub struct AttentionValues {
     /// (B, NH, T, S)

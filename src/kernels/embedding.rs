@@ -1,12 +1,13 @@
 //! `embedding`: scale · token + position + segment, and positions added to rows.
 
 use super::{quads, stride};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{Binding, Kernel, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::spec::SEQUENCE_WORDS;
 use crate::tensor::Element;
 use crate::tuning::FLAT;
+use crate::variant::{Binding, Kernel, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -63,7 +64,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// y[row] = scale · token[ids[row]] + position[p] + segment[segment_ids[row]] + add[row], each part optional.
+/// `y[row] = scale · token[ids[row]] + position[p] + segment[segment_ids[row]] + add[row]`, each part optional.
 ///
 /// The position p of a row is its place in its sequence plus the sequence's offset plus `first_position`. An id, position or
 /// segment outside its table gives a row of zeros.
@@ -88,7 +89,7 @@ pub struct EmbeddingRows {
 }
 
 impl EmbeddingRows {
-    /// y[row] = token[ids[row]].
+    /// `y[row] = token[ids[row]]`.
     #[must_use]
     pub fn new(ids: Tensor, token: Tensor, y: Tensor) -> Self {
         Self { tokens: Some((ids, token)), ..Self::adding(y) }

@@ -1,12 +1,13 @@
 //! `layer_norm`: y = (s − mean) / √(variance + eps) · weight + bias, s = x + residual.
 
 use super::{quads, stride};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{Binding, Kernel, ROWS, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::spec::layers::Norm;
 use crate::tensor::Element;
 use crate::tuning;
+use crate::variant::{Binding, Kernel, ROWS, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {

@@ -1,12 +1,13 @@
-//! `linear`: y = activation(x · Wᵀ + bias) + residual.
+//! `linear` and `linear_few`: y = activation(x · Wᵀ + bias) + residual, as tiles or for a few rows.
 
-use super::{linear_few, quads, stride};
+use super::{quads, stride};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{ACTIVATE, Binding, Kernel, Source, TILE, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::spec::Activation;
 use crate::tensor::Element;
 use crate::tuning;
+use crate::variant::{ACTIVATE, Binding, Kernel, Source, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -31,10 +32,10 @@ params! {
     }
 }
 
-pub(super) const EPILOGUE: Source = wgsl!("shared/linear_epilogue.wgsl");
+const COMMON: Source = wgsl!("shared/linear.wgsl");
 
-/// The bindings of both forms of the kernel.
-pub(super) const BINDINGS: &[Binding] = &[
+/// The bindings of both forms.
+const BINDINGS: &[Binding] = &[
     Binding::read("weight", 0, 1, offset_of!(Params, weight_offset)),
     Binding::read("bias", 0, 2, offset_of!(Params, bias_offset)),
     Binding::read("x", 1, 0, offset_of!(Params, x_offset)),
@@ -44,13 +45,16 @@ pub(super) const BINDINGS: &[Binding] = &[
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear",
-    shared: &[&TILE, &ACTIVATE, &EPILOGUE],
+    shared: &[&TILE, &ACTIVATE, &COMMON],
     parts: &[],
     source: wgsl!("linear.wgsl"),
     bindings: BINDINGS,
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
 };
+
+pub(super) static KERNEL_FEW: Kernel =
+    Kernel { name: "linear_few", shared: &[&ACTIVATE, &COMMON], source: wgsl!("linear_few.wgsl"), ..KERNEL };
 
 /// y = activation(x · Wᵀ + bias) + residual, everything in one dispatch.
 #[derive(Clone, Copy, Debug)]
@@ -127,7 +131,7 @@ impl Builder {
         let (kernel, class, tile_m, tile_n) = match tuning::few(rows, invariant) {
             Some(class) => {
                 let columns = 4 * class.get("THREADS") / class.get("K_THREADS");
-                (&linear_few::KERNEL, class, class.get("ROWS"), columns)
+                (&KERNEL_FEW, class, class.get("ROWS"), columns)
             }
             None => {
                 let class = tuning::tile(rows, d_out, invariant);

@@ -2,12 +2,13 @@
 
 use super::quads;
 use super::visibility::{Attention, Visibility};
+use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
-use crate::pipeline::{ATTENTION, Binding, Kernel, ROWS, SCORES, Variant, wgsl};
-use crate::program::{Builder, Launch, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::spec::AttentionOptions;
 use crate::tensor::Element;
 use crate::tuning;
+use crate::variant::{ATTENTION, Binding, Kernel, ROWS, SCORES, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {

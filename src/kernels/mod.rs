@@ -12,7 +12,6 @@ mod attention_values;
 mod embedding;
 mod layer_norm;
 mod linear;
-mod linear_few;
 mod masked_softmax;
 mod visibility;
 
@@ -27,14 +26,14 @@ pub use linear::Linear;
 pub use masked_softmax::MaskedSoftmax;
 pub use visibility::Visibility;
 
-use crate::pipeline::{Kernel, Variant};
 use crate::program::Tensor;
 use crate::tuning::{Class, FEW_1, FEW_4, FLAT, Lanes, ROWS_LONG, ROWS_SHORT, TILE_32, TILE_64};
+use crate::variant::{Kernel, Variant};
 
 /// Every kernel with the classes that it comes in and the number of its optional outputs.
 static KERNELS: &[(&Kernel, &[&Class], u8)] = &[
     (&linear::KERNEL, &[&TILE_64, &TILE_32], 0),
-    (&linear_few::KERNEL, &[&FEW_4, &FEW_1], 0),
+    (&linear::KERNEL_FEW, &[&FEW_4, &FEW_1], 0),
     (&activation::KERNEL, &[&FLAT], 0),
     (&attention_scores::KERNEL, &[&TILE_64, &TILE_32], 0),
     (&additive_scores::KERNEL, &[&FLAT], 0),

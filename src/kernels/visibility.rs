@@ -1,11 +1,13 @@
 //! What the attention kernels share on the host: options, masks and sequences.
 
 use super::stride;
+use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::program::{Builder, Tensor, params};
+use crate::program::{Tensor, params};
 use crate::shape::MAX_RANK;
 use crate::spec::{AttentionOptions, MAX_SLOPES, Mask, SEQUENCE_WORDS};
 use crate::tensor::Element;
+use crate::variant::{Source, wgsl};
 
 params! {
     /// The options as `Attention` in WGSL has them.
@@ -29,6 +31,9 @@ params! {
         slopes: [[f32; 4]; MAX_SLOPES / 4],
     }
 }
+
+/// How both kinds of scores are finished and stored.
+pub(super) const STORE_SCORES: Source = wgsl!("shared/store_scores.wgsl");
 
 const CAUSAL: u32 = 1;
 const KEY_MASK: u32 = 2;
@@ -133,4 +138,52 @@ fn broadcast(builder: &Builder, name: &str, tensor: Tensor, element: Element, si
         return Err(Error::shape(name, expected, tensor.layout()));
     }
     builder.expect(name, tensor, element, found)
+}
+
+/// The sizes of q, k and scores, once they are known to fit each other.
+pub(super) struct ScoresShape {
+    pub(super) batch: usize,
+    pub(super) n_heads: usize,
+    pub(super) n_kv_heads: usize,
+    pub(super) head_size: usize,
+    pub(super) longest_q: usize,
+    pub(super) longest_k: usize,
+}
+
+impl ScoresShape {
+    pub(super) fn check(builder: &Builder, q: Tensor, k: Tensor, scores: Tensor, visibility: &Visibility) -> Result<Self> {
+        let &[batch, n_heads, longest_q, longest_k] = scores.layout().sizes() else {
+            return Err(Error::shape("scores", "(B, NH, T, S)", scores.layout()));
+        };
+        builder.expect("scores", scores, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
+        let &[q_rows, _, head_size] = q.layout().sizes() else {
+            return Err(Error::shape("q", "(q_rows, NH, HS)", q.layout()));
+        };
+        let &[k_rows, n_kv_heads, _] = k.layout().sizes() else {
+            return Err(Error::shape("k", "(k_rows, NH_kv, HS)", k.layout()));
+        };
+        builder.expect("q", q, Element::F32, &[q_rows, n_heads, head_size])?;
+        builder.expect("k", k, Element::F32, &[k_rows, n_kv_heads, head_size])?;
+        heads_divide(n_heads, n_kv_heads)?;
+        rows_fit("q", visibility, q_rows, batch, longest_q)?;
+        rows_fit("k", visibility, k_rows, batch, longest_k)?;
+        visibility.check(builder, [batch, n_heads, longest_q, longest_k])?;
+        Ok(Self { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k })
+    }
+}
+
+pub(super) fn heads_divide(n_heads: usize, n_kv_heads: usize) -> Result<()> {
+    if n_heads.is_multiple_of(n_kv_heads) {
+        Ok(())
+    } else {
+        Err(Error::option("n_kv_heads", format!("a divisor of n_heads, {n_heads}"), n_kv_heads))
+    }
+}
+
+/// Without sequences the rows of all B sequences must be there.
+pub(super) fn rows_fit(name: &str, visibility: &Visibility, rows: usize, batch: usize, longest: usize) -> Result<()> {
+    if visibility.sequences.is_none() && rows < batch * longest {
+        return Err(Error::shape(name, format!("{batch} · {longest} rows, or sequences"), format!("{rows} rows")));
+    }
+    Ok(())
 }

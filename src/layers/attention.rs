@@ -1,10 +1,11 @@
 //! Multi-head attention.
 
-use super::Batch;
+use super::{Batch, Inputs};
+use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::kernels::{AdditiveScores, AttentionScores, AttentionValues, Linear, MaskedSoftmax, Visibility};
 use crate::pipeline::Kernels;
-use crate::program::{Builder, Program, Tensor};
+use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::AttentionOptions;
 use crate::spec::layers::{MultiHeadAttention, Projection, Score};
@@ -42,24 +43,38 @@ impl AttentionRows {
 }
 
 impl MultiHeadAttention {
-    /// The attention as a program of its own: `x` (and `memory_k`, `memory_v` where `cross`) to `y`; names as in
-    /// [`crate::layers`], weights without a prefix.
+    /// Self-attention as a program of its own: `x` to `y`; names as in [`crate::layers`], weights without a prefix.
     ///
     /// # Errors
     /// As [`MultiHeadAttention::check`]; [`Error::Limit`] for scores that exceed a binding.
-    pub fn program(&self, kernels: &Kernels, inputs: &super::Inputs, cross: bool) -> Result<Program> {
+    pub fn program(&self, kernels: &Kernels, inputs: &Inputs) -> Result<Program> {
+        let inputs = Inputs { shape: inputs.shape.to_self(), ..inputs.clone() };
+        self.program_of(kernels, &inputs, |_, x| Ok([x, x]))
+    }
+
+    /// Attention over other rows as a program of its own: `x`, `memory_k` (k_rows, k_width) and `memory_v` (k_rows, v_width) to `y`.
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::program`].
+    pub fn cross_program(&self, kernels: &Kernels, inputs: &Inputs) -> Result<Program> {
+        let rows = inputs.shape.k_rows;
+        self.program_of(kernels, inputs, |b, _| {
+            Ok([b.input_rows("memory_k", rows, self.k_width)?, b.input_rows("memory_v", rows, self.v_width)?])
+        })
+    }
+
+    fn program_of(
+        &self,
+        kernels: &Kernels,
+        inputs: &Inputs,
+        memory: impl FnOnce(&mut Builder, Tensor) -> Result<[Tensor; 2]>,
+    ) -> Result<Program> {
         self.check()?;
-        let shape = if cross { inputs.shape } else { inputs.shape.to_self() };
+        let shape = inputs.shape;
         let mut b = Builder::new(kernels, "multi-head attention");
         let batch = b.batch("", &self.options, self.n_heads, shape, inputs.mask)?;
         let x = b.input_rows("x", shape.q_rows, self.d_model)?;
-        let (memory_k, memory_v) = match cross {
-            true => (
-                b.input_rows("memory_k", shape.k_rows, self.k_width)?,
-                b.input_rows("memory_v", shape.k_rows, self.v_width)?,
-            ),
-            false => (x, x),
-        };
+        let [memory_k, memory_v] = memory(&mut b, x)?;
         let y = b.output_rows("y", shape.q_rows, self.d_model)?;
         let weights = b.weights_output(inputs.weights, "weights", self.n_heads, shape)?;
         b.multi_head_attention("", self, &batch, &AttentionRows { x, memory_k, memory_v, residual: None, weights, y })?;

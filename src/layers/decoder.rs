@@ -1,9 +1,10 @@
 //! Decoder layers and stacks.
 
 use super::{AttentionRows, Batch, Inputs};
+use crate::builder::Builder;
 use crate::error::Result;
 use crate::pipeline::Kernels;
-use crate::program::{Builder, Program, Tensor};
+use crate::program::{Program, Tensor};
 use crate::spec::layers::{Decoder, DecoderLayer, MultiHeadAttention, Placement};
 
 /// What a decoder attends to beside itself, and what it tells of it.

@@ -1,10 +1,11 @@
 //! Embeddings: tokens, positions and segments, before the first layer or before every layer.
 
 use super::Batch;
+use crate::builder::Builder;
 use crate::error::Result;
 use crate::kernels::EmbeddingRows;
 use crate::pipeline::Kernels;
-use crate::program::{Builder, Program, Tensor};
+use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::layers::Embedding;
 use crate::spec::{AttentionOptions, BatchShape};

@@ -1,9 +1,10 @@
 //! Encoder layers and stacks.
 
 use super::{AttentionRows, Batch, Inputs};
+use crate::builder::Builder;
 use crate::error::Result;
 use crate::pipeline::Kernels;
-use crate::program::{Builder, Program, Tensor};
+use crate::program::{Program, Tensor};
 use crate::shape::nonzero;
 use crate::spec::layers::{Encoder, EncoderLayer, Placement, Stack};
 

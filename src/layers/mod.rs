@@ -22,9 +22,10 @@ pub use attention::AttentionRows;
 
 pub use crate::spec::layers::*;
 
+use crate::builder::Builder;
 use crate::error::Result;
 use crate::kernels::{LayerNorm, Linear, Visibility};
-use crate::program::{Builder, Tensor};
+use crate::program::Tensor;
 use crate::shape::Layout;
 use crate::spec::{AttentionOptions, BatchShape, Mask, SEQUENCE_WORDS};
 use crate::tensor::Element;

@@ -249,7 +249,7 @@ fn position(sequence: &Sequence, i: usize) -> i64 {
 /// ```
 ///
 /// # Errors
-/// As [`attention_scores`] and [`attention_values`].
+/// As [`attention_scores()`] and [`attention_values()`].
 pub fn attention<T: Real>(att: &Attention<'_, T>, q: &[T], k: &[T], v: &[T]) -> Result<(Vec<T>, Vec<T>)> {
     let scores = attention_scores(att, q, k)?;
     let [sequences, n_heads, longest_q, longest_k] = att.score_sizes();

@@ -7,10 +7,10 @@ use crate::spec::Sequence;
 use crate::spec::layers::Embedding;
 
 /// y (rows, d_model) of ids (rows): `token_embedding.weight`, `position_embedding.weight` and `segment_embedding.weight` as
-/// [`embedding`] adds them, then `norm.` where the embedding has one.
+/// [`embedding()`] adds them, then `norm.` where the embedding has one.
 ///
 /// # Errors
-/// As [`embedding`]; [`crate::Error::Missing`] or [`crate::Error::Shape`] for a weight.
+/// As [`embedding()`]; [`crate::Error::Missing`] or [`crate::Error::Shape`] for a weight.
 pub fn embeddings<T: Real>(
     spec: &Embedding,
     weights: &Weights<'_, T>,

@@ -103,7 +103,7 @@ pub fn feed_forward<T: Real>(
 /// norm(x) over rows of d, with `weight` and `bias` below `prefix` (`"norm1."`) where the norm has them.
 ///
 /// # Errors
-/// [`crate::Error::Missing`] or [`crate::Error::Shape`] for a weight, and as [`layer_norm`].
+/// [`crate::Error::Missing`] or [`crate::Error::Shape`] for a weight, and as [`layer_norm()`].
 pub fn norm<T: Real>(spec: &Norm, weights: &Weights<'_, T>, prefix: &str, x: &[T], rows: usize, d: usize) -> Result<Vec<T>> {
     let weight = weights.get_if(spec.weight, &format!("{prefix}weight"), &[d])?;
     let bias = weights.get_if(spec.bias, &format!("{prefix}bias"), &[d])?;

@@ -1,0 +1,338 @@
+//! Builders: tensors by name, kernels appended one after another, scratch laid out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+use crate::pipeline::{GRID_FOLD, Kernels};
+use crate::program::{Dispatch, Inner, Operand, Program, Role, Slot, Tensor};
+use crate::shape::Layout;
+use crate::tensor::Element;
+use crate::variant::{Binding, Variant};
+
+/// What a kernel asks a builder to append.
+pub(crate) struct Launch<'a, P> {
+    pub(crate) label: &'a str,
+    pub(crate) variant: Variant,
+    pub(crate) workgroups: u64,
+    pub(crate) params: P,
+    /// One for each of the variant's bindings, in their order.
+    pub(crate) operands: &'a [Option<Tensor>],
+    pub(crate) flops: u64,
+    /// Bytes moved, where it is not every operand once.
+    pub(crate) bytes: Option<u64>,
+}
+
+/// Threads of a workgroup, of every kernel at least.
+const THREADS: u32 = 64;
+
+static NEXT_BUILDER: AtomicU64 = AtomicU64::new(0);
+
+/// Chains kernels into a [`Program`]: name the tensors, append kernels (the methods in [`crate::kernels`] and
+/// [`crate::layers`]), finish.
+///
+/// ```no_run
+/// # fn f(kernels: &tileformer::Kernels) -> tileformer::Result<()> {
+/// use tileformer::{Builder, Element, Layout, kernels::Linear};
+/// let mut b = Builder::new(kernels, "projection");
+/// let x = b.input("x", Element::F32, Layout::contiguous(&[10, 64])?)?;
+/// let weight = b.weight("weight", Layout::contiguous(&[128, 64])?)?;
+/// let y = b.output("y", Element::F32, Layout::contiguous(&[10, 128])?)?;
+/// b.linear("projection", &Linear::new(x, weight, y))?;
+/// let program = b.finish()?;
+/// println!("{}", program.describe());
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Builder {
+    id: u64,
+    kernels: Kernels,
+    name: String,
+    slots: Vec<Slot>,
+    by_name: HashMap<String, usize>,
+    dispatches: Vec<Dispatch>,
+    arena: Vec<u8>,
+    arena_parts: HashMap<Vec<u8>, usize>,
+}
+
+impl Builder {
+    /// An empty program.
+    #[must_use]
+    pub fn new(kernels: &Kernels, name: &str) -> Self {
+        Self {
+            id: NEXT_BUILDER.fetch_add(1, Ordering::Relaxed),
+            kernels: kernels.clone(),
+            name: name.to_owned(),
+            slots: Vec::new(),
+            by_name: HashMap::new(),
+            dispatches: Vec::new(),
+            arena: Vec::new(),
+            arena_parts: HashMap::new(),
+        }
+    }
+
+    /// The device-wide state that the program will run on.
+    #[must_use]
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    pub(crate) fn batch_invariant(&self) -> bool {
+        self.kernels.options().batch_invariant
+    }
+
+    /// An activation that the caller binds and the program reads (`f32` rows, or `u32` ids, masks and sequences). Asking for a
+    /// name again gives the same tensor.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::Option`] for a name that is there with another layout or role.
+    pub fn input(&mut self, name: &str, element: Element, layout: Layout) -> Result<Tensor> {
+        self.slot(name, Role::Input, element, layout)
+    }
+
+    /// A weight that the caller binds. Asking for a name again gives the same tensor: that is how weights are tied.
+    ///
+    /// # Errors
+    /// As [`Builder::input`].
+    pub fn weight(&mut self, name: &str, layout: Layout) -> Result<Tensor> {
+        self.slot(name, Role::Weight, Element::F32, layout)
+    }
+
+    /// A tensor that the caller binds and the program writes.
+    ///
+    /// # Errors
+    /// As [`Builder::input`].
+    pub fn output(&mut self, name: &str, element: Element, layout: Layout) -> Result<Tensor> {
+        self.slot(name, Role::Output, element, layout)
+    }
+
+    /// A tensor between two dispatches, in memory of the plan's. The name serves in messages only.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a layout that a shader cannot index.
+    pub fn scratch(&mut self, name: &str, element: Element, layout: Layout) -> Result<Tensor> {
+        self.slots.push(Slot { name: name.to_owned(), role: Role::Scratch, element, layout, scratch: None });
+        Ok(Tensor { builder: self.id, slot: self.slots.len() - 1, offset: 0, layout, padded: false })
+    }
+
+    /// Scratch whose rows are followed by room up to a multiple of four, so that any row length runs in groups of four.
+    pub(crate) fn scratch_rows(&mut self, name: &str, sizes: &[usize]) -> Result<Tensor> {
+        let mut padded = sizes.to_vec();
+        if let Some(last) = padded.last_mut() {
+            *last = last.next_multiple_of(4);
+        }
+        let tensor = self.scratch(name, Element::F32, Layout::contiguous(&padded)?)?;
+        let layout = Layout::strided(sizes, tensor.layout.strides())?;
+        Ok(Tensor { layout, padded: true, ..tensor })
+    }
+
+    fn slot(&mut self, name: &str, role: Role, element: Element, layout: Layout) -> Result<Tensor> {
+        let slot = if let Some(&slot) = self.by_name.get(name) {
+            let found = &self.slots[slot];
+            if found.role != role || found.element != element {
+                let found = format!("{:?} of {}", found.role, found.element.name());
+                return Err(Error::option(name, format!("{role:?} of {}", element.name()), found));
+            }
+            if found.layout != layout {
+                return Err(Error::shape(name, found.layout, layout));
+            }
+            slot
+        } else {
+            self.slots.push(Slot { name: name.to_owned(), role, element, layout, scratch: None });
+            self.by_name.insert(name.to_owned(), self.slots.len() - 1);
+            self.slots.len() - 1
+        };
+        Ok(Tensor { builder: self.id, slot, offset: 0, layout, padded: false })
+    }
+
+    /// The name of a tensor, for messages.
+    pub(crate) fn tensor_name(&self, tensor: Tensor) -> &str {
+        self.slots.get(tensor.slot).map_or("tensor", |s| s.name.as_str())
+    }
+
+    /// Refuses a tensor of another builder, or with other sizes than `sizes`, or whose last dimension is not dense.
+    pub(crate) fn expect(&self, what: &str, tensor: Tensor, element: Element, sizes: &[usize]) -> Result<()> {
+        self.expect_strided(what, tensor, element, sizes)?;
+        if !tensor.layout.is_dense_inside() {
+            return Err(Error::shape(self.tensor_name(tensor), "a last dimension of stride 1", tensor.layout));
+        }
+        Ok(())
+    }
+
+    /// As [`Builder::expect`], with any stride in the last dimension.
+    pub(crate) fn expect_strided(&self, what: &str, tensor: Tensor, element: Element, sizes: &[usize]) -> Result<()> {
+        if tensor.builder != self.id {
+            return Err(Error::option(what, format!("a tensor of program {:?}", self.name), "one of another program"));
+        }
+        let name = self.tensor_name(tensor);
+        let name = if name == what { name.to_owned() } else { format!("{what} ({name})") };
+        if self.slots[tensor.slot].element != element {
+            let found = self.slots[tensor.slot].element.name();
+            return Err(Error::Element { tensor: name, expected: element.name(), found });
+        }
+        if tensor.layout.sizes() != sizes {
+            return Err(Error::shape(name, format!("{sizes:?}"), tensor.layout));
+        }
+        Ok(())
+    }
+
+    /// The most elements of a weight or table that one binding holds, with room for the offset's remainder.
+    pub(crate) fn binding_elements(&self) -> u64 {
+        let limits = self.kernels.limits();
+        (limits.max_storage_buffer_binding_size / 4)
+            .saturating_sub(u64::from(limits.min_storage_buffer_offset_alignment) / 2)
+            .max(1)
+    }
+
+    /// Appends a dispatch.
+    pub(crate) fn launch<P: bytemuck::Pod>(&mut self, launch: Launch<'_, P>) -> Result<()> {
+        let Launch { label, variant, workgroups, mut params, operands, flops, bytes } = launch;
+        let operands: Vec<Operand> =
+            variant.bindings().zip(operands).map(|(binding, &tensor)| Operand { binding, tensor }).collect();
+        debug_assert_eq!(operands.len(), variant.storage_buffers(), "{label}: one operand a binding");
+        debug_assert_eq!(size_of::<P>(), variant.kernel.params_size, "{label}: the kernel's parameters");
+        let align = self.offset_elements();
+        for operand in &operands {
+            let Some(tensor) = operand.tensor else { continue };
+            write_offset(bytemuck::bytes_of_mut(&mut params), operand.binding, tensor.offset % align);
+            self.check_binding(label, tensor, operand.binding)?;
+        }
+        if let Some((a, b)) = shared(&operands, |t| Some(t.slot)) {
+            return Err(Error::Alias {
+                dispatch: label.to_owned(),
+                written: self.tensor_name(a).to_owned(),
+                other: self.tensor_name(b).to_owned(),
+            });
+        }
+        // Threads are numbered in 32 bits; the folded grid holds more.
+        let allowed = (1 << 32) / u64::from(THREADS);
+        if workgroups > allowed {
+            let limit = "workgroups of one dispatch, whose threads are numbered in 32 bits,";
+            return Err(Error::Limit { what: label.to_owned(), limit, needed: workgroups, allowed });
+        }
+        let fold = u64::from(GRID_FOLD);
+        let grid = [workgroups.min(fold) as u32, workgroups.div_ceil(fold) as u32, 1];
+        let all =
+            || operands.iter().filter_map(|o| o.tensor).map(|t| 4 * t.layout.extent().min(t.layout.len() as u64)).sum();
+        let bytes = bytes.unwrap_or_else(all);
+        let params = self.place(bytemuck::bytes_of(&params));
+        self.dispatches.push(Dispatch { label: label.to_owned(), variant, grid, flops, bytes, params, operands });
+        Ok(())
+    }
+
+    fn offset_elements(&self) -> u64 {
+        u64::from(self.kernels.limits().min_storage_buffer_offset_alignment) / 4
+    }
+
+    fn check_binding(&self, label: &str, tensor: Tensor, binding: &Binding) -> Result<()> {
+        let needed = (tensor.offset % self.offset_elements() + tensor.extent()) * 4;
+        let allowed = self.kernels.limits().max_storage_buffer_binding_size;
+        if needed > allowed {
+            let what = format!("{} ({} of {label})", self.tensor_name(tensor), binding.name);
+            return Err(Error::Limit { what, limit: "max_storage_buffer_binding_size", needed, allowed });
+        }
+        Ok(())
+    }
+
+    /// Puts parameters into the arena; equal ones share a place.
+    fn place(&mut self, bytes: &[u8]) -> std::ops::Range<usize> {
+        let align = self.kernels.limits().min_uniform_buffer_offset_alignment.max(16) as usize;
+        let arena = &mut self.arena;
+        let start = *self.arena_parts.entry(bytes.to_vec()).or_insert_with(|| {
+            let start = arena.len().next_multiple_of(align);
+            arena.resize(start, 0);
+            arena.extend_from_slice(bytes);
+            arena.resize(arena.len().next_multiple_of(16), 0);
+            start
+        });
+        start..start + bytes.len().next_multiple_of(16)
+    }
+
+    /// The finished program.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a program without a dispatch or with an output that nothing writes, [`Error::Limit`] for scratch that
+    /// exceeds the device's largest buffer, [`Error::Device`] when it is out of memory.
+    pub fn finish(mut self) -> Result<Program> {
+        if self.dispatches.is_empty() {
+            return Err(Error::option(self.name, "at least one dispatch", 0));
+        }
+        let written = |slot: usize| {
+            self.dispatches.iter().flat_map(|d| &d.operands).any(|o| o.binding.writes && o.slot() == Some(slot))
+        };
+        if let Some((_, slot)) = self.slots.iter().enumerate().find(|(i, s)| s.role == Role::Output && !written(*i)) {
+            return Err(Error::option(&slot.name, "a dispatch that writes this output", "none"));
+        }
+        let scratch = self.assign_scratch()?;
+        let arena = crate::scratch::uniform_buffer(&self.kernels, &self.name, &self.arena)?;
+        Ok(Program {
+            inner: Arc::new(Inner {
+                kernels: self.kernels,
+                name: self.name,
+                slots: self.slots,
+                by_name: self.by_name,
+                dispatches: self.dispatches,
+                arena_bytes: self.arena,
+                arena,
+                scratch,
+            }),
+        })
+    }
+
+    /// Gives every scratch tensor a buffer: one that is free at its first use, the smallest that is large enough or else the
+    /// largest, which grows. Two tensors that meet in a dispatch are both alive then and never share.
+    fn assign_scratch(&mut self) -> Result<Vec<u64>> {
+        let mut last_use = HashMap::new();
+        for (at, dispatch) in self.dispatches.iter().enumerate() {
+            last_use.extend(dispatch.operands.iter().filter_map(Operand::slot).map(|slot| (slot, at)));
+        }
+        let (mut sizes, mut free): (Vec<u64>, Vec<usize>) = (Vec::new(), Vec::new());
+        for at in 0..self.dispatches.len() {
+            let used: Vec<usize> = self.dispatches[at].operands.iter().filter_map(Operand::slot).collect();
+            for &slot in &used {
+                let entry = &mut self.slots[slot];
+                if entry.role != Role::Scratch || entry.scratch.is_some() {
+                    continue;
+                }
+                let bytes = (entry.layout.extent() * entry.element.size()).next_multiple_of(16);
+                let fits = free.iter().copied().filter(|&b| sizes[b] >= bytes).min_by_key(|&b| sizes[b]);
+                let buffer = fits.or_else(|| free.iter().copied().max_by_key(|&b| sizes[b])).unwrap_or(sizes.len());
+                free.retain(|&b| b != buffer);
+                if buffer == sizes.len() {
+                    sizes.push(0);
+                }
+                sizes[buffer] = sizes[buffer].max(bytes);
+                entry.scratch = Some(buffer);
+            }
+            let mut ending: Vec<usize> = used.into_iter().filter(|slot| last_use.get(slot) == Some(&at)).collect();
+            ending.sort_unstable();
+            ending.dedup();
+            free.extend(ending.into_iter().filter_map(|slot| self.slots[slot].scratch));
+        }
+        let allowed = self.kernels.limits().max_buffer_size;
+        match sizes.iter().find(|&&needed| needed > allowed) {
+            Some(&needed) => {
+                Err(Error::Limit { what: format!("scratch of {}", self.name), limit: "max_buffer_size", needed, allowed })
+            }
+            None => Ok(sizes),
+        }
+    }
+}
+
+/// Writes where a tensor's first element stands in its binding into the parameters.
+pub(crate) fn write_offset(params: &mut [u8], binding: &Binding, elements: u64) {
+    params[binding.offset_at..binding.offset_at + 4].copy_from_slice(&(elements as u32).to_ne_bytes());
+}
+
+/// A written operand and another one that lie in the same memory by `place`.
+pub(crate) fn shared<K: PartialEq>(operands: &[Operand], place: impl Fn(Tensor) -> Option<K>) -> Option<(Tensor, Tensor)> {
+    let bound = || operands.iter().enumerate().filter_map(|(i, o)| Some((i, o, o.tensor?)));
+    for (i, _, written) in bound().filter(|(_, o, _)| o.binding.writes) {
+        let same = |t: Tensor| matches!((place(t), place(written)), (Some(a), Some(b)) if a == b);
+        if let Some((_, _, other)) = bound().find(|(k, _, t)| *k != i && same(*t)) {
+            return Some((written, other));
+        }
+    }
+    None
+}

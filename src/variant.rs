@@ -1,0 +1,177 @@
+//! Kernels as the host knows them, and their compiled forms: how a shader's text is put together.
+
+use std::fmt;
+
+use crate::pipeline::GRID_FOLD;
+use crate::tuning::{Class, Lanes};
+
+/// One binding of a kernel.
+#[derive(Debug)]
+pub(crate) struct Binding {
+    /// The variable's name in WGSL.
+    pub(crate) name: &'static str,
+    /// 0 for weights, 1 for activations.
+    pub(crate) group: u32,
+    pub(crate) binding: u32,
+    pub(crate) writes: bool,
+    /// Whether it is loaded in groups of [`Lanes`], and so must be aligned as they are.
+    pub(crate) grouped: bool,
+    /// Where the element offset stands in the parameters, in bytes.
+    pub(crate) offset_at: usize,
+    /// Bit of [`Variant::outputs`] that must be set for the binding to exist; 0 for always.
+    pub(crate) output: u8,
+}
+
+impl Binding {
+    /// An `f32` input, loaded in groups.
+    pub(crate) const fn read(name: &'static str, group: u32, binding: u32, offset_at: usize) -> Self {
+        Self { name, group, binding, writes: false, grouped: true, offset_at, output: 0 }
+    }
+
+    /// An output, stored in groups.
+    pub(crate) const fn write(name: &'static str, binding: u32, offset_at: usize) -> Self {
+        Self { writes: true, ..Self::read(name, 1, binding, offset_at) }
+    }
+
+    /// The same binding, element by element.
+    pub(crate) const fn single(self) -> Self {
+        Self { grouped: false, ..self }
+    }
+
+    /// The same binding, there only where bit `output` of the variant's outputs is set.
+    pub(crate) const fn optional(self, output: u8) -> Self {
+        Self { output, ..self }
+    }
+}
+
+/// A file under `shaders/`, in the binary and by its path.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// Read by builds that take their shaders from a folder.
+    #[cfg_attr(not(any(debug_assertions, feature = "live-shaders")), allow(dead_code))]
+    pub(crate) path: &'static str,
+    pub(crate) text: &'static str,
+}
+
+/// Names a WGSL file under `shaders/`.
+macro_rules! wgsl {
+    ($path:literal) => {
+        $crate::variant::Source { path: $path, text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)) }
+    };
+}
+pub(crate) use wgsl;
+
+pub(crate) const STORAGE: [Source; 2] = [wgsl!("shared/storage_f32.wgsl"), wgsl!("shared/storage_f32x4.wgsl")];
+pub(crate) const GRID: Source = wgsl!("shared/grid.wgsl");
+pub(crate) const TILE: Source = wgsl!("shared/tile.wgsl");
+pub(crate) const ROWS: Source = wgsl!("shared/rows.wgsl");
+pub(crate) const ACTIVATE: Source = wgsl!("shared/activate.wgsl");
+pub(crate) const ATTENTION: Source = wgsl!("shared/attention.wgsl");
+pub(crate) const SCORES: Source = wgsl!("shared/scores.wgsl");
+
+/// What a kernel is to the host: its name, its WGSL, its bindings and the layout of its parameters.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) name: &'static str,
+    pub(crate) shared: &'static [&'static Source],
+    /// Parts that an output bit chooses: without it, with it.
+    pub(crate) parts: &'static [(u8, Source, Source)],
+    pub(crate) source: Source,
+    pub(crate) bindings: &'static [Binding],
+    pub(crate) params_size: usize,
+    /// Names and byte offsets of the parameters, for the test that compares them with WGSL's.
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub(crate) params_fields: &'static [(&'static str, usize)],
+}
+
+/// One compiled form of a kernel: what specialises its shader. All else is in the parameters.
+#[derive(Clone, Copy)]
+pub struct Variant {
+    pub(crate) kernel: &'static Kernel,
+    pub(crate) class: &'static Class,
+    pub(crate) lanes: Lanes,
+    /// Optional outputs that are bound, a bit each.
+    pub(crate) outputs: u8,
+}
+
+impl Variant {
+    fn key(&self) -> (&'static str, &'static str, Lanes, u8) {
+        (self.kernel.name, self.class.name, self.lanes, self.outputs)
+    }
+
+    /// Kernel, storage, tile and outputs, as in `linear.f32x4.64x64x16`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let outputs = if self.outputs == 0 { String::new() } else { format!(".outputs{}", self.outputs) };
+        format!("{}.{}.{}{outputs}", self.kernel.name, self.lanes.name(), self.class.name)
+    }
+
+    /// The complete WGSL: a header of constants, the storage type, the shared parts, the kernel.
+    ///
+    /// With `TILEFORMER_SHADERS=DIR` in the environment, builds with debug assertions or the feature `live-shaders` read the
+    /// files from `DIR` instead of the ones compiled in.
+    #[must_use]
+    pub fn source(&self) -> String {
+        let mut text = format!("// {}\n\nconst GRID_FOLD: u32 = {GRID_FOLD}u;\n", self.name());
+        for (name, value) in self.class.constants {
+            text += &format!("const {name}: u32 = {value}u;\n");
+        }
+        let mut add = |source: &Source| {
+            text += "\n";
+            text += &live_text(source);
+        };
+        add(&STORAGE[usize::from(self.lanes == Lanes::Four)]);
+        add(&GRID);
+        self.kernel.shared.iter().for_each(|s| add(s));
+        for (bit, without, with) in self.kernel.parts {
+            add(if self.outputs & bit == 0 { without } else { with });
+        }
+        add(&self.kernel.source);
+        text
+    }
+
+    /// The bindings that this variant has.
+    pub(crate) fn bindings(&self) -> impl Iterator<Item = &'static Binding> + use<> {
+        let outputs = self.outputs;
+        self.kernel.bindings.iter().filter(move |b| b.output == 0 || b.output & outputs != 0)
+    }
+
+    /// Storage buffers that one stage binds.
+    #[must_use]
+    pub fn storage_buffers(&self) -> usize {
+        self.bindings().count()
+    }
+}
+
+impl PartialEq for Variant {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Variant {}
+
+impl std::hash::Hash for Variant {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl fmt::Debug for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+#[cfg(any(debug_assertions, feature = "live-shaders"))]
+fn live_text(source: &Source) -> std::borrow::Cow<'static, str> {
+    match std::env::var_os("TILEFORMER_SHADERS").map(|dir| std::path::Path::new(&dir).join(source.path)) {
+        Some(path) => std::fs::read_to_string(path).map_or(source.text.into(), Into::into),
+        None => source.text.into(),
+    }
+}
+
+#[cfg(not(any(debug_assertions, feature = "live-shaders")))]
+fn live_text(source: &Source) -> &'static str {
+    source.text
+}

@@ -1,0 +1,14 @@
+//! The embedding example runs, and stays true to its promise.
+
+#[path = "../examples/engine.rs"]
+#[allow(dead_code)]
+mod engine;
+
+#[test]
+fn an_engine_records_two_plans_twice_into_one_encoder() {
+    let report = engine::run().expect("a frame");
+    assert_eq!(report.rows, 2 * (3 * 20 + 50));
+    assert_eq!(report.dispatches, [18, 18]);
+    assert!(report.scratch[0] < report.scratch[1], "{report:?}");
+    assert!(report.max_error > 0.0, "f32 and f64 agree nowhere to the last bit: {report:?}");
+}
