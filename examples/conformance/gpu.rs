@@ -1,0 +1,121 @@
+//! The device, and programs run on it with tensors from the host.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use tileformer::convenience::{Gpu, Setup};
+use tileformer::{Bindings, Kernels, Layout, Options, Program, Role, TensorView};
+
+use super::case::Case;
+use super::host::Array;
+use super::judge::{Outcome, failed};
+
+/// A device with its kernels.
+pub(crate) struct Session {
+    gpu: Gpu,
+    kernels: Kernels,
+}
+
+/// The elements of a tensor that a program reads.
+#[derive(Clone, Debug)]
+enum Feed<'a> {
+    F32(Cow<'a, [f32]>),
+    U32(Vec<u32>),
+}
+
+/// What a program reads, by the names of its tensors.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Feeds<'a> {
+    feeds: HashMap<String, Feed<'a>>,
+    weights: Option<(&'a Case, &'a str)>,
+}
+
+impl<'a> Feeds<'a> {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Weights come from a case: the program's `NAME` is the file's `w.PREFIXNAME`.
+    pub(crate) fn with_weights(case: &'a Case, prefix: &'a str) -> Self {
+        Self { feeds: HashMap::new(), weights: Some((case, prefix)) }
+    }
+
+    pub(crate) fn f32(&mut self, name: &str, array: &'a Array<f32>) -> &mut Self {
+        self.feeds.insert(name.to_owned(), Feed::F32(array.values().into()));
+        self
+    }
+
+    pub(crate) fn u32(&mut self, name: &str, values: Vec<u32>) -> &mut Self {
+        self.feeds.insert(name.to_owned(), Feed::U32(values));
+        self
+    }
+
+    fn get(&self, name: &str, role: Role, layout: &Layout) -> Outcome<Feed<'a>> {
+        match (self.feeds.get(name), self.weights) {
+            (Some(feed), _) => Ok(feed.clone()),
+            (None, Some((case, prefix))) if role == Role::Weight => {
+                let name = format!("w.{prefix}{name}");
+                let weight = case.float(&name)?;
+                if weight.sizes() != layout.sizes() {
+                    return failed(format!("{name}: expected {layout}, found {:?}", weight.sizes()));
+                }
+                Ok(Feed::F32(weight.values().into()))
+            }
+            _ => failed(format!("{name}: the program reads it, and nothing provides it")),
+        }
+    }
+}
+
+/// What a program wrote, by the names of its tensors.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    arrays: HashMap<String, Array<f32>>,
+}
+
+impl Written {
+    pub(crate) fn take(&mut self, name: &str) -> Outcome<Array<f32>> {
+        self.arrays.remove(name).map_or_else(|| failed(format!("{name}: the program does not write it")), Ok)
+    }
+}
+
+impl Session {
+    pub(crate) fn open(setup: &Setup) -> tileformer::Result<Self> {
+        let gpu = Gpu::open(setup)?;
+        let kernels = Kernels::new(&gpu.device, Options::default())?;
+        Ok(Self { gpu, kernels })
+    }
+
+    pub(crate) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// Runs a program once. Outputs hold NaN before, so that an element which nothing writes is found out.
+    pub(crate) fn run(&self, program: &Program, feeds: &Feeds<'_>) -> Outcome<Written> {
+        let mut bindings = Bindings::new();
+        let mut outputs = Vec::new();
+        for (name, role, _, layout) in program.tensors() {
+            let view = match role {
+                Role::Output => self.gpu.upload_f32(layout.sizes(), &vec![f32::NAN; layout.len()])?,
+                _ => self.upload(layout, feeds.get(name, role, layout)?)?,
+            };
+            if role == Role::Output {
+                outputs.push((name, view.clone()));
+            }
+            bindings.set(name, view);
+        }
+        self.gpu.run(&program.bind(&bindings)?)?;
+        let mut written = Written::default();
+        for (name, view) in outputs {
+            let array = Array::new(view.layout().sizes(), self.gpu.read_f32(&view)?)?;
+            written.arrays.insert(name.to_owned(), array);
+        }
+        Ok(written)
+    }
+
+    fn upload(&self, layout: &Layout, feed: Feed<'_>) -> tileformer::Result<TensorView> {
+        match feed {
+            Feed::F32(values) => self.gpu.upload_f32(layout.sizes(), &values),
+            Feed::U32(values) => self.gpu.upload_u32(layout.sizes(), &values),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Single kernels as programs of their own, from arrays to arrays.
+
+use tileformer::kernels::{ActivationRows, EmbeddingRows, LayerNorm, Linear, MaskedSoftmax, Visibility};
+use tileformer::{Activation, AttentionOptions, Builder, Element, Layout, Tensor};
+
+use super::gpu::{Feeds, Session};
+use super::host::{Array, axis};
+use super::judge::{Outcome, Stop, failed, unsupported};
+
+/// An `f32` input without gaps.
+pub(crate) fn input(b: &mut Builder, name: &str, sizes: &[usize]) -> tileformer::Result<Tensor> {
+    b.input(name, Element::F32, Layout::contiguous(sizes)?)
+}
+
+/// An `f32` output without gaps.
+pub(crate) fn output(b: &mut Builder, name: &str, sizes: &[usize]) -> tileformer::Result<Tensor> {
+    b.output(name, Element::F32, Layout::contiguous(sizes)?)
+}
+
+/// An output of no elements, where these sizes make one; sums over nothing are not supported.
+fn without_elements(out: &[usize], inner: usize) -> Outcome<Option<Array<f32>>> {
+    if out.contains(&0) {
+        return Array::new(out, Vec::new()).map(Some);
+    }
+    if inner == 0 { unsupported("a sum over no elements") } else { Ok(None) }
+}
+
+/// The optional parts of a projection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Epilogue<'a> {
+    /// (d_out)
+    pub(crate) bias: Option<&'a Array<f32>>,
+    /// (rows, d_out)
+    pub(crate) residual: Option<&'a Array<f32>>,
+}
+
+/// x (batch, rows, d_in) · Wᵀ of weight (batch, d_out, d_in), batch by batch -> (batch, rows, d_out)
+pub(crate) fn linear(session: &Session, x: &Array<f32>, weight: &Array<f32>, epilogue: Epilogue<'_>) -> Outcome<Array<f32>> {
+    let [batch, rows, d_in] = x.dims("x")?;
+    let [weights, d_out, inner] = weight.dims("weight")?;
+    if (weights, inner) != (batch, d_in) {
+        return failed(format!("{:?} and {:?} have no product", x.sizes(), weight.sizes()));
+    }
+    let sizes = [batch, rows, d_out];
+    if let Some(empty) = without_elements(&sizes, d_in)? {
+        return Ok(empty);
+    }
+    let mut b = Builder::new(session.kernels(), "linear");
+    let x_rows = input(&mut b, "x", &[batch * rows, d_in])?;
+    let w_rows = b.weight("weight", Layout::contiguous(&[batch * d_out, d_in])?)?;
+    let y = output(&mut b, "y", &[batch * rows, d_out])?;
+    let mut feeds = Feeds::new();
+    feeds.f32("x", x).f32("weight", weight);
+    let mut bias = None;
+    if let Some(values) = epilogue.bias {
+        bias = Some(b.weight("bias", Layout::contiguous(&[d_out])?)?);
+        feeds.f32("bias", values);
+    }
+    let mut residual = None;
+    if let Some(values) = epilogue.residual {
+        residual = Some(input(&mut b, "residual", &[batch * rows, d_out])?);
+        feeds.f32("residual", values);
+    }
+    for i in 0..batch {
+        let part = |t: Tensor, size: usize| t.narrow(0, i * size, size);
+        let residual = residual.map(|r| part(r, rows)).transpose()?;
+        let product = Linear::new(part(x_rows, rows)?, part(w_rows, d_out)?, part(y, rows)?);
+        b.linear("linear", &Linear { bias, residual, ..product })?;
+    }
+    session.run(&b.finish()?, &feeds)?.take("y")?.reshape(&sizes)
+}
+
+/// Rows of any rank, projected: x (…, d_in) -> (…, d_out)
+pub(crate) fn project(
+    session: &Session,
+    x: &Array<f32>,
+    weight: &Array<f32>,
+    bias: Option<&Array<f32>>,
+) -> Outcome<Array<f32>> {
+    let (mut sizes, [d_out, d_in]) = (x.sizes().to_vec(), weight.dims("weight")?);
+    let Some(last) = sizes.last_mut().filter(|last| **last == d_in) else {
+        return failed(format!("{:?} and {:?} have no product", x.sizes(), weight.sizes()));
+    };
+    *last = d_out;
+    let rows = x.sizes()[..x.sizes().len() - 1].iter().product();
+    let (x, weight) = (x.clone().reshape(&[1, rows, d_in])?, weight.clone().reshape(&[1, d_out, d_in])?);
+    linear(session, &x, &weight, Epilogue { bias, residual: None })?.reshape(&sizes)
+}
+
+/// Every element through an activation.
+pub(crate) fn activation(session: &Session, x: &Array<f32>, activation: Activation) -> Outcome<Array<f32>> {
+    if x.is_empty() {
+        return Ok(x.clone());
+    }
+    let columns = x.columns();
+    let sizes = [x.values().len() / columns, columns];
+    let mut b = Builder::new(session.kernels(), "activation");
+    let (rows, y) = (input(&mut b, "x", &sizes)?, output(&mut b, "y", &sizes)?);
+    b.activation("activation", &ActivationRows { x: rows, activation, y })?;
+    session.run(&b.finish()?, Feeds::new().f32("x", x))?.take("y")?.reshape(x.sizes())
+}
+
+/// Softmax over the last dimension of x (rows, columns).
+pub(crate) fn softmax(session: &Session, x: &Array<f32>) -> Outcome<Array<f32>> {
+    let [rows, columns] = x.dims("x")?;
+    if x.is_empty() {
+        return Ok(x.clone());
+    }
+    let mut b = Builder::new(session.kernels(), "softmax");
+    let sizes = [1, 1, rows, columns];
+    let (scores, y) = (input(&mut b, "x", &sizes)?, output(&mut b, "y", &sizes)?);
+    let visibility = Visibility::new(AttentionOptions { scale: Some(1.0), ..AttentionOptions::default() });
+    b.masked_softmax("softmax", &MaskedSoftmax { x: scores, visibility, y })?;
+    session.run(&b.finish()?, Feeds::new().f32("x", x))?.take("y")?.reshape(x.sizes())
+}
+
+/// Softmax over any dimension.
+pub(crate) fn softmax_over(session: &Session, x: &Array<f32>, over: i64) -> Outcome<Array<f32>> {
+    let sizes = x.sizes().to_vec();
+    let x = if sizes.is_empty() { x.clone().with_rank(1)? } else { x.clone() };
+    let (last, over) = (x.sizes().len() - 1, axis(over, x.sizes().len())?);
+    let turned = x.swap(over, last)?;
+    let (columns, rows) = (turned.columns(), turned.sizes()[..last].iter().product());
+    let flat = softmax(session, &turned.clone().reshape(&[rows, columns])?)?;
+    flat.reshape(turned.sizes())?.swap(over, last)?.reshape(&sizes)
+}
+
+/// What a layer norm gives.
+pub(crate) struct Normed {
+    /// (rows, columns)
+    pub(crate) y: Array<f32>,
+    /// (rows, 2): mean and inverse deviation
+    pub(crate) statistics: Array<f32>,
+}
+
+/// Layer norm over the last dimension of x (rows, columns); weight and bias are (columns).
+pub(crate) fn layer_norm(
+    session: &Session,
+    x: &Array<f32>,
+    [weight, bias]: [Option<&Array<f32>>; 2],
+    eps: f32,
+) -> Outcome<Normed> {
+    let [rows, columns] = x.dims("x")?;
+    if rows == 0 {
+        return Ok(Normed { y: x.clone(), statistics: Array::new(&[0, 2], Vec::new())? });
+    }
+    if columns == 0 {
+        return unsupported("a sum over no elements");
+    }
+    let mut b = Builder::new(session.kernels(), "layer norm");
+    let mut feeds = Feeds::new();
+    feeds.f32("x", x);
+    let mut vector = |b: &mut Builder, name: &str, values| -> Outcome<Option<Tensor>> {
+        let Some(values) = values else { return Ok(None) };
+        feeds.f32(name, values);
+        Ok(Some(b.weight(name, Layout::contiguous(&[columns])?)?))
+    };
+    let (weight, bias) = (vector(&mut b, "weight", weight)?, vector(&mut b, "bias", bias)?);
+    let (x, y) = (input(&mut b, "x", &[rows, columns])?, output(&mut b, "y", &[rows, columns])?);
+    let statistics = Some(output(&mut b, "statistics", &[rows, 2])?);
+    b.layer_norm("layer norm", &LayerNorm { weight, bias, eps, statistics, ..LayerNorm::new(x, y) })?;
+    let mut written = session.run(&b.finish()?, &feeds)?;
+    Ok(Normed { y: written.take("y")?, statistics: written.take("statistics")? })
+}
+
+/// Rows of a table (rows, columns) by ids -> (ids, columns).
+pub(crate) fn embedding(session: &Session, table: &Array<f32>, ids: &[i64]) -> Outcome<Array<f32>> {
+    let [rows, columns] = table.dims("table")?;
+    let id = |&id: &i64| match u32::try_from(id) {
+        Ok(found) if (found as usize) < rows => Ok(found),
+        _ => Err(Stop::Failed(format!("id {id} is outside the table of {rows} rows"))),
+    };
+    let ids = ids.iter().map(id).collect::<Outcome<Vec<u32>>>()?;
+    let sizes = [ids.len(), columns];
+    if sizes.contains(&0) {
+        return Array::new(&sizes, Vec::new());
+    }
+    let mut b = Builder::new(session.kernels(), "embedding");
+    let row_ids = b.input("ids", Element::U32, Layout::contiguous(&[ids.len()])?)?;
+    let token = b.weight("table", Layout::contiguous(&[rows, columns])?)?;
+    let y = output(&mut b, "y", &sizes)?;
+    b.embedding("embedding", &EmbeddingRows::new(row_ids, token, y))?;
+    session.run(&b.finish()?, Feeds::new().f32("table", table).u32("ids", ids))?.take("y")
+}

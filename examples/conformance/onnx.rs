@@ -1,0 +1,188 @@
+//! ONNX's operators.
+
+use tileformer::Activation;
+
+use super::case::{Attributes, Case, Value};
+use super::gpu::Session;
+use super::host::{Array, axis, common_sizes};
+use super::judge::{Outcome, Results, Stop, failed, unsupported};
+use super::kernels::{self, Epilogue};
+use super::onnx_attention;
+
+/// A node of an ONNX graph.
+pub(crate) struct Node<'a> {
+    case: &'a Case,
+    pub(crate) attributes: Attributes,
+    opset: i64,
+    /// Names, "" for one left out.
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+}
+
+impl<'a> Node<'a> {
+    fn new(case: &'a Case) -> Outcome<Self> {
+        let opset = case.text("opset")?.trim().parse();
+        Ok(Self {
+            case,
+            attributes: case.attributes("attrs")?,
+            opset: opset.map_err(|e| Stop::Failed(format!("opset in the metadata: {e}")))?,
+            inputs: case.names("inputs")?,
+            outputs: case.names("outputs")?,
+        })
+    }
+
+    /// Argument number `i`, where it is given.
+    pub(crate) fn input(&self, i: usize) -> Outcome<Option<&'a Value>> {
+        match self.inputs.get(i).filter(|name| !name.is_empty()) {
+            None => Ok(None),
+            Some(name) => match self.case.get(&format!("in.{name}")) {
+                None => failed(format!("no in.{name} in the file")),
+                found => Ok(found),
+            },
+        }
+    }
+
+    /// Argument number `i`, floats, where it is given.
+    pub(crate) fn optional(&self, i: usize) -> Outcome<Option<&'a Array<f32>>> {
+        self.input(i)?.map(|value| value.floats(&format!("in.{}", self.inputs[i]))).transpose()
+    }
+
+    /// Argument number `i`, floats.
+    pub(crate) fn float(&self, i: usize) -> Outcome<&'a Array<f32>> {
+        match self.optional(i)? {
+            Some(array) => Ok(array),
+            None => failed(format!("argument {i} of {} is missing", self.case.text("op")?)),
+        }
+    }
+
+    /// Whether output number `i` is wanted.
+    pub(crate) fn wants(&self, i: usize) -> bool {
+        self.outputs.get(i).is_some_and(|name| !name.is_empty())
+    }
+
+    /// The outputs under their names.
+    fn results(&self, outputs: Vec<Array<f32>>) -> Results {
+        self.outputs.iter().cloned().zip(outputs).collect()
+    }
+}
+
+/// Runs a case of ONNX's suite.
+pub(crate) fn run(session: &Session, case: &Case) -> Outcome<Results> {
+    let node = Node::new(case)?;
+    let outputs = match case.text("op")? {
+        "Attention" => onnx_attention::attention(session, &node)?,
+        "LayerNormalization" => layer_normalization(session, &node)?,
+        "Softmax" => vec![softmax(session, &node)?],
+        "Gelu" => vec![gelu(session, &node)?],
+        "Relu" => vec![kernels::activation(session, node.float(0)?, Activation::Relu)?],
+        "MatMul" => vec![mat_mul(session, node.float(0)?, node.float(1)?)?],
+        "Gemm" => vec![gemm(session, &node)?],
+        "Gather" => vec![gather(session, &node)?],
+        "RotaryEmbedding" => return unsupported("rotary positions"),
+        "RMSNormalization" => return unsupported("RMS norm"),
+        "SwiGLU" => return unsupported("gated activations"),
+        other => return unsupported(format!("operator {other}")),
+    };
+    Ok(node.results(outputs))
+}
+
+/// The norm over all dimensions from `axis` on, with mean and inverse deviation.
+fn layer_normalization(session: &Session, node: &Node<'_>) -> Outcome<Vec<Array<f32>>> {
+    let (x, weight, bias) = (node.float(0)?, node.float(1)?, node.optional(2)?);
+    let from = axis(node.attributes.int("axis")?.unwrap_or(-1), x.sizes().len())?;
+    let (outer, inner) = x.sizes().split_at(from);
+    let (rows, columns) = (outer.iter().product(), inner.iter().product());
+    let vector = |array: &Array<f32>| array.broadcast(inner)?.reshape(&[columns]);
+    let (weight, bias) = (vector(weight)?, bias.map(vector).transpose()?);
+    let eps = node.attributes.float("epsilon")?.unwrap_or(1e-5);
+    let flat = x.clone().reshape(&[rows, columns])?;
+    let normed = kernels::layer_norm(session, &flat, [Some(&weight), bias.as_ref()], eps)?;
+    let reduced = [outer, &vec![1; inner.len()]].concat();
+    let statistics = normed.statistics.swap(0, 1)?;
+    let statistic = |i: usize| statistics.narrow(i, 1)?.reshape(&reduced);
+    Ok(vec![normed.y.reshape(x.sizes())?, statistic(0)?, statistic(1)?])
+}
+
+/// Before opset 13 all dimensions from the axis on are one.
+fn softmax(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+    let x = node.float(0)?;
+    let wanted = node.attributes.int("axis")?;
+    if node.opset >= 13 {
+        return kernels::softmax_over(session, x, wanted.unwrap_or(-1));
+    }
+    let (outer, inner) = x.sizes().split_at(axis(wanted.unwrap_or(1), x.sizes().len())?);
+    let flat = x.clone().reshape(&[outer.iter().product(), inner.iter().product()])?;
+    kernels::softmax(session, &flat)?.reshape(x.sizes())
+}
+
+fn gelu(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+    let kind = match node.attributes.text("approximate")?.unwrap_or("none") {
+        "none" => Activation::Gelu,
+        "tanh" => Activation::GeluTanh,
+        other => return failed(format!("approximate: expected none or tanh, found {other}")),
+    };
+    kernels::activation(session, node.float(0)?, kind)
+}
+
+/// numpy's matmul: operands of one dimension are a row and a column, leading dimensions are batches and broadcast.
+fn mat_mul(session: &Session, a: &Array<f32>, b: &Array<f32>) -> Outcome<Array<f32>> {
+    let row = a.sizes().len() == 1;
+    let a = if row { a.clone().with_rank(2)? } else { a.clone() };
+    let column = b.sizes().len() == 1;
+    let b = if column { b.clone().with_rank(2)?.swap(0, 1)? } else { b.clone() };
+    let (&[ref a_batch @ .., m, k], &[ref b_batch @ .., inner, n]) = (a.sizes(), b.sizes()) else {
+        return failed("a product of scalars");
+    };
+    let weight = b.swap(b_batch.len(), b_batch.len() + 1)?;
+    let mut sizes = common_sizes(a_batch, b_batch)?;
+    let product = if b_batch.is_empty() {
+        kernels::project(session, &a, &weight, None)?
+    } else {
+        let count = sizes.iter().product();
+        let a = a.broadcast(&[&sizes[..], &[m, k]].concat())?.reshape(&[count, m, k])?;
+        let weight = weight.broadcast(&[&sizes[..], &[n, inner]].concat())?.reshape(&[count, n, inner])?;
+        kernels::linear(session, &a, &weight, Epilogue::default())?
+    };
+    sizes.extend((!row).then_some(m));
+    sizes.extend((!column).then_some(n));
+    product.reshape(&sizes)
+}
+
+/// alpha · A'B' + beta · C, where C repeats to the product's sizes. The factors are applied to A and C beforehand.
+fn gemm(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+    let turned = |array: &Array<f32>, turn: bool| if turn { array.swap(0, 1) } else { Ok(array.clone()) };
+    let alpha = node.attributes.float("alpha")?.unwrap_or(1.0);
+    let beta = node.attributes.float("beta")?.unwrap_or(1.0);
+    let a = turned(node.float(0)?, node.attributes.flag("transA")?)?.map(|v| alpha * v);
+    let weight = turned(node.float(1)?, !node.attributes.flag("transB")?)?;
+    let ([m, k], [n, inner]) = (a.dims("A")?, weight.dims("B")?);
+    let c = node.optional(2)?.filter(|_| beta != 0.0).map(|c| c.map(|v| beta * v));
+    let is_row = |c: &Array<f32>| matches!(c.sizes(), [] | [_] | [1, _]);
+    let (bias, residual) = match c {
+        None => (None, None),
+        Some(c) if is_row(&c) => (Some(c.broadcast(&[1, n])?), None),
+        Some(c) => (None, Some(c.broadcast(&[m, n])?)),
+    };
+    let epilogue = Epilogue { bias: bias.as_ref(), residual: residual.as_ref() };
+    let (a, weight) = (a.reshape(&[1, m, k])?, weight.reshape(&[1, n, inner])?);
+    kernels::linear(session, &a, &weight, epilogue)?.reshape(&[m, n])
+}
+
+/// Slices of the data along an axis, by indices of any rank that may be counted from the end.
+fn gather(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+    let data = node.float(0)?;
+    let Some(Value::Int(indices)) = node.input(1)? else { return failed("indices: expected integers") };
+    let at = axis(node.attributes.int("axis")?.unwrap_or(0), data.sizes().len())?;
+    let mut order: Vec<usize> = (0..data.sizes().len()).collect();
+    order.remove(at);
+    order.insert(0, at);
+    let table = data.permute(&order)?;
+    let (rows, rest) = (data.sizes()[at], table.sizes()[1..].to_vec());
+    let table = table.reshape(&[rows, rest.iter().product()])?;
+    let ids = indices.map(|i| if i < 0 { i + rows as i64 } else { i });
+    let found = kernels::embedding(session, &table, ids.values())?.reshape(&[indices.sizes(), &rest].concat())?;
+    // The dimensions of the indices go where the axis was.
+    let rank = indices.sizes().len();
+    let order = (rank..rank + at).chain(0..rank).chain(rank + at..rank + rest.len());
+    found.permute(&order.collect::<Vec<_>>())
+}

@@ -1,0 +1,218 @@
+//! The conformance example gets the cases in `tests/data/conformance` right, and notices what is wrong.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "../examples/conformance/attention.rs"]
+mod attention;
+#[path = "../examples/conformance/case.rs"]
+mod case;
+#[path = "../examples/conformance/gpu.rs"]
+mod gpu;
+#[path = "../examples/conformance/host.rs"]
+mod host;
+#[path = "../examples/conformance/judge.rs"]
+mod judge;
+#[path = "../examples/conformance/kernels.rs"]
+mod kernels;
+#[path = "../examples/conformance/onnx.rs"]
+mod onnx;
+#[path = "../examples/conformance/onnx_attention.rs"]
+mod onnx_attention;
+#[path = "../examples/conformance/pytorch.rs"]
+mod pytorch;
+#[path = "../examples/conformance/pytorch_attention.rs"]
+mod pytorch_attention;
+#[path = "../examples/conformance/pytorch_layers.rs"]
+mod pytorch_layers;
+#[path = "../examples/conformance/suite.rs"]
+mod suite;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use case::Case;
+use gpu::Session;
+use host::Array;
+use judge::{Deviation, Rule, Stop, Verdict};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use suite::Tally;
+use tileformer::convenience::Setup;
+
+/// A machine without an adapter fails here: a test that skips itself tests nothing.
+fn session() -> &'static Session {
+    static SESSION: OnceLock<Session> = OnceLock::new();
+    SESSION.get_or_init(|| Session::open(&Setup::default()).expect("a device; a software one will do"))
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/conformance").join(name)
+}
+
+/// Runs a folder; no case may fail, or be unsupported for another reason than `allowed`.
+fn run_folder(name: &str, allowed: &[&str]) -> Tally {
+    let mut tally = Tally::default();
+    let mut bad = Vec::new();
+    for file in suite::files(&folder(name)).expect("cases") {
+        let verdict = suite::run_file(session(), &file);
+        tally.count(&verdict);
+        match verdict {
+            Verdict::Passed(_) => {}
+            Verdict::Unsupported(reason) if allowed.contains(&reason.as_str()) => {}
+            other => bad.push(format!("{}: {other:?}", suite::name(&file))),
+        }
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+    tally
+}
+
+#[test]
+fn onnx_cases_pass() {
+    let tally = run_folder("onnx", &["RMS norm", "rotary positions", "gated activations", "f16 storage"]);
+    assert_eq!(tally, Tally { passed: 70, failed: 0, unsupported: 17 });
+}
+
+#[test]
+fn pytorch_cases_pass() {
+    let tally = run_folder("pytorch", &["RMS norm"]);
+    assert_eq!(tally, Tally { passed: 95, failed: 0, unsupported: 3 });
+}
+
+/// A tensor's bytes, type and sizes.
+#[derive(Clone)]
+struct Stored {
+    dtype: Dtype,
+    sizes: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+/// A file taken apart: tensors by name, and metadata.
+type Parts = (HashMap<String, Stored>, HashMap<String, String>);
+
+fn bytes_of(file: &str) -> Vec<u8> {
+    std::fs::read(folder(file)).expect(file)
+}
+
+/// The verdict on a file after `change`.
+fn verdict(file: &str, change: impl FnOnce(&mut Parts)) -> Verdict {
+    let bytes = bytes_of(file);
+    let read = SafeTensors::deserialize(&bytes).expect(file);
+    let stored =
+        |view: &TensorView<'_>| Stored { dtype: view.dtype(), sizes: view.shape().to_vec(), bytes: view.data().to_vec() };
+    let tensors = read.iter().map(|(name, view)| (name.to_owned(), stored(&view))).collect();
+    let (_, header) = SafeTensors::read_metadata(&bytes).expect(file);
+    let mut parts = (tensors, header.metadata().clone().expect("metadata"));
+    change(&mut parts);
+    let views = parts.0.iter().map(|(name, t)| (name, TensorView::new(t.dtype, t.sizes.clone(), &t.bytes).expect(name)));
+    let bytes = safetensors::serialize(views, Some(parts.1)).expect("a file");
+    match Case::parse(&bytes) {
+        Ok(case) => suite::run_case(session(), &case),
+        Err(stop) => stop.into(),
+    }
+}
+
+fn change_f32(tensor: &mut Stored, at: usize, change: impl Fn(f32) -> f32) {
+    let element = &mut tensor.bytes[4 * at..4 * at + 4];
+    let value = f32::from_le_bytes(element.try_into().unwrap());
+    element.copy_from_slice(&change(value).to_le_bytes());
+}
+
+fn assert_fails(verdict: &Verdict, part: &str) {
+    assert!(matches!(verdict, Verdict::Failed(reason) if reason.contains(part)), "expected {part:?}, found {verdict:?}");
+}
+
+const ATTENTION: &str = "onnx/attention_3d_with_past_and_present_qk_matmul.0.safetensors";
+const LAYER: &str = "pytorch/TransformerEncoderLayer_000.safetensors";
+
+#[test]
+fn a_wrong_element_of_any_expected_tensor_fails() {
+    assert!(matches!(verdict(ATTENTION, |_| {}), Verdict::Passed(_)));
+    for name in ["out.Y", "out.present_key", "out.present_value", "out.qk_matmul_output"] {
+        let changed = verdict(ATTENTION, |(tensors, _)| change_f32(tensors.get_mut(name).unwrap(), 100, |v| v + 0.01));
+        assert_fails(&changed, &format!("{name}["));
+    }
+    let changed = verdict(LAYER, |(tensors, _)| change_f32(tensors.get_mut("out.0").unwrap(), 3, |_| f32::NAN));
+    assert_fails(&changed, "out.0[0, 0, 3]: expected NaN");
+}
+
+#[test]
+fn a_wrong_weight_fails() {
+    for name in ["w.linear2.bias", "w.norm1.weight", "w.self_attn.in_proj_weight", "w.self_attn.out_proj.weight"] {
+        let changed = verdict(LAYER, |(tensors, _)| change_f32(tensors.get_mut(name).unwrap(), 0, |v| v + 0.1));
+        assert_fails(&changed, "out.0[");
+    }
+}
+
+#[test]
+fn nan_reaches_the_verdict() {
+    let changed = verdict("pytorch/Linear_000.safetensors", |(tensors, _)| {
+        change_f32(tensors.get_mut("in.input").unwrap(), 0, |_| f32::NAN);
+    });
+    assert_fails(&changed, "found NaN");
+}
+
+#[test]
+fn malformed_cases_fail() {
+    let without = |name: &str| {
+        verdict(LAYER, |(tensors, metadata)| {
+            tensors.remove(name);
+            metadata.remove(name);
+        })
+    };
+    for name in ["in.src", "w.linear1.weight", "w.norm2.bias", "w.self_attn.out_proj.weight", "suite", "op", "attrs", "call"]
+    {
+        assert_fails(&without(name), name.rsplit('.').next().unwrap());
+    }
+    assert_fails(&without("out.0"), "no expected output");
+    let renamed = verdict(LAYER, |(tensors, _)| {
+        let out = tensors["out.0"].clone();
+        tensors.insert("out.7".into(), out);
+    });
+    assert_fails(&renamed, "out.7: not computed");
+    let turned = verdict(LAYER, |(tensors, _)| tensors.get_mut("w.linear1.weight").unwrap().sizes.reverse());
+    assert_fails(&turned, "w.linear1.weight: expected");
+    let set = |key: &str, value: &str| verdict(LAYER, |(_, metadata)| drop(metadata.insert(key.into(), value.into())));
+    assert_fails(&set("attrs", "[1"), "no JSON object");
+    assert_fails(&set("attrs", "{\"d_model\": \"four\"}"), "d_model");
+    assert_eq!(set("suite", "huggingface"), Verdict::Unsupported("suite huggingface".into()));
+}
+
+#[test]
+fn corrupt_files_fail() {
+    let fails = |bytes: &[u8]| matches!(Case::parse(bytes), Err(Stop::Failed(_)));
+    let whole = bytes_of(LAYER);
+    assert!(!fails(&whole));
+    assert!((0..whole.len()).step_by(7).all(|end| fails(&whole[..end])));
+    assert!(fails(&[0xff; 64]) && fails(b"not a tensor in sight"));
+    assert_fails(&suite::run_file(session(), &folder("nowhere.safetensors")), "");
+    assert!(suite::files(&folder("../../../src")).is_err(), "a folder without cases");
+}
+
+#[test]
+fn elements_are_judged_by_the_rule() {
+    let case = |text: &str| {
+        let metadata = text.split_whitespace().map(|pair| pair.split_once('=').unwrap());
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let tensor = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+        Case::parse(&safetensors::serialize([("in.x", tensor)], Some(metadata)).unwrap()).unwrap()
+    };
+    let array = |values: &[f32]| Array::new(&[values.len()], values.to_vec()).unwrap();
+    let compare = |text: &str, found: &[f32], expected: &[f32]| {
+        Rule::of(&case(text)).unwrap().compare("y", &array(found), &array(expected))
+    };
+    let inf = f32::INFINITY;
+    // 1e-4 of the element and 2e-5 of the largest, or the file's own numbers where they allow more.
+    assert!(compare("", &[1.0, 100.0019], &[1.0, 100.0]).is_ok());
+    assert!(compare("", &[1.0019, 100.0], &[1.0, 100.0]).is_ok());
+    assert!(compare("", &[1.0022, 100.0], &[1.0, 100.0]).is_err());
+    assert!(compare("rtol=0.001 atol=1e-7", &[1.0022, 100.09], &[1.0, 100.0]).is_err());
+    assert!(compare("rtol=0.001 atol=1e-7", &[1.0019, 100.09], &[1.0, 100.0]).is_ok());
+    // Infinities are equal or wrong, NaN is where it is expected.
+    assert_eq!(compare("", &[-inf, f32::NAN, 0.0], &[-inf, f32::NAN, 0.0]), Ok(Deviation::default()));
+    for (found, expected) in
+        [(inf, -inf), (-inf, 0.0), (0.0, -inf), (f32::NAN, 0.0), (0.0, f32::NAN), (f32::NAN, inf), (1e-30, 0.0)]
+    {
+        assert!(compare("", &[found], &[expected]).is_err(), "{found} for {expected}");
+    }
+    assert!(compare("", &[0.0, 0.0], &[0.0]).is_err(), "other sizes");
+}
