@@ -126,6 +126,9 @@ impl Builder {
         }
         if let Some((sequences, longest)) = sequences {
             crate::shape::nonzero("longest sequence", longest)?;
+            if longest > rows {
+                return Err(Error::option("longest sequence", format!("at most {rows} rows"), longest));
+            }
             self.expect("sequences", sequences, Element::U32, &[sequences.layout().sizes()[0], SEQUENCE_WORDS])?;
         }
         if !scale.is_finite() {
