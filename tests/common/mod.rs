@@ -6,6 +6,7 @@ pub mod close;
 pub mod floors;
 pub mod guarded;
 pub mod random;
+pub mod refusals;
 pub mod run;
 
 pub use close::{EPS, activation_floor, assert_close, largest, sum_floor, widen};
