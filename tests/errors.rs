@@ -296,6 +296,25 @@ fn devices_below_the_core_tier() {
     }
 }
 
+/// Tensors and scratch of another device of the same instance.
+#[test]
+fn two_devices() {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).unwrap();
+    let [one, two] = [(); 2].map(|()| {
+        let opened = adapter.request_device(&wgpu::DeviceDescriptor::default());
+        let (device, queue) = pollster::block_on(opened).unwrap();
+        Env::on(Gpu { info: adapter.get_info(), device, queue })
+    });
+    let mut bindings = one.projection_bindings();
+    bindings.set("x", two.view(&[5, 8]));
+    let error = one.projection().bind(&bindings).unwrap_err();
+    assert!(matches!(error, tileformer::Error::Device(_)), "{error:?}");
+    let error = Scratch::shared(&[&one.projection(), &two.projection()]).unwrap_err();
+    assert!(error.to_string().contains("programs of one device"), "{error}");
+    assert!(one.uncaptured().is_empty() && two.uncaptured().is_empty());
+}
+
 /// A device that is gone gives errors.
 #[test]
 fn a_destroyed_device() {

@@ -20,7 +20,10 @@ pub type Case = (&'static str, &'static str, &'static [&'static str], fn(&Env) -
 
 impl Env {
     pub fn new(setup: &Setup) -> Self {
-        let gpu = Gpu::open(setup).expect("a device");
+        Self::on(Gpu::open(setup).expect("a device"))
+    }
+
+    pub fn on(gpu: Gpu) -> Self {
         let kernels = Kernels::new(&gpu.device, Options::default()).expect("the core tier");
         let uncaptured = Arc::new(Mutex::new(Vec::new()));
         let notes = uncaptured.clone();
