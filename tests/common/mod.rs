@@ -1,6 +1,7 @@
 //! What all integration tests share: a device, seeded data, tensors between guards, and the comparison with the twins.
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::panic)]
 
+pub mod attention;
 pub mod cases;
 pub mod close;
 pub mod floors;
