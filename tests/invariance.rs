@@ -221,3 +221,16 @@ fn every_length_alone_and_in_company() {
         assert!(alone[0] == packed[n], "length {}: packed differs", n + 1);
     }
 }
+
+/// A neighbour with so many keys that a softmax over them alone would take another form.
+#[test]
+fn a_neighbour_of_a_thousand_keys() {
+    let layer = Layer::new(invariant_kernels(), Kind::Decoder(DecoderLayer::new(12, 3, 16)), 10);
+    let texts = texts(&layer, &[(2, 5), (3, 1200), (40, 33)], 10);
+    for batching in [Batching::Packed, Batching::Padded(0, f32::NAN)] {
+        let together = run_batch(&layer, &texts, batching);
+        for (b, text) in texts.iter().enumerate() {
+            assert!(run_batch(&layer, std::slice::from_ref(text), Batching::Packed)[0] == together[b], "{batching:?}: {b}");
+        }
+    }
+}
