@@ -140,6 +140,13 @@ fn activations_are_rebound() {
     assert_eq!(plan.variants(), before);
     gpu().run(&plan).unwrap();
     assert!(bits(&second[1]) == layer.alone(&second));
+    // another offset in the same variants, and another one, and back: parameters alone change
+    for (rows, moved) in [(&first, 8), (&second, 4), (&first, 0), (&second, 0)] {
+        plan.rebind(&[("x", unaligned(&rows[0], moved))].into_iter().collect()).unwrap();
+        assert_eq!(plan.variants(), before);
+        gpu().run(&plan).unwrap();
+        assert!(bits(&second[1]) == layer.alone(rows), "x moved by {moved} elements");
+    }
     // errors: a wrong shape or a weight beside what would do
     let wrong = gpu().zeros(Element::F32, &[1, 12]).unwrap();
     let weight = gpu().zeros(Element::F32, &[12]).unwrap();
