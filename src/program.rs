@@ -359,6 +359,10 @@ impl Builder {
             let Some(tensor) = operand.tensor else { continue };
             write_offset(bytemuck::bytes_of_mut(&mut params), operand.binding, tensor.offset % align);
             self.check_binding(label, tensor, operand.binding)?;
+            if operand.binding.writes && !tensor.layout.is_disjoint() {
+                let expected = format!("no two elements in one place, as {label} writes it");
+                return Err(Error::shape(self.tensor_name(tensor), expected, tensor.layout));
+            }
         }
         if let Some((a, b)) = shared(&operands, |t| Some(t.slot)) {
             return Err(Error::Alias {

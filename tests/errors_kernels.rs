@@ -106,6 +106,14 @@ fn rows() {
             projection(e, |b, l| l.residual = Some(b.f32("r", &[1, 3])))
         }),
         ("y of other columns", "Shape", &["y", "[2, 3]", "[2, 4]"], |e| projection(e, |b, l| l.y = b.out("y4", &[2, 4]))),
+        ("an output whose rows overlap", "Shape", &["y0", "projection writes it", "strides [2, 1]"], |e| {
+            let rows = Layout::strided(&[2, 3], &[2, 1])?;
+            projection(e, |b, l| l.y = b.output("y0", Element::F32, rows).unwrap())
+        }),
+        ("an output of one row for all", "Shape", &["y0", "strides [0, 1]"], |e| {
+            let rows = Layout::strided(&[2, 3], &[0, 1])?;
+            projection(e, |b, l| l.y = b.output("y0", Element::F32, rows).unwrap())
+        }),
         ("activation of other sizes", "Shape", &["y", "[2, 4]", "[4, 2]"], |e| {
             let mut b = e.builder();
             let (x, y) = (b.f32("x", &[2, 4]), b.out("y", &[4, 2]));
