@@ -81,6 +81,9 @@ fn layers() {
         ("a mask layout without a mask", "Option", &["mask", "no layout", "[1, 1, 3, 3]"], |e| {
             encode(e, |_, i| i.mask = Some(layout(&[1, 1, 3, 3])))
         }),
+        ("a cross mask layout of an encoder", "Option", &["cross_mask", "outside a decoder", "[1, 1, 3, 3]"], |e| {
+            encode(e, |_, i| i.cross_mask = Some(layout(&[1, 1, 3, 3])))
+        }),
         ("no sequences", "Option", &["sequences", "at least 1"], |e| encode(e, |_, i| i.shape.sequences = 0)),
         ("no rows", "Option", &["rows", "at least 1"], |e| encode(e, |_, i| i.shape = BatchShape::padded(2, 0))),
         ("a sequence longer than all rows", "Option", &["longest_q", "at most q_rows, 6", "7"], |e| {

@@ -51,7 +51,7 @@ impl MultiHeadAttention {
         self.check()?;
         let shape = if cross { inputs.shape } else { inputs.shape.to_self() };
         let mut b = Builder::new(kernels, "multi-head attention");
-        let batch = b.batch("", &self.options, self.n_heads, shape, inputs.mask)?;
+        let batch = b.batch("", &self.options, self.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, self.d_model)?;
         let (memory_k, memory_v) = match cross {
             true => (

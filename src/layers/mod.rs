@@ -54,6 +54,14 @@ impl Inputs {
     pub fn with_weights(self) -> Self {
         Self { weights: true, ..self }
     }
+
+    /// The layout of `mask` for a layer whose one attention knows no `cross_mask`.
+    fn only_mask(&self) -> Result<Option<Layout>> {
+        match self.cross_mask {
+            Some(layout) => Err(Error::option("cross_mask", "no layout outside a decoder", layout)),
+            None => Ok(self.mask),
+        }
+    }
 }
 
 /// A batch as one attention of a program sees it.
