@@ -6,7 +6,7 @@ mod common;
 use common::gpu;
 use tileformer::convenience::{Gpu, Setup};
 use tileformer::layers::{Encoder, EncoderLayer, Inputs};
-use tileformer::{BatchShape, Error, Kernels, Layout, Options, wgpu};
+use tileformer::{BatchShape, Bindings, Element, Error, Kernels, Layout, Options, Sequences, TensorView, wgpu};
 
 /// Compilation in steps: each variant once, with progress; a plan bound afterwards needs no other.
 #[test]
@@ -70,4 +70,32 @@ fn a_broken_shader_is_an_error() {
     child.args(["--exact", "a_broken_shader_is_an_error"]).env("TILEFORMER_SHADERS", &dir);
     let output = child.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// Threads that make and run plans at the same time get what one thread gets.
+#[test]
+fn plans_are_made_on_several_threads() {
+    let kernels = Kernels::new(&gpu().device, Options::default()).unwrap();
+    let run = || {
+        let program = EncoderLayer::new(12, 3, 24).program(&kernels, &Inputs::new(BatchShape::padded(1, 9))).unwrap();
+        let y = gpu().zeros(Element::F32, &[9, 12]).unwrap();
+        let value = |n: usize, element| match element {
+            Element::F32 => gpu().upload_f32(&[n], &(0..n).map(|i| (i as f32).sin()).collect::<Vec<_>>()).unwrap(),
+            _ => gpu().upload_u32(&[n], Sequences::padded(&[9], 9).unwrap().words()).unwrap(),
+        };
+        let view = |(name, _, element, layout): (&str, _, Element, &Layout)| {
+            let data = value(layout.len(), element);
+            (name.to_owned(), TensorView::new(data.buffer(), 0, element, *layout).unwrap())
+        };
+        let mut bindings: Bindings = program.tensors().map(view).collect();
+        bindings.set("y", y.clone());
+        gpu().run(&program.bind(&bindings).unwrap()).unwrap();
+        gpu().read_f32(&y).unwrap()
+    };
+    let expected = run();
+    assert!(expected.iter().all(|v| v.is_finite()) && expected.iter().any(|v| *v != 0.0));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..6).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), expected));
+    });
 }
