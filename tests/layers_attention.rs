@@ -125,6 +125,26 @@ fn cross_attention() {
     check("separate over its own rows", &spec, &padded(&[9, 4], 9), false, true, 240);
 }
 
+/// Causal and windowed attention over more keys than queries, at the positions of a cache and at negative ones.
+#[test]
+fn cross_attention_at_offsets() {
+    for (n, offset) in [28, 3, 0, -2, -40].into_iter().enumerate() {
+        let sequences = Sequences::cross(2, 5, &[33, 20], 33).unwrap().with_offset(offset);
+        let side = Side::own(sequences).shaped(BatchShape::cross(2, 5, 33));
+        for (m, options) in [
+            AttentionOptions::causal(),
+            AttentionOptions { window_left: Some(6), alibi: vec![0.5, 0.25], ..AttentionOptions::causal() },
+            AttentionOptions { window_left: Some(2), window_right: Some(4), ..AttentionOptions::default() },
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let spec = MultiHeadAttention { options, ..MultiHeadAttention::new(14, 2) };
+            check(&format!("{:?} at {offset}", spec.options), &spec, &side, true, true, 260 + (10 * n + m) as u64);
+        }
+    }
+}
+
 /// The score functions of Luong and Bahdanau.
 #[test]
 fn general_and_additive_scores() {
