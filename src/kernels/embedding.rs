@@ -126,8 +126,8 @@ impl Builder {
         }
         if let Some((sequences, longest)) = sequences {
             crate::shape::nonzero("longest sequence", longest)?;
-            if longest > rows {
-                return Err(Error::option("longest sequence", format!("at most {rows} rows"), longest));
+            if longest > 1 << 30 {
+                return Err(Error::option("longest sequence", "at most 2^30", longest));
             }
             self.expect("sequences", sequences, Element::U32, &[sequences.layout().sizes()[0], SEQUENCE_WORDS])?;
         }
@@ -140,7 +140,7 @@ impl Builder {
         let table_rows = |t: Option<Tensor>| t.map_or(0, |t| t.layout().size(0));
         let (batch, longest) = sequences.map_or((1, rows), |(s, longest)| (s.layout().sizes()[0], longest));
         let groups = columns.div_ceil(4) as u64;
-        let workgroups = (batch as u64 * longest as u64 * groups).div_ceil(u64::from(FLAT.get("THREADS")));
+        let workgroups = (batch as u64 * longest as u64).saturating_mul(groups).div_ceil(u64::from(FLAT.get("THREADS")));
         let params = Params {
             groups: groups as u32,
             workgroups: workgroups as u32,
