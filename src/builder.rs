@@ -197,6 +197,10 @@ impl Builder {
             let Some(tensor) = operand.tensor else { continue };
             write_offset(bytemuck::bytes_of_mut(&mut params), operand.binding, tensor.offset % align);
             self.check_binding(label, tensor, operand.binding)?;
+            if operand.binding.writes && !tensor.layout.is_disjoint() {
+                let expected = format!("no two elements in one place, as {label} writes it");
+                return Err(Error::shape(self.tensor_name(tensor), expected, tensor.layout));
+            }
         }
         if let Some((a, b)) = shared(&operands, |t| Some(t.slot)) {
             return Err(Error::Alias {
@@ -208,8 +212,8 @@ impl Builder {
         // Threads are numbered in 32 bits; the folded grid holds more.
         let allowed = (1 << 32) / u64::from(THREADS);
         if workgroups > allowed {
-            let limit = "workgroups of one dispatch, whose threads are numbered in 32 bits,";
-            return Err(Error::Limit { what: label.to_owned(), limit, needed: workgroups, allowed });
+            let expected = format!("at most {allowed}, as threads are numbered in 32 bits");
+            return Err(Error::option(format!("workgroups of {label}"), expected, workgroups));
         }
         let fold = u64::from(GRID_FOLD);
         let grid = [workgroups.min(fold) as u32, workgroups.div_ceil(fold) as u32, 1];

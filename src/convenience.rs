@@ -282,19 +282,26 @@ impl Gpu {
         Ok(indices(view.layout()).map(at).collect())
     }
 
-    /// Bytes `offset .. offset + size` of a buffer.
+    /// Bytes `offset .. offset + size` of a buffer, both multiples of 4.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a buffer without `COPY_SRC`, [`Error::BufferTooSmall`] for one that ends before, [`Error::Device`] for a
+    /// [`Error::Option`] for other offsets and sizes, [`Error::Usage`] for a buffer without `COPY_SRC`, [`Error::BufferTooSmall`] for one that ends before, [`Error::Device`] for a
     /// lost device.
     pub fn read_bytes(&self, buffer: &wgpu::Buffer, offset: u64, size: u64) -> Result<Vec<u8>> {
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             let found = format!("{:?}", buffer.usage());
             return Err(Error::Usage { tensor: "readback".into(), needed: "COPY_SRC", found });
         }
+        if !(offset.is_multiple_of(4) && size.is_multiple_of(4)) {
+            let found = format!("{size} bytes from byte {offset} on");
+            return Err(Error::option("readback", "offset and size in multiples of 4", found));
+        }
         let needed = offset.saturating_add(size);
         if needed > buffer.size() {
             return Err(Error::BufferTooSmall { tensor: "readback".into(), needed, size: buffer.size() });
+        }
+        if size == 0 {
+            return Ok(Vec::new());
         }
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("tileformer: readback"),

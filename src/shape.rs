@@ -121,6 +121,20 @@ impl Layout {
         self.strides() == &dense_strides(self.sizes())[..self.rank]
     }
 
+    /// Whether no two indices reach the same element, as outputs need it. Dimensions that interleave count as overlapping.
+    #[must_use]
+    pub(crate) fn is_disjoint(&self) -> bool {
+        let mut dims: Vec<(usize, usize)> = self.strides().iter().copied().zip(self.sizes().iter().copied()).collect();
+        dims.retain(|&(_, size)| size > 1);
+        dims.sort_unstable();
+        let mut reach = 0;
+        dims.iter().all(|&(stride, size)| {
+            let apart = stride > reach;
+            reach += stride * (size - 1);
+            apart
+        })
+    }
+
     /// Whether the elements of the last dimension are neighbours.
     #[must_use]
     pub(crate) fn is_dense_inside(&self) -> bool {
@@ -179,5 +193,22 @@ mod tests {
         assert!(error.to_string().contains("[1048576, 1048576]"), "{error}");
         assert!(Layout::strided(&[2, 2], &[usize::MAX, 1]).is_err());
         assert!(Layout::strided(&[1 << 20, 1 << 20], &[0, 0]).is_err(), "few elements, addressed too often");
+    }
+
+    #[test]
+    fn overlapping_layouts_are_known() -> Result<()> {
+        for (sizes, strides, disjoint) in [
+            (&[4, 3][..], &[3, 1][..], true),
+            (&[4, 3], &[8, 1], true),
+            (&[4, 3], &[2, 1], false),
+            (&[4, 3], &[0, 1], false),
+            (&[1, 3], &[0, 1], true),
+            (&[3, 4], &[1, 3], true),
+            (&[2, 2, 2], &[4, 2, 1], true),
+            (&[2, 2, 2], &[3, 2, 1], false),
+        ] {
+            assert_eq!(Layout::strided(sizes, strides)?.is_disjoint(), disjoint, "{sizes:?} {strides:?}");
+        }
+        Ok(())
     }
 }

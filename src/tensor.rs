@@ -35,6 +35,9 @@ impl Element {
 /// A tensor: a layout over a buffer of the caller's, from an element offset on. Any offset works; offsets that are a
 /// multiple of `min_storage_buffer_offset_alignment` bytes cost nothing.
 ///
+/// The buffer must come from the `wgpu::Instance` that the program's device comes from: wgpu tells instances apart by nothing
+/// that this crate could look at, and panics when they meet. A buffer of another device of that instance is an error.
+///
 /// Making a view touches neither device nor queue. A clone is another handle of the same buffer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorView {

@@ -12,7 +12,7 @@ struct Attention {
   scale: f32,
   softcap: f32,
   flags: u32,
-  left: i32,                       // 2^30 where the window is open
+  left: i32,                       // 2^31 - 1 where the window is open
   right: i32,
   key_mask_batch: u32,             // strides
   mask_batch: u32,

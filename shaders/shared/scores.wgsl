@@ -5,12 +5,13 @@
 
 const MINUS_INFINITY: u32 = 0xff800000u;  // by its bits: WGSL may assume that no infinity exists
 
-// The first and last key that any of the queries i0 .. i0 + count can see by position, as i32; first > last for none.
+// The first and last key that any of the queries i0 .. i0 + count can see by position, as i32; first > last for none. Nothing
+// overflows: positions and window widths lie within ±2^30, an open window is i32's largest, and reach is at least 0.
 fn key_range(s: Sequence, i0: u32, count: u32) -> vec2<i32> {
   let p = i32(i0) + s.offset;
   let last = p + i32(count) - 1;
-  let reach = select(params.attention.right, min(params.attention.right, 0), (params.attention.flags & CAUSAL) != 0u);
-  return vec2<i32>(max(p - params.attention.left, 0), min(last + reach, i32(s.k_len) - 1));
+  let reach = select(params.attention.right, 0, (params.attention.flags & CAUSAL) != 0u);
+  return vec2<i32>(max(max(p, 0) - params.attention.left, 0), last + min(reach, i32(s.k_len) - 1 - last));
 }
 
 // The bits of the finished score of query i and key j of sequence b, given the scaled and capped one; −∞ where hidden.

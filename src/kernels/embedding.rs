@@ -127,6 +127,9 @@ impl Builder {
         }
         if let Some((sequences, longest)) = sequences {
             crate::shape::nonzero("longest sequence", longest)?;
+            if longest > 1 << 30 {
+                return Err(Error::option("longest sequence", "at most 2^30", longest));
+            }
             self.expect("sequences", sequences, Element::U32, &[sequences.layout().sizes()[0], SEQUENCE_WORDS])?;
         }
         if !scale.is_finite() {
@@ -138,7 +141,7 @@ impl Builder {
         let table_rows = |t: Option<Tensor>| t.map_or(0, |t| t.layout().size(0));
         let (batch, longest) = sequences.map_or((1, rows), |(s, longest)| (s.layout().sizes()[0], longest));
         let groups = columns.div_ceil(4) as u64;
-        let workgroups = (batch as u64 * longest as u64 * groups).div_ceil(u64::from(FLAT.get("THREADS")));
+        let workgroups = (batch as u64 * longest as u64).saturating_mul(groups).div_ceil(u64::from(FLAT.get("THREADS")));
         let params = Params {
             groups: groups as u32,
             workgroups: workgroups as u32,

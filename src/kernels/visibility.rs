@@ -42,8 +42,8 @@ const ADDITIVE_MASK: u32 = 8;
 const ALIBI: u32 = 16;
 const SOFTCAP: u32 = 32;
 
-/// A window that is open to one side: no position is further away.
-const OPEN: i32 = 1 << 30;
+/// A window that is open to one side: no position is further away, not even one of an offset of 2³⁰.
+const OPEN: i32 = i32::MAX;
 
 /// Which keys a query sees: [`AttentionOptions`] with the tensors that they speak of.
 #[derive(Clone, Debug, Default)]

@@ -72,7 +72,7 @@ impl MultiHeadAttention {
         self.check()?;
         let shape = inputs.shape;
         let mut b = Builder::new(kernels, "multi-head attention");
-        let batch = b.batch("", &self.options, self.n_heads, shape, inputs.mask)?;
+        let batch = b.batch("", &self.options, self.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, self.d_model)?;
         let [memory_k, memory_v] = memory(&mut b, x)?;
         let y = b.output_rows("y", shape.q_rows, self.d_model)?;
@@ -138,7 +138,8 @@ impl Builder {
     /// q, k and v: one projection for what comes from the same rows, as far as the weights lie together.
     fn project(&mut self, prefix: &str, spec: &MultiHeadAttention, rows: &AttentionRows) -> Result<[Tensor; 3]> {
         let widths = spec.widths();
-        let total = widths.iter().sum();
+        let sum = |widths: &[usize]| widths.iter().fold(0usize, |sum, &width| sum.saturating_add(width));
+        let total = sum(&widths);
         let inputs = [rows.x, rows.memory_k, rows.memory_v];
         let bias = self.vector(spec.bias, &format!("{prefix}in_proj_bias"), total)?;
         let mut parts = [rows.x; 3];
@@ -147,7 +148,7 @@ impl Builder {
         while first < 3 {
             let stacked = spec.projection == Projection::Stacked;
             let together = inputs[first..].iter().take_while(|i| stacked && **i == inputs[first]).count().max(1);
-            let width: usize = widths[first..first + together].iter().sum();
+            let width = sum(&widths[first..first + together]);
             let (label, weight) = if stacked {
                 let all = self.weight(&format!("{prefix}in_proj_weight"), Layout::contiguous(&[total, spec.d_model])?)?;
                 (format!("{prefix}in_proj"), all.narrow(0, at, width)?)

@@ -18,6 +18,7 @@ impl Embedding {
     /// # Errors
     /// As [`Embedding::check`].
     pub fn program(&self, kernels: &Kernels, shape: BatchShape) -> Result<Program> {
+        self.check()?;
         let mut b = Builder::new(kernels, "embedding");
         let batch = b.batch("", &AttentionOptions::default(), 1, shape, None)?;
         let y = b.output_rows("y", shape.q_rows, self.d_model)?;
@@ -81,6 +82,7 @@ impl Builder {
         x: Tensor,
         y: Tensor,
     ) -> Result<()> {
+        crate::shape::nonzero("positions", positions)?;
         let columns = x.layout().sizes().last().copied().unwrap_or(0);
         let name = format!("{prefix}position_embedding.weight");
         let table = self.weight(&name, Layout::contiguous(&[positions, columns])?)?;

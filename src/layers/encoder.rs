@@ -17,7 +17,7 @@ impl EncoderLayer {
         self.check()?;
         let shape = inputs.shape.to_self();
         let mut b = Builder::new(kernels, "encoder layer");
-        let batch = b.batch("", &self.attention.options, self.attention.n_heads, shape, inputs.mask)?;
+        let batch = b.batch("", &self.attention.options, self.attention.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, self.attention.d_model)?;
         let y = b.output_rows("y", shape.q_rows, self.attention.d_model)?;
         let weights = b.weights_output(inputs.weights, "weights", self.attention.n_heads, shape)?;
@@ -36,7 +36,7 @@ impl Encoder {
         let shape = inputs.shape.to_self();
         let attention = &self.layer.attention;
         let mut b = Builder::new(kernels, "encoder");
-        let batch = b.batch("", &attention.options, attention.n_heads, shape, inputs.mask)?;
+        let batch = b.batch("", &attention.options, attention.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, attention.d_model)?;
         let y = b.output_rows("y", shape.q_rows, attention.d_model)?;
         b.encoder("", self, &batch, x, inputs.weights, y)?;

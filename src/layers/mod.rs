@@ -23,7 +23,7 @@ pub use attention::AttentionRows;
 pub use crate::spec::layers::*;
 
 use crate::builder::Builder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{LayerNorm, Linear, Visibility};
 use crate::program::Tensor;
 use crate::shape::Layout;
@@ -55,6 +55,14 @@ impl Inputs {
     pub fn with_weights(self) -> Self {
         Self { weights: true, ..self }
     }
+
+    /// The layout of `mask` for a layer whose one attention knows no `cross_mask`.
+    fn only_mask(&self) -> Result<Option<Layout>> {
+        match self.cross_mask {
+            Some(layout) => Err(Error::option("cross_mask", "no layout outside a decoder", layout)),
+            None => Ok(self.mask),
+        }
+    }
 }
 
 /// A batch as one attention of a program sees it.
@@ -80,7 +88,8 @@ impl Builder {
     /// The inputs `sequences`, `key_mask` and `mask` of an attention with these options, under names that begin with `prefix`.
     ///
     /// # Errors
-    /// [`Error::Option`](crate::Error::Option) for a size of 0 or a longest sequence with more rows than there are.
+    /// [`Error::Option`] for a size of 0, a longest sequence with more rows than there are, or a layout for a mask that the
+    /// options do not have.
     pub fn batch(
         &mut self,
         prefix: &str,
@@ -106,7 +115,12 @@ impl Builder {
                 let full = Layout::contiguous(&[b, n_heads, t, s]);
                 Some(self.input(&format!("{prefix}mask"), element, mask.map_or(full, Ok)?)?)
             }
-            None => None,
+            None => match mask {
+                Some(layout) => {
+                    return Err(Error::option(format!("{prefix}mask"), "no layout, as the options have no mask", layout));
+                }
+                None => None,
+            },
         };
         Ok(Batch { shape, sequences, key_mask, mask })
     }
@@ -155,7 +169,7 @@ impl Builder {
     /// Appends y = `linear2`(activation(`linear1`(x))) + residual.
     ///
     /// # Errors
-    /// As [`Builder::linear`]; [`Error::Option`](crate::Error::Option) for a size of 0.
+    /// As [`Builder::linear`]; [`Error::Option`] for a size of 0.
     pub fn feed_forward(
         &mut self,
         prefix: &str,

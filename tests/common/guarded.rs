@@ -1,0 +1,132 @@
+//! Tensors between guards: whatever a buffer holds beside its tensor is a NaN that no kernel may read into a result or write.
+
+use tileformer::convenience::Gpu;
+use tileformer::{Element, Layout, TensorView};
+
+/// The bits around a tensor and in the gaps between its rows: a quiet NaN that no arithmetic makes.
+pub const POISON: u32 = 0x7fc0_dead;
+
+/// Elements of poison on either side of a tensor.
+const GUARD: usize = 64;
+
+/// How a tensor lies in its buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Elements before it, beside the guard: 1, 3 or 5 make it unaligned.
+    pub offset: usize,
+    /// Elements between two of its rows.
+    pub gap: usize,
+}
+
+impl Place {
+    /// No gap, and aligned as groups of four need it.
+    pub const DENSE: Self = Self { offset: 0, gap: 0 };
+    /// Gaps and an offset that leave groups of four whole.
+    pub const STRIDED: Self = Self { offset: 4, gap: 8 };
+    /// An offset that no group of four survives.
+    pub const OFF_BY_ONE: Self = Self { offset: 1, gap: 0 };
+    /// Odd in all.
+    pub const ODD: Self = Self { offset: 3, gap: 5 };
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::DENSE, Self::STRIDED, Self::OFF_BY_ONE, Self::ODD];
+
+    /// The layout of a tensor of `sizes` here; the last dimension is dense.
+    pub fn layout(self, sizes: &[usize]) -> Layout {
+        let mut strides = vec![1; sizes.len()];
+        for i in (0..sizes.len().saturating_sub(1)).rev() {
+            strides[i] = strides[i + 1] * sizes[i + 1] + self.gap;
+        }
+        Layout::strided(sizes, &strides).expect("a layout")
+    }
+}
+
+/// A tensor in a buffer of its own, poison all around it.
+pub struct Guarded {
+    gpu: Gpu,
+    /// What to bind.
+    pub view: TensorView,
+    name: String,
+}
+
+impl Guarded {
+    /// A tensor of poison, for a kernel to write.
+    pub fn output(gpu: &Gpu, name: &str, element: Element, layout: Layout, place: Place) -> Self {
+        Self::new(gpu, name, element, layout, place, None)
+    }
+
+    /// A tensor that holds `data`, an element 32 bits, in row-major order.
+    pub fn input(gpu: &Gpu, name: &str, element: Element, layout: Layout, place: Place, data: &[u32]) -> Self {
+        assert_eq!(layout.len(), data.len(), "{name}: data for {layout}");
+        Self::new(gpu, name, element, layout, place, Some(data))
+    }
+
+    fn new(gpu: &Gpu, name: &str, element: Element, layout: Layout, place: Place, data: Option<&[u32]>) -> Self {
+        let first = GUARD + place.offset;
+        let mut words = vec![POISON; first + layout.extent() as usize + GUARD];
+        for (at, &value) in indices(&layout).zip(data.unwrap_or_default()) {
+            words[first + at] = value;
+        }
+        let all = gpu.upload_u32(&[words.len()], &words).expect("an upload");
+        let view = TensorView::new(all.buffer(), first as u64, element, layout).expect("a view");
+        Self { gpu: gpu.clone(), view, name: name.to_owned() }
+    }
+
+    /// The bits of the whole buffer.
+    pub fn words(&self) -> Vec<u32> {
+        let bytes = self.gpu.read_bytes(self.view.buffer(), 0, self.view.buffer().size()).expect("a readback");
+        bytes.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    /// The bits of all elements; fails for a guard or a gap that was written.
+    pub fn bits(&self) -> Vec<u32> {
+        let words = self.words();
+        let first = self.view.offset() as usize;
+        let mut inside = vec![false; words.len()];
+        indices(self.view.layout()).for_each(|at| inside[first + at] = true);
+        for (at, (&word, inside)) in words.iter().zip(&inside).enumerate() {
+            let place = at as i64 - first as i64;
+            assert!(*inside || word == POISON, "{}: {word:#x} was written outside, at element {place}", self.name);
+        }
+        indices(self.view.layout()).map(|at| words[first + at]).collect()
+    }
+
+    /// The elements; fails for a guard or gap that was written and for one that was not written.
+    pub fn f32(&self) -> Vec<f32> {
+        self.f32_where(|_| true)
+    }
+
+    /// The elements for which `written` holds, by their row-major number, and zeros for the others, which must be untouched.
+    pub fn f32_where(&self, written: impl Fn(usize) -> bool) -> Vec<f32> {
+        let mut values = Vec::new();
+        for (i, bits) in self.bits().into_iter().enumerate() {
+            if written(i) {
+                assert!(!f32::from_bits(bits).is_nan(), "{}[{i}]: {bits:#x}, NaN or not written", self.name);
+                values.push(f32::from_bits(bits));
+            } else {
+                assert!(bits == POISON, "{}[{i}]: {bits:#x} was written, but nothing should be", self.name);
+                values.push(0.0);
+            }
+        }
+        values
+    }
+
+    /// The elements of a `u32` tensor.
+    pub fn u32(&self) -> Vec<u32> {
+        let bits = self.bits();
+        assert!(!bits.contains(&POISON), "{}: not all written", self.name);
+        bits
+    }
+}
+
+/// The element indices of a layout in row-major order.
+pub fn indices(layout: &Layout) -> impl Iterator<Item = usize> + use<> {
+    let (sizes, strides) = (layout.sizes().to_vec(), layout.strides().to_vec());
+    (0..layout.len()).map(move |mut n| {
+        let mut index = 0;
+        for (&size, &stride) in sizes.iter().zip(&strides).rev() {
+            index += n % size * stride;
+            n /= size;
+        }
+        index
+    })
+}

@@ -1,0 +1,63 @@
+//! What all integration tests share: a device, seeded data, tensors between guards, and the comparison with the twins.
+#![allow(dead_code, unused_imports, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::panic)]
+
+pub mod attention;
+pub mod cases;
+pub mod close;
+pub mod floors;
+pub mod guarded;
+pub mod random;
+pub mod refusals;
+pub mod run;
+
+pub use close::{EPS, activation_floor, assert_close, largest, sum_floor, widen};
+pub use guarded::{Guarded, POISON, Place};
+pub use random::{floats, pick, primes, seeded, sizes, uniform};
+pub use run::{Done, On, Run, assert_all_variants};
+
+use std::sync::OnceLock;
+
+use tileformer::convenience::{Gpu, NO_ADAPTER, Setup};
+use tileformer::{Kernels, Options, wgpu};
+
+/// The device that all tests of a process share. A machine without any fails here: a test that skips itself tests nothing.
+pub fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| match Gpu::open(&Setup::default()) {
+        Ok(gpu) => gpu,
+        Err(error) => panic!("these tests run on a device, a software one will do: {error}\n{NO_ADAPTER}"),
+    })
+}
+
+/// The crate on [`gpu`], with default options.
+pub fn on() -> &'static On {
+    static ON: OnceLock<On> = OnceLock::new();
+    ON.get_or_init(|| On::new(gpu().clone(), Options::default()))
+}
+
+/// The crate on [`gpu`], batch invariant.
+pub fn on_invariant() -> &'static On {
+    static ON: OnceLock<On> = OnceLock::new();
+    ON.get_or_init(|| On::new(gpu().clone(), Options::default().with_batch_invariant(true)))
+}
+
+/// The crate on a device whose storage bindings hold 16384 elements only, so that larger weights and tables are split.
+pub fn on_small_bindings() -> &'static On {
+    static ON: OnceLock<On> = OnceLock::new();
+    ON.get_or_init(|| On::new(small_bindings_gpu(1 << 16), Options::default()))
+}
+
+/// A device of its own, with storage bindings of at most `bytes`.
+pub fn small_bindings_gpu(bytes: u64) -> Gpu {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).expect(NO_ADAPTER);
+    let required_limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..tileformer::wanted_limits(&adapter) };
+    let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device with small bindings");
+    Gpu { info: adapter.get_info(), device, queue }
+}
+
+/// Kernels on [`gpu`] with options of one's own; pipelines are compiled anew.
+pub fn kernels(options: Options) -> Kernels {
+    Kernels::new(&gpu().device, options).expect("kernels")
+}

@@ -1,0 +1,151 @@
+//! Every operation on a device with WebGPU's default limits and no features.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::refusals::{Env, Tensors, layout};
+use common::{on, seeded, uniform};
+use tileformer::convenience::Gpu;
+use tileformer::kernels::{ActivationRows, Argmax, AttentionScores, LayerNorm, MaskedSoftmax, Visibility};
+use tileformer::layers::{
+    AttentionRows, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm, Projection, Score,
+};
+use tileformer::{
+    Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Mask, Program, Result, Role, Sequences,
+    Tensor, wgpu,
+};
+
+const ROWS: usize = 40;
+const D: usize = 24;
+const VOCABULARY: usize = 1100;
+
+/// A translation model with one of everything in it: embeddings, an encoder stack, attention of every score over it, a decoder
+/// stack, a head, its temperature and its choice.
+fn everything(kernels: &Kernels) -> Result<Program> {
+    let mut b = Builder::new(kernels, "everything");
+    let shape = BatchShape::padded(2, ROWS / 2);
+    let masked = AttentionOptions {
+        key_mask: true,
+        mask: Some(Mask::Additive),
+        alibi: vec![0.5, 0.25, 0.125],
+        softcap: Some(4.0),
+        window_left: Some(15),
+        ..AttentionOptions::causal()
+    };
+    let batch = b.batch("", &masked, 3, shape, None)?;
+    let plain = b.batch("plain_", &AttentionOptions::default(), 3, shape, None)?;
+    let rows = |b: &mut Builder, name: &str| b.scratch(name, Element::F32, layout(&[ROWS, D]));
+
+    let spec =
+        Embedding { positions: Some(25), segments: Some(2), norm: Some(Norm::default()), ..Embedding::new(VOCABULARY, D) };
+    let embedded = rows(&mut b, "embedded")?;
+    b.embed("", &spec, &plain, embedded)?;
+
+    let mut layer = EncoderLayer::new(D, 3, 50);
+    layer.attention.options = masked.clone();
+    layer.feed_forward.activation = Activation::Gelu;
+    let encoder = Encoder { positions_every_layer: Some(25), ..Encoder::new(layer, 2).with_final_norm(Norm::default()) };
+    let encoded = rows(&mut b, "encoded")?;
+    b.encoder("encoder.", &encoder, &batch, embedded, true, encoded)?;
+
+    let mut x = encoded;
+    for (n, score) in [Score::Dot, Score::General, Score::Additive { width: 9 }].into_iter().enumerate() {
+        let spec = MultiHeadAttention {
+            score,
+            projection: Projection::Separate,
+            value_head_size: 5,
+            options: masked.clone(),
+            ..MultiHeadAttention::new(D, 3)
+        };
+        let y = rows(&mut b, "attended")?;
+        let attention = AttentionRows { residual: Some(x), ..AttentionRows::cross(x, embedded, y) };
+        b.multi_head_attention(&format!("attention.{n}."), &spec, &batch, &attention)?;
+        x = y;
+    }
+    let decoder = Decoder::new(DecoderLayer::new(D, 3, 30), 1);
+    let decoded = rows(&mut b, "decoded")?;
+    b.decoder("decoder.", &decoder, [&plain, &plain], embedded, x, false, decoded)?;
+
+    // the last rows alone, as a decoding step has them: few of them, and one
+    let (normed, sum, statistics) = (rows(&mut b, "normed")?, b.out("sum", &[ROWS, D]), b.out("statistics", &[ROWS, 2]));
+    let norm =
+        LayerNorm { residual: Some(x), sum: Some(sum), statistics: Some(statistics), ..LayerNorm::new(decoded, normed) };
+    b.layer_norm("norm", &norm)?;
+    let active = rows(&mut b, "active")?;
+    b.activation("silu", &ActivationRows { x: normed, activation: Activation::Silu, y: active })?;
+    let logits = b.out("logits", &[ROWS, VOCABULARY]);
+    b.head("token_embedding.weight", None, active, logits)?;
+    for (name, rows) in [("few", 5), ("one", 1)] {
+        let logits = b.out(name, &[rows, 64]);
+        b.head("head.weight", Some("head.bias"), active.narrow(0, 3, rows)?, logits)?;
+    }
+    sample(&mut b, logits, normed)?;
+    b.finish()
+}
+
+/// Probabilities at a temperature, of a query and of the next token, and the most probable one.
+fn sample(b: &mut Builder, logits: Tensor, rows: Tensor) -> Result<()> {
+    let scores = b.out("scores", &[1, 3, ROWS, ROWS]);
+    let (q, k) = (rows.split_heads(3, D / 3)?, rows.split_heads(3, D / 3)?);
+    b.attention_scores("scores", &AttentionScores { q, k, visibility: Visibility::default(), scores })?;
+    let probs = b.out("probs", &[1, 3, ROWS, ROWS]);
+    let warm = Visibility::new(AttentionOptions { scale: Some(1.0 / 0.7), ..AttentionOptions::default() });
+    b.masked_softmax("probs", &MaskedSoftmax { x: scores, visibility: warm.clone(), y: probs })?;
+    let (long, next) = (b.f32("long", &[1, 1, 3, 1500]), b.out("next", &[1, 1, 3, 1500]));
+    b.masked_softmax("next", &MaskedSoftmax { x: long, visibility: warm, y: next })?;
+    let ids = b.output("ids_out", Element::U32, layout(&[ROWS]))?;
+    b.argmax("argmax", &Argmax { x: logits, ids })
+}
+
+/// Runs the program on seeded data and gives the bits of every output.
+fn run(gpu: &Gpu, program: &Program) -> BTreeMap<String, Vec<u32>> {
+    let mut bindings = Bindings::new();
+    let mut outputs = Vec::new();
+    for (name, role, element, layout) in program.tensors() {
+        let mut rng = seeded(name, 0);
+        let n = layout.len();
+        let view = match (role, element, name) {
+            (Role::Output, ..) => gpu.zeros(element, layout.sizes()),
+            (_, Element::F32, _) => gpu.upload_f32(layout.sizes(), &uniform(&mut rng, n, -0.5, 0.5)),
+            (_, _, "sequences" | "plain_sequences") => {
+                gpu.upload_u32(&[2, 8], Sequences::padded(&[20, 11], ROWS / 2).unwrap().words())
+            }
+            _ => gpu.upload_u32(layout.sizes(), &(0..n as u32).map(|i| i * 7 % 2 + i % 2).collect::<Vec<_>>()),
+        }
+        .unwrap();
+        bindings.set(name, view.clone());
+        if role == Role::Output {
+            outputs.push((name.to_owned(), view));
+        }
+    }
+    gpu.run(&program.bind(&bindings).unwrap()).unwrap();
+    let size = |view: &tileformer::TensorView| view.layout().extent() * 4;
+    let read = |view: &tileformer::TensorView| gpu.read_bytes(view.buffer(), 0, size(view)).unwrap();
+    let words = |bytes: Vec<u8>| bytes.chunks(4).map(|b| u32::from_ne_bytes(b.try_into().unwrap())).collect();
+    outputs.into_iter().map(|(name, view)| (name, words(read(&view)))).collect()
+}
+
+/// The core tier needs nothing beyond WebGPU's defaults, and gives what a device with more gives.
+#[test]
+fn every_operation_runs_on_the_core_tier() {
+    let env = Env::core();
+    assert_eq!(env.gpu.device.features(), wgpu::Features::empty());
+    assert_eq!(env.gpu.device.limits().max_storage_buffers_per_shader_stage, 8);
+    let program = everything(&env.kernels).unwrap();
+    let kernel = |variant: &tileformer::Variant| variant.name().split('.').next().unwrap().to_owned();
+    let all: BTreeSet<String> = tileformer::kernels::variants().iter().map(kernel).collect();
+    let used: BTreeSet<String> = program.variants().iter().map(kernel).collect();
+    assert_eq!(used, all, "every kernel");
+    let found = run(&env.gpu, &program);
+    assert!(env.uncaptured().is_empty(), "{:?}", env.uncaptured());
+    let other = run(&on().gpu, &everything(&on().kernels).unwrap());
+    for (name, bits) in &found {
+        // scores hold −∞ nowhere here: nothing is hidden without a mask
+        assert!(name == "ids_out" || bits.iter().all(|b| f32::from_bits(*b).is_finite()), "{name}");
+        assert!(bits.iter().any(|b| *b != 0), "{name} is all zeros");
+        assert!(*bits == other[name], "{name} differs from the device with more");
+    }
+    assert!(found["ids_out"].iter().all(|id| (*id as usize) < VOCABULARY));
+}

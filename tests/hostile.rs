@@ -1,0 +1,93 @@
+//! Sequences are read from the GPU, where anything may stand: whatever it is, kernels end and stay inside their bindings.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::{POISON, Place, Run, floats, on, seeded};
+use rand::RngExt;
+use tileformer::AttentionOptions;
+use tileformer::kernels::{AdditiveScores, AttentionScores, AttentionValues, EmbeddingRows, MaskedSoftmax, Visibility};
+
+const BATCH: usize = 3;
+const HEADS: usize = 2;
+const ROWS: usize = 30;
+const LONGEST: usize = 70;
+const SIZE: usize = 20;
+
+/// What may stand in a `sequences` buffer.
+fn garbage() -> Vec<Vec<u32>> {
+    let words = BATCH * 8;
+    let mut all = vec![vec![u32::MAX; words], vec![i32::MAX as u32; words], vec![1 << 31; words], vec![POISON; words]];
+    // One field of all bits, the others as they should be.
+    for field in 0..5 {
+        let right = [0, 5, 0, 7, 0, 0, 0, 0];
+        all.push((0..words).map(|i| if i % 8 == field { u32::MAX } else { right[i % 8] }).collect());
+    }
+    for number in 0..20 {
+        let mut rng = seeded("garbage", number);
+        all.push((0..words).map(|_| rng.random::<u32>() >> rng.random_range(0..32)).collect());
+    }
+    all
+}
+
+/// Rule: lengths, starts and offsets of any bits end every loop and write nothing outside the output's binding. Loop bounding is
+/// off in all modules: this is what it rests on.
+#[test]
+fn hostile_sequences_end() {
+    let align = on().gpu.device.limits().min_storage_buffer_offset_alignment as usize / 4;
+    for (number, words) in garbage().into_iter().enumerate() {
+        for place in [Place::DENSE, Place::ODD] {
+            let mut rng = seeded("hostile", number as u64);
+            let mut run = Run::new(on(), "hostile", place);
+            let scores = [BATCH, HEADS, LONGEST, LONGEST];
+            let data = floats(&mut rng, ROWS * HEADS * SIZE);
+            let [q, k, v] = ["q", "k", "v"].map(|name| run.input(name, &[ROWS, HEADS, SIZE], &data));
+            let vector = run.weight("vector", &[HEADS, SIZE], &floats(&mut rng, HEADS * SIZE));
+            let given = run.input("given", &scores, &floats(&mut rng, BATCH * HEADS * LONGEST * LONGEST));
+            let options = AttentionOptions {
+                causal: number % 2 == 0,
+                window_left: (number % 3 == 0).then_some(4),
+                window_right: (number % 5 == 0).then_some(1 << 30),
+                alibi: vec![0.5; HEADS],
+                key_mask: true,
+                mask: Some(tileformer::Mask::Boolean),
+                ..AttentionOptions::default()
+            };
+            let visibility = Visibility {
+                options,
+                sequences: Some(run.words("sequences", &[BATCH, 8], &words)),
+                key_mask: Some(run.words("key_mask", &[BATCH, LONGEST], &[1; BATCH * LONGEST])),
+                mask: Some(run.words("mask", &[1, 1, LONGEST, LONGEST], &[1; LONGEST * LONGEST])),
+            };
+            let names = ["scores", "additive", "probs", "out", "y"];
+            let [dot, additive, probs] = ["scores", "additive", "probs"].map(|name| run.output(name, &scores));
+            let (out, y) = (run.output("out", &[ROWS, HEADS, SIZE]), run.output("y", &[ROWS, SIZE]));
+            let (ids, token) =
+                (run.words("ids", &[ROWS], &words[..1].repeat(ROWS)), run.weight("token", &[9, SIZE], &data[..9 * SIZE]));
+            let position = run.weight("position", &[9, SIZE], &data[..9 * SIZE]);
+            let b = &mut run.builder;
+            let visible = || visibility.clone();
+            b.attention_scores("scores", &AttentionScores { q, k, visibility: visible(), scores: dot }).unwrap();
+            b.additive_scores("additive", &AdditiveScores { q, k, vector, visibility: visible(), scores: additive })
+                .unwrap();
+            b.masked_softmax("softmax", &MaskedSoftmax { x: given, visibility: visible(), y: probs }).unwrap();
+            b.attention_values("values", &AttentionValues { probs: given, v, visibility: visible(), out }).unwrap();
+            let sequences = visibility.sequences.map(|s| (s, LONGEST));
+            let args = EmbeddingRows { positions: Some(position), sequences, ..EmbeddingRows::new(ids, token, y) };
+            b.embedding("embedding", &args).unwrap();
+            let done = run.go();
+            for name in names {
+                // A start that lies outside is clamped into the binding: from the aligned element before the view to its last.
+                let tensor = done.tensor(name);
+                let (first, extent) = (tensor.view.offset() as usize, tensor.view.layout().extent() as usize);
+                let words = tensor.words();
+                let outside = words[..first / align * align].iter().chain(&words[first + extent..]);
+                assert!(outside.clone().all(|&w| w == POISON), "{name} wrote outside its binding: case {number}, {place:?}");
+            }
+            // Scores and weights are indexed by the shape alone, and so stay inside even their rows.
+            for name in ["scores", "additive", "probs"] {
+                done.tensor(name).bits();
+            }
+        }
+    }
+}

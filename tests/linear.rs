@@ -1,0 +1,204 @@
+//! `linear` and `linear_few` against their twin.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{On, Place, Run, assert_all_variants, assert_close, floats, on, on_invariant, pick, seeded, sum_floor, widen};
+use rand::RngExt;
+use tileformer::{Activation, Variant, kernels, reference};
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    rows: usize,
+    d_in: usize,
+    d_out: usize,
+    bias: bool,
+    activation: Activation,
+    residual: bool,
+    place: Place,
+}
+
+const ACTIVATIONS: [Activation; 6] =
+    [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Tanh];
+
+/// The formula by the twins, and the tolerance's floor.
+struct Twin {
+    y32: Vec<f32>,
+    y64: Vec<f64>,
+    floor: f64,
+}
+
+fn twin(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], residual: &[f32]) -> Twin {
+    let Case { rows, d_in, d_out, activation, .. } = *case;
+    let bias = case.bias.then_some(bias);
+    let residual = case.residual.then_some(residual);
+    let twin32 = reference::Linear { x, weight, bias, residual, activation, rows, d_in, d_out };
+    let y32 = reference::linear(&twin32).unwrap();
+    let wide = |values: Option<&[f32]>| values.map(widen);
+    let (x, weight, bias, residual) = (widen(x), widen(weight), wide(bias), wide(residual));
+    let linear64 = |x: &[f64], weight: &[f64], bias: Option<&[f64]>, residual: Option<&[f64]>, activation| {
+        reference::linear(&reference::Linear { x, weight, bias, residual, activation, rows, d_in, d_out }).unwrap()
+    };
+    let y64 = linear64(&x, &weight, bias.as_deref(), residual.as_deref(), activation);
+    let before = linear64(&x, &weight, bias.as_deref(), None, Activation::Identity);
+    let abs = |values: &[f64]| values.iter().map(|v| v.abs()).collect::<Vec<_>>();
+    let terms = linear64(
+        &abs(&x),
+        &abs(&weight),
+        bias.as_deref().map(abs).as_deref(),
+        residual.as_deref().map(abs).as_deref(),
+        Activation::Identity,
+    );
+    let floor = sum_floor(&terms) + common::activation_floor(&before, activation);
+    Twin { y32, y64, floor }
+}
+
+/// Runs a case, compares it, and gives the variants that ran.
+fn check(on: &On, seed: &str, number: u64, case: Case) -> Vec<Variant> {
+    let Case { rows, d_in, d_out, .. } = case;
+    let mut rng = seeded(seed, number);
+    let (x, weight) = (floats(&mut rng, rows * d_in), floats(&mut rng, d_out * d_in));
+    let (bias, residual) = (floats(&mut rng, d_out), floats(&mut rng, rows * d_out));
+    let mut run = Run::new(on, "linear", case.place);
+    let (xt, wt) = (run.input("x", &[rows, d_in], &x), run.weight("weight", &[d_out, d_in], &weight));
+    let bt = case.bias.then(|| run.weight("bias", &[d_out], &bias));
+    let rt = case.residual.then(|| run.input("residual", &[rows, d_out], &residual));
+    let y = run.output("y", &[rows, d_out]);
+    let linear = kernels::Linear { x: xt, weight: wt, bias: bt, activation: case.activation, residual: rt, y };
+    run.builder.linear("linear", &linear).unwrap();
+    let done = run.go();
+    let twin = twin(&case, &x, &weight, &bias, &residual);
+    assert_close(&format!("{seed} {number}: {case:?}"), &done.f32("y"), &twin.y32, &twin.y64, twin.floor);
+    done.variants
+}
+
+fn note(reached: &mut BTreeSet<String>, variants: &[Variant]) {
+    reached.extend(variants.iter().map(Variant::name));
+}
+
+fn random_case(rng: &mut rand::rngs::StdRng) -> Case {
+    Case {
+        rows: rng.random_range(1..140),
+        d_in: rng.random_range(1..140),
+        d_out: rng.random_range(1..140),
+        bias: rng.random(),
+        activation: pick(rng, &ACTIVATIONS),
+        residual: rng.random(),
+        place: pick(rng, &Place::ALL),
+    }
+}
+
+/// Rule: every edge of a tile, in every dimension, aligned or not, is right; and every compiled form is seen.
+#[test]
+fn edges_of_tiles_in_every_form() {
+    let mut reached = BTreeSet::new();
+    let mut number = 0;
+    let rows = [1, 2, 4, 5, 8, 9, 31, 32, 33, 63, 64, 65, 67, 131];
+    let columns = [1, 3, 4, 31, 32, 33, 63, 64, 65, 131];
+    let depths = [1, 3, 4, 15, 16, 17, 35, 61, 64, 97];
+    for (i, &rows) in rows.iter().enumerate() {
+        for (j, &d_out) in columns.iter().enumerate() {
+            // Depths and places take turns, out of step with each other.
+            let d_in = depths[(i + j) % depths.len()];
+            let place = Place::ALL[(i + j + j / 4) % 4];
+            let case = Case { rows, d_in, d_out, bias: true, activation: Activation::Identity, residual: false, place };
+            note(&mut reached, &check(on(), "edges", number, case));
+            if j % 3 == i % 3 {
+                note(&mut reached, &check(on_invariant(), "edges", number, case));
+            }
+            number += 1;
+        }
+    }
+    for d_in in depths {
+        for place in Place::ALL {
+            for rows in [1, 6, 64] {
+                let case =
+                    Case { rows, d_in, d_out: 64, bias: false, activation: Activation::Identity, residual: true, place };
+                note(&mut reached, &check(on(), "depths", number, case));
+                number += 1;
+            }
+        }
+    }
+    assert_all_variants("linear", &reached);
+    assert_all_variants("linear_few", &reached);
+}
+
+/// Rule: every combination of bias, activation and residual is right on each of the paths.
+#[test]
+fn every_epilogue_on_every_path() {
+    let mut number = 0;
+    for (rows, d_out) in [(1, 20), (7, 21), (33, 31), (40, 68)] {
+        for activation in ACTIVATIONS {
+            for (bias, residual) in [(false, false), (false, true), (true, false), (true, true)] {
+                let place = Place::ALL[number as usize % 4];
+                let case = Case { rows, d_in: 24, d_out, bias, activation, residual, place };
+                check(on(), "epilogues", number, case);
+                if rows < 9 {
+                    check(on_invariant(), "epilogues", number, case);
+                }
+                number += 1;
+            }
+        }
+    }
+}
+
+/// Rule: no shape is special.
+#[test]
+fn random_shapes() {
+    for number in 0..40 {
+        let case = random_case(&mut seeded("linear shapes", number));
+        check(if number % 4 == 0 { on_invariant() } else { on() }, "random", number, case);
+    }
+    let primes = common::primes();
+    for (number, &rows) in primes.iter().enumerate() {
+        let case = Case {
+            rows,
+            d_in: primes[(number + 1) % 5],
+            d_out: primes[(number + 3) % 5],
+            ..random_case(&mut seeded("linear primes", number as u64))
+        };
+        check(on(), "primes", number as u64, case);
+    }
+}
+
+/// Rule: activations stay right where their functions saturate, and give no NaN for large arguments.
+#[test]
+fn activations_saturate() {
+    for (number, activation) in ACTIVATIONS.into_iter().enumerate() {
+        for rows in [1, 3, 40] {
+            let (d_in, d_out) = (1, 1);
+            let x: Vec<f32> = (0..rows).map(|i| [1e4, -1e4, 13.0, -13.0, 88.0, -88.0, 0.5, -1e20][(i + rows) % 8]).collect();
+            let case = Case { rows, d_in, d_out, bias: false, activation, residual: false, place: Place::DENSE };
+            let twin = twin(&case, &x, &[1.0], &[], &[]);
+            let mut run = Run::new(on(), "linear", Place::DENSE);
+            let (xt, wt) = (run.input("x", &[rows, 1], &x), run.weight("weight", &[1, 1], &[1.0]));
+            let y = run.output("y", &[rows, 1]);
+            let linear = kernels::Linear { activation, ..kernels::Linear::new(xt, wt, y) };
+            run.builder.linear("linear", &linear).unwrap();
+            let found = run.go().f32("y");
+            // One by one: the large ones would hide the small ones.
+            for i in 0..rows {
+                let name = format!("{number} {activation:?}({})", x[i]);
+                let floor = common::activation_floor(&[f64::from(x[i])], activation) + sum_floor(&[f64::from(x[i])]);
+                assert_close(&name, &found[i..=i], &twin.y32[i..=i], &twin.y64[i..=i], floor);
+            }
+        }
+    }
+}
+
+/// Rule: a weight that no binding holds is split, with its bias and residual, and nothing is lost at the seams.
+#[test]
+fn a_weight_larger_than_a_binding_is_split() {
+    let on = common::on_small_bindings();
+    for (number, (rows, d_in, d_out)) in
+        [(3, 200, 200), (40, 133, 300), (1, 256, 131), (20, 100, 777)].into_iter().enumerate()
+    {
+        for place in Place::ALL {
+            let case = Case { rows, d_in, d_out, bias: true, activation: Activation::Gelu, residual: true, place };
+            let variants = check(on, "split", number as u64, case);
+            assert!(variants.len() > 1, "{case:?} was not split");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! `layer_norm` against its twin.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Done, EPS, Place, Run, assert_all_variants, assert_close, floats, largest, on, pick, seeded, uniform, widen};
+use rand::RngExt;
+use tileformer::kernels::LayerNorm;
+use tileformer::reference::{self, LayerNormOutput, Real};
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    rows: usize,
+    columns: usize,
+    residual: bool,
+    weight: bool,
+    bias: bool,
+    sum: bool,
+    statistics: bool,
+    eps: f32,
+    mean: f32,
+    place: Place,
+}
+
+const PLAIN: Case = Case {
+    rows: 1,
+    columns: 1,
+    residual: false,
+    weight: false,
+    bias: false,
+    sum: false,
+    statistics: false,
+    eps: 1e-5,
+    mean: 0.0,
+    place: Place::DENSE,
+};
+
+struct Data {
+    x: Vec<f32>,
+    residual: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+fn data(case: &Case, seed: &str, number: u64) -> Data {
+    let mut rng = seeded(seed, number);
+    let len = case.rows * case.columns;
+    Data {
+        x: uniform(&mut rng, len, case.mean - 1.0, case.mean + 1.0),
+        residual: floats(&mut rng, len),
+        weight: floats(&mut rng, case.columns),
+        bias: floats(&mut rng, case.columns),
+    }
+}
+
+fn twin<T: Real>(case: &Case, data: &Data) -> LayerNormOutput<T> {
+    let real = |values: &[f32]| values.iter().map(|&v| T::of(v)).collect::<Vec<_>>();
+    let [x, residual, weight, bias] = [&data.x, &data.residual, &data.weight, &data.bias].map(|v| real(v));
+    reference::layer_norm(&reference::LayerNorm {
+        x: &x,
+        residual: case.residual.then_some(&residual[..]),
+        weight: case.weight.then_some(&weight[..]),
+        bias: case.bias.then_some(&bias[..]),
+        eps: case.eps,
+        rows: case.rows,
+        d: case.columns,
+    })
+    .unwrap()
+}
+
+fn run(case: &Case, data: &Data) -> Done {
+    let Case { rows, columns, .. } = *case;
+    let mut run = Run::new(on(), "layer_norm", case.place);
+    let x = run.input("x", &[rows, columns], &data.x);
+    let y = run.output("y", &[rows, columns]);
+    let norm = LayerNorm {
+        residual: case.residual.then(|| run.input("residual", &[rows, columns], &data.residual)),
+        weight: case.weight.then(|| run.weight("weight", &[columns], &data.weight)),
+        bias: case.bias.then(|| run.weight("bias", &[columns], &data.bias)),
+        eps: case.eps,
+        sum: case.sum.then(|| run.output("sum", &[rows, columns])),
+        statistics: case.statistics.then(|| run.output("statistics", &[rows, 2])),
+        ..LayerNorm::new(x, y)
+    };
+    run.builder.layer_norm("norm", &norm).unwrap();
+    run.go()
+}
+
+/// Floors for y, mean and inverse deviation. Each row's sums run over s − s[0]; a residual rounds s itself first.
+fn floors(case: &Case, data: &Data, right: &LayerNormOutput<f64>) -> (f64, f64, f64) {
+    let columns = case.columns;
+    let weight = if case.weight { largest(&widen(&data.weight)) } else { 1.0 };
+    let bias = if case.bias { largest(&widen(&data.bias)) } else { 0.0 };
+    let (mut y, mut mean, mut inverse) = (0.0f64, 0.0f64, 0.0f64);
+    for (r, s) in right.sum.chunks_exact(columns).enumerate() {
+        let deviation = right.inverse_deviation[r];
+        let shifted: Vec<f64> = s.iter().map(|v| (v - s[0]).abs()).collect();
+        let average = shifted.iter().sum::<f64>() / columns as f64;
+        let rounded = if case.residual { largest(s) } else { 0.0 };
+        // 2⁻²² of the terms; inverseSqrt 2 ULP, and 2⁻²² of the variance's terms, half of which arrive
+        let normed = (largest(&shifted) + average) * deviation;
+        y = y.max(2.0 * EPS * ((normed + rounded * deviation) * weight + bias) + 3.0 * EPS * normed * weight);
+        mean = mean.max(2.0 * EPS * (s[0].abs() + average + rounded));
+        inverse = inverse.max(deviation * (3.0 * EPS + 2.0 * EPS * rounded * deviation));
+    }
+    (y, mean, inverse)
+}
+
+fn check(seed: &str, number: u64, case: Case) -> Done {
+    let data = data(&case, seed, number);
+    let done = run(&case, &data);
+    let (found, right) = (twin::<f32>(&case, &data), twin::<f64>(&case, &data));
+    let (y, mean, inverse) = floors(&case, &data, &right);
+    let name = format!("{seed} {number}: {case:?}");
+    assert_close(&name, &done.f32("y"), &found.y, &right.y, y);
+    if case.sum {
+        let terms: Vec<f64> =
+            data.x.iter().zip(&data.residual).map(|(x, r)| f64::from(x.abs()) + f64::from(r.abs())).collect();
+        assert_close(&format!("sum of {name}"), &done.f32("sum"), &found.sum, &right.sum, common::sum_floor(&terms));
+    }
+    if case.statistics {
+        let of = |column: usize| done.f32("statistics").chunks_exact(2).map(|s| s[column]).collect::<Vec<_>>();
+        assert_close(&format!("mean of {name}"), &of(0), &found.mean, &right.mean, mean);
+        let name = format!("inverse deviation of {name}");
+        assert_close(&name, &of(1), &found.inverse_deviation, &right.inverse_deviation, inverse);
+    }
+    done
+}
+
+/// Rule: every combination of operands and outputs is right, in short rows and long, in every compiled form.
+#[test]
+fn every_operand_and_output_in_every_form() {
+    let mut reached = BTreeSet::new();
+    for bits in 0..32u64 {
+        for (i, columns) in [36, 23, 1028, 1029].into_iter().enumerate() {
+            let has = |bit: u64| bits >> bit & 1 == 1;
+            let place = [Place::DENSE, Place::ODD, Place::STRIDED, Place::OFF_BY_ONE][i];
+            let rows = if columns > 1000 { 3 } else { 11 };
+            let case = Case { residual: has(0), weight: has(1), bias: has(2), sum: has(3), statistics: has(4), ..PLAIN };
+            check("operands", bits, Case { rows, columns, place, ..case }).note(&mut reached);
+        }
+    }
+    assert_all_variants("layer_norm", &reached);
+}
+
+/// Rule: the edges of rows, groups of rows and columns are right: eight threads take four columns each, or 64 do.
+#[test]
+fn edges_of_rows_and_columns() {
+    for rows in [1, 7, 8, 9, 17, 61] {
+        for (i, columns) in [1, 2, 3, 4, 5, 31, 32, 33, 67, 97, 1024, 1025, 1151].into_iter().enumerate() {
+            let case = Case { rows, columns, place: Place::ALL[(rows + i) % 4], ..PLAIN };
+            check("edges", i as u64, Case { weight: true, bias: true, ..case });
+        }
+    }
+}
+
+/// Rule: no shape is special.
+#[test]
+fn random_shapes() {
+    for number in 0..40 {
+        let mut rng = seeded("norm shapes", number);
+        let long = number % 5 == 0;
+        let case = Case {
+            rows: if long { rng.random_range(1..6) } else { rng.random_range(1..100) },
+            columns: if long { rng.random_range(1025..3000) } else { rng.random_range(2..400) },
+            residual: rng.random(),
+            weight: rng.random(),
+            bias: rng.random(),
+            sum: rng.random(),
+            statistics: rng.random(),
+            eps: pick(&mut rng, &[1e-5, 1e-6, 1e-12, 0.1]),
+            mean: pick(&mut rng, &[0.0, -3.0, 100.0]),
+            place: pick(&mut rng, &Place::ALL),
+        };
+        check("random", number, case);
+    }
+}
+
+/// Rule: a large mean costs no digits: the sums run over s − s[0], in two passes.
+#[test]
+fn a_large_mean_costs_nothing() {
+    for (number, mean) in [1e3, -1e3, 1e4, 1e5].into_iter().enumerate() {
+        for columns in [64, 61, 768, 1536] {
+            for eps in [1e-5, 1e-12] {
+                let case = Case { rows: 5, columns, mean, eps, statistics: true, sum: true, ..PLAIN };
+                check("mean", number as u64, case);
+                // The exact value, apart from what a twin of the same order of operations would share.
+                let data = data(&case, "mean", number as u64);
+                let x = widen(&data.x);
+                for (row, found) in x.chunks_exact(columns).zip(run(&case, &data).f32("y").chunks_exact(columns)) {
+                    let mean = row.iter().sum::<f64>() / columns as f64;
+                    let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / columns as f64;
+                    for (x, y) in row.iter().zip(found) {
+                        let right = (x - mean) / (variance + f64::from(eps)).sqrt();
+                        assert!((f64::from(*y) - right).abs() <= 2e-6, "mean {mean}: {y} where {right} is right");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rule: eps stands inside the root, whatever its size.
+#[test]
+fn eps_stands_inside_the_root() {
+    for (number, eps) in [0.0, 1e-12, 1e-5, 0.1, 10.0].into_iter().enumerate() {
+        for columns in [4, 37, 1300] {
+            check("eps", number as u64, Case { rows: 9, columns, eps, statistics: true, weight: true, ..PLAIN });
+        }
+    }
+}
+
+/// Rule: a row without variance gives the bias, exactly, with an eps of 1e-12 and with one of 0; so does a single column.
+#[test]
+fn rows_without_variance_give_the_bias() {
+    for columns in [1, 4, 37, 1027, 1536] {
+        for eps in [0.0, 1e-12, 1e-5] {
+            for (number, value) in [0.0f32, 0.1, -1000.3, 1e30, 3.4e-30].into_iter().enumerate() {
+                let case = Case {
+                    rows: 10,
+                    columns,
+                    weight: true,
+                    bias: true,
+                    statistics: true,
+                    eps,
+                    place: Place::ALL[number % 4],
+                    ..PLAIN
+                };
+                let mut data = data(&case, "flat", number as u64);
+                data.x.fill(value);
+                let done = run(&case, &data);
+                for row in done.f32("y").chunks_exact(columns) {
+                    assert_eq!(row, data.bias, "{case:?}, rows of {value}");
+                }
+                for statistics in done.f32("statistics").chunks_exact(2) {
+                    assert_eq!(statistics[0], value, "{case:?}: the mean");
+                    let right = if eps > 0.0 { 1.0 / f64::from(eps).sqrt() } else { 0.0 };
+                    let error = (f64::from(statistics[1]) - right).abs();
+                    assert!(error <= 4.0 * EPS * right, "{case:?}: {} where {right} is right", statistics[1]);
+                }
+            }
+        }
+    }
+}
