@@ -21,7 +21,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weight: array<Storage>;     // (d_out, d_in)
+@group(0) @binding(1) var<storage, read> weight: array<WeightStorage>;  // (d_out, d_in)
 @group(0) @binding(2) var<storage, read> bias: array<Storage>;       // (d_out)
 @group(1) @binding(0) var<storage, read> x: array<Storage>;          // (rows, d_in)
 @group(1) @binding(1) var<storage, read> residual: array<Storage>;   // (rows, d_out)

@@ -14,3 +14,7 @@ fn keep(v: vec4<f32>, count: u32) -> vec4<f32> { return v; }
 // Storage number `i` of the 4 / LANES that four neighbours fill.
 fn pick(v: vec4<f32>, i: u32) -> Storage { return v; }
 fn pick_bits(v: vec4<u32>, i: u32) -> Bits { return v; }
+
+// Weights of projections have a storage of their own: it may be narrower than that of activations.
+alias WeightStorage = vec4<f32>;
+fn weight_group4(a: WeightStorage, b: WeightStorage, c: WeightStorage, d: WeightStorage) -> vec4<f32> { return a; }
