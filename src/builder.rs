@@ -24,7 +24,7 @@ pub(crate) struct Launch<'a, P> {
     pub(crate) bytes: Option<u64>,
 }
 
-/// Threads of a workgroup, of every kernel at least.
+/// The most threads of a workgroup, of any kernel.
 const THREADS: u32 = 64;
 
 static NEXT_BUILDER: AtomicU64 = AtomicU64::new(0);

@@ -50,6 +50,10 @@ pub(crate) const TILE_32: Class = Class {
     constants: &[("TILE_M", 32), ("TILE_N", 32), ("TILE_K", 16), ("THREAD_M", 4), ("THREAD_N", 4)],
 };
 
+/// 8×64 outputs, 4×4 a thread, 32 threads: attention of one to a few queries, of which a larger tile would be mostly empty.
+pub(crate) const TILE_8: Class =
+    Class { name: "8x64x16", constants: &[("TILE_M", 8), ("TILE_N", 64), ("TILE_K", 16), ("THREAD_M", 4), ("THREAD_N", 4)] };
+
 /// Up to four rows at once, 16 threads along k for every four columns.
 pub(crate) const FEW_4: Class = Class { name: "4x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 4)] };
 
@@ -68,7 +72,12 @@ pub(crate) const FLAT: Class = Class { name: "flat", constants: &[("THREADS", 64
 /// The tile of a product with `rows` × `columns` outputs. In batch-invariant mode only the columns decide: rows are what a
 /// batch changes.
 pub(crate) fn tile(rows: usize, columns: usize, batch_invariant: bool) -> &'static Class {
-    if columns <= 32 || (!batch_invariant && rows <= 32) { &TILE_32 } else { &TILE_64 }
+    match rows {
+        ..=8 if !batch_invariant => &TILE_8,
+        ..=32 if !batch_invariant => &TILE_32,
+        _ if columns <= 32 => &TILE_32,
+        _ => &TILE_64,
+    }
 }
 
 /// The few-row path of a projection, where it is better than a tile run nearly empty.

@@ -27,7 +27,7 @@ pub use masked_softmax::MaskedSoftmax;
 pub use visibility::Visibility;
 
 use crate::program::Tensor;
-use crate::tuning::{Class, FEW_1, FEW_4, FLAT, Lanes, ROWS_LONG, ROWS_SHORT, TILE_32, TILE_64};
+use crate::tuning::{Class, FEW_1, FEW_4, FLAT, Lanes, ROWS_LONG, ROWS_SHORT, TILE_8, TILE_32, TILE_64};
 use crate::variant::{Kernel, Variant};
 
 /// Every kernel with the classes that it comes in and the number of its optional outputs.
@@ -35,10 +35,10 @@ static KERNELS: &[(&Kernel, &[&Class], u8)] = &[
     (&linear::KERNEL, &[&TILE_64, &TILE_32], 0),
     (&linear::KERNEL_FEW, &[&FEW_4, &FEW_1], 0),
     (&activation::KERNEL, &[&FLAT], 0),
-    (&attention_scores::KERNEL, &[&TILE_64, &TILE_32], 0),
+    (&attention_scores::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], 0),
     (&additive_scores::KERNEL, &[&FLAT], 0),
     (&masked_softmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], 0),
-    (&attention_values::KERNEL, &[&TILE_64, &TILE_32], 0),
+    (&attention_values::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], 0),
     (&layer_norm::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], 2),
     (&embedding::KERNEL, &[&FLAT], 0),
     (&argmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], 0),
