@@ -13,7 +13,7 @@ use rand::RngExt;
 use tileformer::kernels::MaskedSoftmax;
 use tileformer::reference;
 
-/// Raw scores, some −∞, NaN wherever an option hides the key already.
+/// Raw scores, some −∞, and half of those that an option hides NaN: the other half would show in a sum.
 fn scores(case: &Case, name: &str, number: u64, most: f32) -> Vec<f32> {
     let mut rng = seeded(name, number);
     let visible = case.visible();
@@ -21,7 +21,7 @@ fn scores(case: &Case, name: &str, number: u64, most: f32) -> Vec<f32> {
     for (x, visible) in x.iter_mut().zip(visible) {
         if rng.random_bool(0.05) {
             *x = f32::NEG_INFINITY;
-        } else if case.options.key_mask && !visible {
+        } else if case.options.key_mask && !visible && rng.random_bool(0.5) {
             *x = f32::NAN;
         }
     }

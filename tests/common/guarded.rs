@@ -3,8 +3,11 @@
 use tileformer::convenience::Gpu;
 use tileformer::{Element, Layout, TensorView};
 
-/// The bits around a tensor and in the gaps between its rows: a quiet NaN that no arithmetic makes.
+/// The bits around an output and in the gaps between its rows: a quiet NaN that no arithmetic makes.
 pub const POISON: u32 = 0x7fc0_dead;
+
+/// The same around an input: another NaN, so that one which was copied into an output's gap shows.
+const INPUT_POISON: u32 = 0x7fc1_beef;
 
 /// Elements of poison on either side of a tensor.
 const GUARD: usize = 64;
@@ -62,7 +65,8 @@ impl Guarded {
 
     fn new(gpu: &Gpu, name: &str, element: Element, layout: Layout, place: Place, data: Option<&[u32]>) -> Self {
         let first = GUARD + place.offset;
-        let mut words = vec![POISON; first + layout.extent() as usize + GUARD];
+        let poison = if data.is_some() { INPUT_POISON } else { POISON };
+        let mut words = vec![poison; first + layout.extent() as usize + GUARD];
         for (at, &value) in indices(&layout).zip(data.unwrap_or_default()) {
             words[first + at] = value;
         }
@@ -77,7 +81,7 @@ impl Guarded {
         bytes.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 
-    /// The bits of all elements; fails for a guard or a gap that was written.
+    /// The bits of all elements of an output; fails for a guard or a gap that was written.
     pub fn bits(&self) -> Vec<u32> {
         let words = self.words();
         let first = self.view.offset() as usize;
