@@ -159,7 +159,7 @@ fn options_at_random() {
 #[test]
 fn edges_of_tiles_in_every_form() {
     let mut reached = BTreeSet::new();
-    let lengths = [1, 31, 32, 33, 63, 64, 65, 131];
+    let lengths = [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 131];
     let sizes = [1, 4, 15, 16, 17, 31, 32, 33, 63, 64, 65, 131];
     for (i, t) in lengths.into_iter().enumerate() {
         for (j, s) in lengths.into_iter().enumerate() {
@@ -176,8 +176,10 @@ fn edges_of_tiles_in_every_form() {
     }
     for (number, place) in Place::ALL.into_iter().enumerate() {
         for sizes in [[64, 64], [64, 68], [36, 128], [20, 32]] {
-            let case = Case::plain([2, 65, 40], [2, 1], sizes, place);
-            check("heads", &case, number % 2 == 0, &Data::of(&case, "heads", number as u64)).note(&mut reached);
+            for queries in [65, 8] {
+                let case = Case::plain([2, queries, 40], [2, 1], sizes, place);
+                check("heads", &case, number % 2 == 0, &Data::of(&case, "heads", number as u64)).note(&mut reached);
+            }
         }
     }
     assert_all_variants("attention_scores", &reached);
