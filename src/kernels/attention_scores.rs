@@ -71,8 +71,9 @@ impl Builder {
     /// Appends softcap(scale · q·kᵀ) with ALiBi, additive mask and −∞ for hidden keys.
     ///
     /// # Errors
-    /// [`Error::Shape`] for tensors that do not fit each other, [`Error::Option`] for heads that do not divide and as
-    /// [`AttentionOptions::check`](crate::AttentionOptions::check), [`Error::Limit`] for scores that exceed a binding.
+    /// [`Error::Shape`](crate::Error::Shape) for tensors that do not fit each other, [`Error::Option`](crate::Error::Option) for heads
+    /// that do not divide and as [`AttentionOptions::check`](crate::AttentionOptions::check), [`Error::Limit`](crate::Error::Limit)
+    /// for scores that exceed a binding.
     pub fn attention_scores(&mut self, label: &str, args: &AttentionScores) -> Result<()> {
         let AttentionScores { q, k, visibility, scores } = args;
         let shape = ScoresShape::check(self, *q, *k, *scores, visibility)?;
