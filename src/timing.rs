@@ -8,10 +8,13 @@ impl Plan {
     /// Records the dispatches with a timestamp on either side of each; see [`Timing`].
     ///
     /// # Errors
-    /// [`Error::Option`] for a timing that was made for another number of dispatches.
+    /// [`Error::Option`] for a timing that was made for another number of dispatches or on another device.
     pub fn record_timed(&self, encoder: &mut wgpu::CommandEncoder, timing: &Timing) -> Result<()> {
         if timing.labels.len() != self.bound.len() {
             return Err(Error::option("timing", format!("{} dispatches", self.bound.len()), timing.labels.len()));
+        }
+        if timing.device != *self.program().inner.kernels.device() {
+            return Err(Error::option("timing", "one of the plan's device", "one of another"));
         }
         for (i, bound) in self.bound.iter().enumerate() {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -49,6 +52,7 @@ impl Plan {
 /// ```
 #[derive(Debug)]
 pub struct Timing {
+    device: wgpu::Device,
     labels: Vec<String>,
     queries: wgpu::QuerySet,
     resolved: wgpu::Buffer,
@@ -78,6 +82,7 @@ impl Timing {
             device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
         };
         checked(kernels, "timing", || Self {
+            device: device.clone(),
             labels: plan.program().dispatches().iter().map(|d| d.label.clone()).collect(),
             queries: device.create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("tileformer: timing"),
