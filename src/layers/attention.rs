@@ -122,7 +122,7 @@ impl Builder {
         let label = format!("{prefix}softmax");
         self.masked_softmax(&label, &MaskedSoftmax { x: scores, visibility: plain, y: probs })?;
 
-        let width = spec.n_heads * spec.value_head_size;
+        let width = spec.n_heads.saturating_mul(spec.value_head_size);
         let heads = self.scratch("heads", Element::F32, Layout::contiguous(&[shape.q_rows, width])?)?;
         let out = heads.split_heads(spec.n_heads, spec.value_head_size)?;
         let v = v.split_heads(spec.n_kv_heads, spec.value_head_size)?;

@@ -177,7 +177,7 @@ impl BatchShape {
     /// The shape that holds exactly these sequences.
     #[must_use]
     pub fn of(sequences: &[Sequence]) -> Self {
-        let end = |start: u32, len: u32| start as usize + len as usize;
+        let end = |start: u32, len: u32| (start as usize).saturating_add(len as usize);
         let max = |f: &dyn Fn(&Sequence) -> usize| sequences.iter().map(f).max().unwrap_or(0);
         Self {
             sequences: sequences.len(),
