@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
-use crate::pipeline::{GRID_FOLD, Kernels};
-use crate::program::{Dispatch, Inner, Operand, Program, Role, Slot, Tensor};
+use crate::pipeline::Kernels;
+use crate::program::{Dispatch, Inner, Operand, Program, Role, Slot, Tensor, shared};
 use crate::shape::Layout;
 use crate::tensor::Element;
-use crate::variant::{Binding, Variant};
+use crate::variant::{Binding, GRID_FOLD, Variant};
 
 /// What a kernel asks a builder to append.
 pub(crate) struct Launch<'a, P> {
@@ -179,10 +179,7 @@ impl Builder {
 
     /// The most elements of a weight or table that one binding holds, with room for the offset's remainder.
     pub(crate) fn binding_elements(&self) -> u64 {
-        let limits = self.kernels.limits();
-        (limits.max_storage_buffer_binding_size / 4)
-            .saturating_sub(u64::from(limits.min_storage_buffer_offset_alignment) / 2)
-            .max(1)
+        (self.kernels.limits().max_storage_buffer_binding_size / 4).saturating_sub(2 * self.kernels.tensor_step()).max(1)
     }
 
     /// Appends a dispatch.
@@ -192,10 +189,10 @@ impl Builder {
             variant.bindings().zip(operands).map(|(binding, &tensor)| Operand { binding, tensor }).collect();
         debug_assert_eq!(operands.len(), variant.storage_buffers(), "{label}: one operand a binding");
         debug_assert_eq!(size_of::<P>(), variant.kernel.params_size, "{label}: the kernel's parameters");
-        let align = self.offset_elements();
+        let step = self.kernels.tensor_step();
         for operand in &operands {
             let Some(tensor) = operand.tensor else { continue };
-            write_offset(bytemuck::bytes_of_mut(&mut params), operand.binding, tensor.offset % align);
+            operand.binding.write_offset(bytemuck::bytes_of_mut(&mut params), tensor.offset % step);
             self.check_binding(label, tensor, operand.binding)?;
             if operand.binding.writes && !tensor.layout.is_disjoint() {
                 let expected = format!("no two elements in one place, as {label} writes it");
@@ -225,12 +222,8 @@ impl Builder {
         Ok(())
     }
 
-    fn offset_elements(&self) -> u64 {
-        u64::from(self.kernels.limits().min_storage_buffer_offset_alignment) / 4
-    }
-
     fn check_binding(&self, label: &str, tensor: Tensor, binding: &Binding) -> Result<()> {
-        let needed = (tensor.offset % self.offset_elements() + tensor.extent()) * 4;
+        let needed = (tensor.offset % self.kernels.tensor_step() + tensor.extent()) * 4;
         let allowed = self.kernels.limits().max_storage_buffer_binding_size;
         if needed > allowed {
             let what = format!("{} ({} of {label})", self.tensor_name(tensor), binding.name);
@@ -241,10 +234,10 @@ impl Builder {
 
     /// Puts parameters into the arena; equal ones share a place.
     fn place(&mut self, bytes: &[u8]) -> std::ops::Range<usize> {
-        let align = self.kernels.limits().min_uniform_buffer_offset_alignment.max(16) as usize;
+        let step = self.kernels.parameter_step();
         let arena = &mut self.arena;
         let start = *self.arena_parts.entry(bytes.to_vec()).or_insert_with(|| {
-            let start = arena.len().next_multiple_of(align);
+            let start = arena.len().next_multiple_of(step);
             arena.resize(start, 0);
             arena.extend_from_slice(bytes);
             arena.resize(arena.len().next_multiple_of(16), 0);
@@ -322,21 +315,4 @@ impl Builder {
             None => Ok(sizes),
         }
     }
-}
-
-/// Writes where a tensor's first element stands in its binding into the parameters.
-pub(crate) fn write_offset(params: &mut [u8], binding: &Binding, elements: u64) {
-    params[binding.offset_at..binding.offset_at + 4].copy_from_slice(&(elements as u32).to_ne_bytes());
-}
-
-/// A written operand and another one that lie in the same memory by `place`.
-pub(crate) fn shared<K: PartialEq>(operands: &[Operand], place: impl Fn(Tensor) -> Option<K>) -> Option<(Tensor, Tensor)> {
-    let bound = || operands.iter().enumerate().filter_map(|(i, o)| Some((i, o, o.tensor?)));
-    for (i, _, written) in bound().filter(|(_, o, _)| o.binding.writes) {
-        let same = |t: Tensor| matches!((place(t), place(written)), (Some(a), Some(b)) if a == b);
-        if let Some((_, _, other)) = bound().find(|(k, _, t)| *k != i && same(*t)) {
-            return Some((written, other));
-        }
-    }
-    None
 }

@@ -7,10 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
-use crate::variant::Variant;
-
-/// The grid's x dimension where one line of workgroups is folded over two: the largest that every device has.
-pub(crate) const GRID_FOLD: u32 = 65_535;
+use crate::variant::{GRID_FOLD, Variant};
 
 /// What holds for a whole device.
 #[derive(Clone, Debug, Default)]
@@ -134,6 +131,16 @@ impl Kernels {
         &self.inner.limits
     }
 
+    /// Elements between two places where the binding of a tensor may begin.
+    pub(crate) fn tensor_step(&self) -> u64 {
+        u64::from(self.inner.limits.min_storage_buffer_offset_alignment) / 4
+    }
+
+    /// Bytes between two places for parameters.
+    pub(crate) fn parameter_step(&self) -> usize {
+        self.inner.limits.min_uniform_buffer_offset_alignment.max(16) as usize
+    }
+
     pub(crate) fn nothing(&self) -> &wgpu::Buffer {
         &self.inner.nothing
     }
@@ -159,7 +166,9 @@ impl Kernels {
     pub(crate) fn compile(&self, variant: &Variant) -> Compile<impl Future<Output = Option<String>> + use<>> {
         let device = &self.inner.device;
         let name = variant.name();
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        // Errors that no scope takes are panics by default, and drivers report theirs as internal ones.
+        let filters = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation];
+        let [memory, internal, validation] = filters.map(|filter| device.push_error_scope(filter));
         let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
         let descriptor =
             wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgpu::ShaderSource::Wgsl(variant.source().into()) };
@@ -189,8 +198,15 @@ impl Kernels {
             },
             cache: self.inner.options.pipeline_cache.as_ref(),
         });
-        let failure = scope.pop();
-        let check = async move { failure.await.map(|e| e.to_string()) };
+        let failures = [validation.pop(), internal.pop(), memory.pop()];
+        let check = async move {
+            for failure in failures {
+                if let Some(error) = failure.await {
+                    return Some(error.to_string());
+                }
+            }
+            None
+        };
         Compile { pipeline: Pipeline { pipeline, groups }, check }
     }
 }

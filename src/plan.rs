@@ -4,19 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::bindings::{Bindings, place_views};
-use crate::builder::{shared, write_offset};
 use crate::error::{Error, Result};
-use crate::pipeline::Kernels;
-use crate::program::{self, Inner, Operand, Program, Role, Tensor};
+use crate::program::{self, Inner, Operand, Program, Role, Tensor, shared};
 use crate::scratch::{Scratch, checked, uniform_buffer};
 use crate::tensor::TensorView;
 use crate::tuning::Lanes;
 use crate::variant::Variant;
-
-/// Bytes between two places for parameters.
-fn parameter_step(kernels: &Kernels) -> usize {
-    kernels.limits().min_uniform_buffer_offset_alignment.max(16) as usize
-}
 
 /// A dispatch with everything that recording needs.
 #[derive(Clone, Debug)]
@@ -153,8 +146,7 @@ impl Plan {
     /// Uses the program's parameters where the views' offsets are those it was made for, else a copy with the right ones.
     /// Returns whether the parameters are the same as before.
     fn choose_arena(&mut self, inner: &Inner) -> Result<bool> {
-        let align = u64::from(inner.kernels.limits().min_storage_buffer_offset_alignment) / 4;
-        let step = parameter_step(&inner.kernels);
+        let step = inner.kernels.parameter_step();
         // Equal parameters share a place in the program's arena, but two dispatches may need other offsets in them: in a copy
         // every dispatch has a place of its own.
         let mut bytes: Vec<u8> = Vec::new();
@@ -164,7 +156,7 @@ impl Plan {
             for operand in &dispatch.operands {
                 let Some(tensor) = operand.tensor else { continue };
                 if let Some((_, first)) = self.locate(inner, tensor.slot(), tensor.offset()) {
-                    write_offset(&mut params, operand.binding, first % align);
+                    operand.binding.write_offset(&mut params, first % inner.kernels.tensor_step());
                 }
             }
             differs |= params != inner.arena_bytes[dispatch.params.clone()];
@@ -189,7 +181,7 @@ impl Plan {
         let (buffer, offset) = match &self.arena {
             Arena::Shared => (&inner.arena, range.start),
             Arena::Own(buffer, _) => {
-                let step = parameter_step(&inner.kernels);
+                let step = inner.kernels.parameter_step();
                 (buffer, inner.dispatches[..at].iter().map(|d| d.params.len().next_multiple_of(step)).sum())
             }
         };
@@ -199,7 +191,6 @@ impl Plan {
     fn bind_dispatch(&self, inner: &Inner, at: usize, old: Option<&Bound>) -> Result<Bound> {
         let dispatch = &inner.dispatches[at];
         let limits = inner.kernels.limits();
-        let align = u64::from(limits.min_storage_buffer_offset_alignment) / 4;
         let buffer_of = |t: Tensor| self.locate(inner, t.slot(), t.offset()).map(|(buffer, _)| buffer);
         if let Some((written, other)) = shared(&dispatch.operands, buffer_of) {
             let name = |t: Tensor| inner.slots[t.slot()].name.clone();
@@ -214,7 +205,7 @@ impl Plan {
                 Some(tensor) => {
                     let slot = &inner.slots[tensor.slot()];
                     let Some((buffer, first)) = self.locate(inner, tensor.slot(), tensor.offset()) else { continue };
-                    let remainder = first % align;
+                    let remainder = first % inner.kernels.tensor_step();
                     if operand.binding.grouped && !remainder.is_multiple_of(4) {
                         variant.lanes = Lanes::One;
                     }

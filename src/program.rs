@@ -132,6 +132,18 @@ impl Operand {
     }
 }
 
+/// A written operand and another one that lie in the same memory by `place`.
+pub(crate) fn shared<K: PartialEq>(operands: &[Operand], place: impl Fn(Tensor) -> Option<K>) -> Option<(Tensor, Tensor)> {
+    let bound = || operands.iter().enumerate().filter_map(|(i, o)| Some((i, o, o.tensor?)));
+    for (i, _, written) in bound().filter(|(_, o, _)| o.binding.writes) {
+        let same = |t: Tensor| matches!((place(t), place(written)), (Some(a), Some(b)) if a == b);
+        if let Some((_, _, other)) = bound().find(|(k, _, t)| *k != i && same(*t)) {
+            return Some((written, other));
+        }
+    }
+    None
+}
+
 /// One dispatch of a program, with its cost.
 #[derive(Clone, Debug)]
 pub struct Dispatch {

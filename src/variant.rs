@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-use crate::pipeline::GRID_FOLD;
 use crate::tuning::{Class, Lanes};
+
+/// The grid's x dimension where one line of workgroups is folded over two: the largest that every device has.
+pub(crate) const GRID_FOLD: u32 = 65_535;
 
 /// One binding of a kernel.
 #[derive(Debug)]
@@ -41,6 +43,11 @@ impl Binding {
     /// The same binding, there only where bit `output` of the variant's outputs is set.
     pub(crate) const fn optional(self, output: u8) -> Self {
         Self { output, ..self }
+    }
+
+    /// Writes where the tensor's first element stands in the binding into the parameters.
+    pub(crate) fn write_offset(&self, params: &mut [u8], elements: u64) {
+        params[self.offset_at..self.offset_at + 4].copy_from_slice(&(elements as u32).to_ne_bytes());
     }
 }
 
