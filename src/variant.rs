@@ -116,7 +116,7 @@ impl Variant {
     /// The complete WGSL: a header of constants, the storage type, the shared parts, the kernel.
     ///
     /// With `TILEFORMER_SHADERS=DIR` in the environment, builds with debug assertions or the feature `live-shaders` read the
-    /// files from `DIR` instead of the ones compiled in.
+    /// files from `DIR`, laid out as `shaders/` is; what `DIR` lacks is taken from the ones compiled in.
     #[must_use]
     pub fn source(&self) -> String {
         let mut text = format!("// {}\n\nconst GRID_FOLD: u32 = {GRID_FOLD}u;\n", self.name());
