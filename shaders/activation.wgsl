@@ -2,7 +2,7 @@
 //
 //   x (rows, columns) -> y (rows, columns)
 //
-// A thread makes four neighbours of one row.
+// A thread makes four neighbours of one row. Loops: constant.
 
 struct Params {
   rows: u32,

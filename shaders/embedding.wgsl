@@ -6,6 +6,7 @@
 // A thread makes four columns of one row. With sequences a row is row t of sequence b and p = first_position + t + offset; rows
 // that no sequence has are not written. An id, position or segment outside its table gives zeros. A token table larger than
 // one binding comes in parts, a dispatch each: every row is written by the part that has its token, or by the first.
+// Loops: constant.
 
 struct Params {
   groups: u32,             // of four columns, in a row

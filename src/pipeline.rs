@@ -40,7 +40,8 @@ pub fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE)
 }
 
-/// WebGPU's default limits, with buffers and bindings as large as the adapter allows: larger weights then need no splitting.
+/// WebGPU's default limits, with buffers and bindings as large and offsets as fine as the adapter allows: larger weights then need
+/// no splitting, and more views need no parameters of their own.
 /// Nothing beyond the defaults is required.
 #[must_use]
 pub fn wanted_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {

@@ -226,7 +226,8 @@ impl Program {
         &self.inner.dispatches
     }
 
-    /// The compiled forms that the program needs, each once: what a warm-up compiles.
+    /// The compiled forms that the program needs, each once: what a warm-up compiles. Views that are not aligned to four elements
+    /// need others, which are compiled when they are bound.
     #[must_use]
     pub fn variants(&self) -> Vec<Variant> {
         let mut variants: Vec<Variant> = Vec::new();

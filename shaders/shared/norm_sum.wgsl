@@ -1,3 +1,5 @@
+// layer_norm with x + residual as an output.
+
 @group(1) @binding(3) var<storage, read_write> sum_out: array<Storage>;        // (rows, columns)
 
 // The sum that was normalised, for the residual of a pre-norm layer.

@@ -1,6 +1,6 @@
 //! One module a kernel: from shapes and options to a dispatch.
 //!
-//! Each kernel is a struct of tensors and options and a method of [`Builder`](crate::Builder) of the same name. Tensors may have any
+//! Each kernel is a struct of tensors and options, and a method of [`Builder`](crate::Builder) that has the kernel's name. Tensors may have any
 //! offset and any strides; only their last dimension must be dense. What is a multiple of four throughout (offsets, strides, the
 //! last dimension) runs in groups of four.
 

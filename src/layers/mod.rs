@@ -33,7 +33,8 @@ use crate::tensor::Element;
 /// What a program of a layer is made for.
 #[derive(Clone, Debug)]
 pub struct Inputs {
-    /// The largest batch; keys are the memory's in a decoder's cross-attention, see `memory`.
+    /// The largest batch. Where keys come from `memory`, its key rows are the memory's; self-attention alone has as many key
+    /// rows as query rows, the larger of both numbers ([`BatchShape::to_self`]).
     pub shape: BatchShape,
     /// The layout of `mask`; `None` is (B, NH, T, S) without gaps.
     pub mask: Option<Layout>,
