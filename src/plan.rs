@@ -128,7 +128,10 @@ impl Plan {
             let hit = |o: &Operand| touched.is_none_or(|t| o.slot().is_some_and(|slot| t[slot]));
             match self.bound.get(at) {
                 Some(old) if same_parameters && !dispatch.operands.iter().any(hit) => bound.push(old.clone()),
-                old => bound.push(self.bind_dispatch(inner, at, old.filter(|_| same_parameters))?),
+                old => {
+                    let group_0_stays = same_parameters && !dispatch.operands.iter().any(|o| o.binding.group == 0 && hit(o));
+                    bound.push(self.bind_dispatch(inner, at, old.filter(|_| group_0_stays))?);
+                }
             }
         }
         self.bound = bound;
@@ -240,7 +243,7 @@ impl Plan {
                 entries: &entries[i],
             })
         };
-        // Weights stay for a plan's life, so group 0 does too while parameters and pipeline do.
+        // Group 0 stays while parameters, pipeline and whatever stands in for weights do.
         let kept = old.filter(|o| o.variant == variant).map(|o| o.groups[0].clone());
         let groups = checked(&inner.kernels, &dispatch.label, || [kept.unwrap_or_else(|| group(0)), group(1)])?;
         Ok(Bound { pipeline: pipeline.pipeline, groups, grid: dispatch.grid, variant })

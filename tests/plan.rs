@@ -361,3 +361,26 @@ fn dispatches_are_timed() {
     assert!(times.iter().all(|(_, ns)| *ns > 0.0 && *ns < 1e10), "{times:?}");
     assert!(bits(&rows[1]) == layer.alone(&rows), "timing changed the result");
 }
+
+/// An activation in a weight's place is rebound like any other.
+#[test]
+fn an_activation_in_a_weights_place_is_rebound() {
+    let (gpu, layout) = (gpu(), Layout::contiguous(&[4, 4]).unwrap());
+    let kernels = Kernels::new(&gpu.device, tileformer::Options::default()).unwrap();
+    let mut b = Builder::new(&kernels, "product");
+    let [x, w] = ["x", "w"].map(|name| b.input(name, Element::F32, layout).unwrap());
+    let y = b.output("y", Element::F32, layout).unwrap();
+    b.linear("product", &Linear::new(x, w, y)).unwrap();
+    let program = b.finish().unwrap();
+    let identity = |value: f32| (0..16).map(|i| if i % 5 == 0 { value } else { 0.0 }).collect::<Vec<_>>();
+    let upload = |data: &[f32]| gpu.upload_f32(&[4, 4], data).unwrap();
+    let (x, y) = (upload(&[3.0; 16]), upload(&[0.0; 16]));
+    let mut bindings = Bindings::new();
+    bindings.set("x", x).set("w", upload(&identity(1.0))).set("y", y.clone());
+    let mut plan = program.bind(&bindings).unwrap();
+    let mut other = Bindings::new();
+    other.set("w", upload(&identity(2.0)));
+    plan.rebind(&other).unwrap();
+    gpu.run(&plan).unwrap();
+    assert_eq!(gpu.read_f32(&y).unwrap(), [6.0; 16]);
+}
