@@ -45,6 +45,13 @@ impl Bindings {
         program.tensors().filter_map(|(name, ..)| Some((name, self.get(name)?.clone()))).collect()
     }
 
+    /// Those whose names begin with `prefix`, without it: `weights.under("layers.3.")` is what the fourth of twelve equal layers
+    /// binds to the program that they share.
+    #[must_use]
+    pub fn under(&self, prefix: &str) -> Self {
+        self.iter().filter_map(|(name, view)| Some((name.strip_prefix(prefix)?, view.clone()))).collect()
+    }
+
     /// Names and views.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &TensorView)> {
         self.views.iter().map(|(name, view)| (name.as_str(), view))
@@ -92,7 +99,7 @@ pub(crate) fn place_views(
                 found: view.element().name(),
             });
         }
-        if *view.layout() != expected.layout {
+        if !view.layout().is_same_place(&expected.layout) {
             return Err(Error::shape(name, expected.layout, view.layout()));
         }
         views[slot] = Some(view.clone());

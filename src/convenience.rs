@@ -5,6 +5,7 @@
 use std::sync::mpsc;
 
 use crate::error::{Error, Result};
+use crate::scratch::checked;
 use crate::shape::Layout;
 use crate::spec::{SEQUENCE_WORDS, Sequences, check_ids};
 use crate::tensor::{Element, TensorView, Weight};
@@ -182,17 +183,14 @@ impl Gpu {
         if bytes > allowed {
             return Err(Error::Limit { what: "buffer".into(), limit: "max_buffer_size", needed: bytes, allowed });
         }
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("tileformer: tensor"),
-            size: bytes,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
-        });
-        match pollster::block_on(scope.pop()) {
-            Some(error) => Err(Error::Device(error.to_string())),
-            None => Ok(buffer),
-        }
+        checked(&self.device, "a tensor's buffer", || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("tileformer: tensor"),
+                size: bytes,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
+        })
     }
 
     /// Overwrites a contiguous tensor, in pieces of at most [`UPLOAD_BYTES`].
@@ -212,7 +210,7 @@ impl Gpu {
         }
         let mut offset = view.offset() * size;
         for piece in bytes.chunks(UPLOAD_BYTES) {
-            self.queue.write_buffer(view.buffer(), offset, piece);
+            checked(&self.device, "upload", || self.queue.write_buffer(view.buffer(), offset, piece))?;
             if bytes.len() > UPLOAD_BYTES {
                 self.queue.submit([]);
                 self.wait()?;
@@ -303,15 +301,19 @@ impl Gpu {
         if size == 0 {
             return Ok(Vec::new());
         }
-        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("tileformer: readback"),
-            size,
-            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-            mapped_at_creation: false,
-        });
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
-        self.queue.submit([encoder.finish()]);
+        let staging = checked(&self.device, "readback", || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("tileformer: readback"),
+                size,
+                usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+                mapped_at_creation: false,
+            })
+        })?;
+        checked(&self.device, "readback", || {
+            let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
+            self.queue.submit([encoder.finish()]);
+        })?;
         self.map(&staging)
     }
 

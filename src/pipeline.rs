@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
+use crate::scratch::checked;
 use crate::variant::{GRID_FOLD, Variant};
 
 /// What holds for a whole device.
@@ -106,12 +107,14 @@ impl Kernels {
                 return Err(Error::Limit { what: "the core tier".into(), limit, needed, allowed });
             }
         }
-        let nothing = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("tileformer: no tensor"),
-            size: 256,
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
+        let nothing = checked(device, "a buffer in place of absent tensors", || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("tileformer: no tensor"),
+                size: 256,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        })?;
         let inner = Inner { device: device.clone(), limits, options, pipelines: Mutex::default(), nothing };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -245,7 +245,7 @@ impl Plan {
         };
         // Group 0 stays while parameters, pipeline and whatever stands in for weights do.
         let kept = old.filter(|o| o.variant == variant).map(|o| o.groups[0].clone());
-        let groups = checked(&inner.kernels, &dispatch.label, || [kept.unwrap_or_else(|| group(0)), group(1)])?;
+        let groups = checked(inner.kernels.device(), &dispatch.label, || [kept.unwrap_or_else(|| group(0)), group(1)])?;
         Ok(Bound { pipeline: pipeline.pipeline, groups, grid: dispatch.grid, variant })
     }
 

@@ -29,6 +29,7 @@ pub(crate) use params;
 
 /// Who provides a tensor's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Role {
     /// The caller, for the life of a plan.
     Weight,

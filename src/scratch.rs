@@ -29,7 +29,7 @@ impl Scratch {
             sizes.resize(count, 0u64);
             sizes.iter_mut().zip(&program.inner.scratch).for_each(|(size, &needed)| *size = needed.max(*size));
         }
-        let buffers = checked(&first.inner.kernels, "scratch", || {
+        let buffers = checked(device, "scratch", || {
             let create = |size: &u64| {
                 device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some("tileformer: scratch"),
@@ -50,9 +50,8 @@ impl Scratch {
     }
 }
 
-/// Runs what creates device objects, and returns as an error what the device says against it.
-pub(crate) fn checked<T>(kernels: &Kernels, what: &str, create: impl FnOnce() -> T) -> Result<T> {
-    let device = kernels.device();
+/// Runs what creates or writes device objects, and returns as an error what the device says against it.
+pub(crate) fn checked<T>(device: &wgpu::Device, what: &str, create: impl FnOnce() -> T) -> Result<T> {
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let value = create();
@@ -65,7 +64,7 @@ pub(crate) fn checked<T>(kernels: &Kernels, what: &str, create: impl FnOnce() ->
 
 /// An immutable uniform buffer that holds `bytes`.
 pub(crate) fn uniform_buffer(kernels: &Kernels, name: &str, bytes: &[u8]) -> Result<wgpu::Buffer> {
-    let buffer = checked(kernels, name, || {
+    let buffer = checked(kernels.device(), name, || {
         kernels.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(name),
             size: bytes.len() as u64,

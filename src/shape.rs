@@ -121,6 +121,12 @@ impl Layout {
         self.strides() == &dense_strides(self.sizes())[..self.rank]
     }
 
+    /// Whether every index reaches the same element in both: equal, but for strides that nothing is multiplied with.
+    #[must_use]
+    pub(crate) fn is_same_place(&self, other: &Self) -> bool {
+        self.sizes() == other.sizes() && (0..self.rank).all(|i| self.sizes[i] == 1 || self.strides[i] == other.strides[i])
+    }
+
     /// Whether no two indices reach the same element, as outputs need it. Dimensions that interleave count as overlapping.
     #[must_use]
     pub(crate) fn is_disjoint(&self) -> bool {

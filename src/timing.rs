@@ -81,7 +81,7 @@ impl Timing {
             let label = Some("tileformer: timing");
             device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
         };
-        checked(kernels, "timing", || Self {
+        checked(device, "timing", || Self {
             device: device.clone(),
             labels: plan.program().dispatches().iter().map(|d| d.label.clone()).collect(),
             queries: device.create_query_set(&wgpu::QuerySetDescriptor {

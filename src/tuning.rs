@@ -69,11 +69,14 @@ pub(crate) const ROWS_LONG: Class = Class { name: "row64", constants: &[("THREAD
 /// One element group a thread.
 pub(crate) const FLAT: Class = Class { name: "flat", constants: &[("THREADS", 64)] };
 
+/// Rows up to which a projection takes the few-row form, and attention the tile for few queries.
+const FEW_ROWS: usize = 8;
+
 /// The tile of a product with `rows` × `columns` outputs. In batch-invariant mode only the columns decide: rows are what a
 /// batch changes.
 pub(crate) fn tile(rows: usize, columns: usize, batch_invariant: bool) -> &'static Class {
     match rows {
-        ..=8 if !batch_invariant => &TILE_8,
+        ..=FEW_ROWS if !batch_invariant => &TILE_8,
         ..=32 if !batch_invariant => &TILE_32,
         _ if columns <= 32 => &TILE_32,
         _ => &TILE_64,
@@ -85,7 +88,7 @@ pub(crate) fn few(rows: usize, batch_invariant: bool) -> Option<&'static Class> 
     match rows {
         _ if batch_invariant => None,
         1 => Some(&FEW_1),
-        2..=8 => Some(&FEW_4),
+        2..=FEW_ROWS => Some(&FEW_4),
         _ => None,
     }
 }

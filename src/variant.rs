@@ -137,6 +137,12 @@ impl Variant {
         text
     }
 
+    /// The form that runs where a plan's views are not aligned to four elements: warm it up too where there are such.
+    #[must_use]
+    pub fn unaligned(&self) -> Self {
+        Self { lanes: Lanes::One, ..*self }
+    }
+
     /// The bindings that this variant has.
     pub(crate) fn bindings(&self) -> impl Iterator<Item = &'static Binding> + use<> {
         let outputs = self.outputs;
@@ -172,10 +178,13 @@ impl fmt::Debug for Variant {
 
 #[cfg(any(debug_assertions, feature = "live-shaders"))]
 fn live_text(source: &Source) -> std::borrow::Cow<'static, str> {
-    match std::env::var_os("TILEFORMER_SHADERS").map(|dir| std::path::Path::new(&dir).join(source.path)) {
-        Some(path) => std::fs::read_to_string(path).map_or(source.text.into(), Into::into),
-        None => source.text.into(),
+    let Some(dir) = std::env::var_os("TILEFORMER_SHADERS") else { return source.text.into() };
+    let dir = std::path::Path::new(&dir);
+    if !dir.is_dir() {
+        // As WGSL this does not compile, and the error shows it.
+        return format!("TILEFORMER_SHADERS is {}: no folder", dir.display()).into();
     }
+    std::fs::read_to_string(dir.join(source.path)).map_or(source.text.into(), Into::into)
 }
 
 #[cfg(not(any(debug_assertions, feature = "live-shaders")))]

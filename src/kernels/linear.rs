@@ -93,7 +93,11 @@ impl Builder {
     pub fn linear(&mut self, label: &str, linear: &Linear) -> Result<()> {
         let &Linear { x, weight, bias, residual, y, .. } = linear;
         let (&[rows, d_in], &[d_out, _]) = (x.layout().sizes(), weight.layout().sizes()) else {
-            return Err(Error::shape(label, "x (rows, d_in) and weight (d_out, d_in)", format!("{x:?}, {weight:?}")));
+            return Err(Error::shape(
+                label,
+                "x (rows, d_in) and weight (d_out, d_in)",
+                format!("{} and {}", x.layout(), weight.layout()),
+            ));
         };
         self.expect("x", x, Element::F32, &[rows, d_in])?;
         self.expect("weight", weight, Element::F32, &[d_out, d_in])?;

@@ -8,6 +8,7 @@ use crate::shape::nonzero;
 
 /// How q, k and v come out of the layer's inputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Projection {
     /// One weight `in_proj_weight` (q + k + v widths, d_model): one dispatch for self-attention, two for cross-attention.
     #[default]
@@ -18,6 +19,7 @@ pub enum Projection {
 
 /// How a query and a key give a score before scale, softcap, ALiBi and masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Score {
     /// qᵀk; with [`AttentionOptions::scale`] at its default the scaled dot product of 2017.
     #[default]

@@ -10,6 +10,7 @@ pub const MAX_SLOPES: usize = 128;
 /// An elementwise function, fused into a projection's epilogue or run alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum Activation {
     /// x
     #[default]
@@ -29,6 +30,7 @@ pub enum Activation {
 /// What a (B, NH, T, S) mask holds. Every dimension may have size 1 and is broadcast then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum Mask {
     /// `u32`: nonzero means attended.
     Boolean = 1,
@@ -341,6 +343,7 @@ fn to_u32(name: &str, value: usize) -> Result<u32> {
 
 /// The two published orders of the sinusoidal positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SinusoidOrder {
     /// sin and cos take turns: P(pos, 2i) = sin, P(pos, 2i + 1) = cos (Vaswani et al., arXiv 1706.03762).
     Interleaved,

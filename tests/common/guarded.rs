@@ -49,6 +49,7 @@ pub struct Guarded {
     /// What to bind.
     pub view: TensorView,
     name: String,
+    poison: u32,
 }
 
 impl Guarded {
@@ -72,7 +73,7 @@ impl Guarded {
         }
         let all = gpu.upload_u32(&[words.len()], &words).expect("an upload");
         let view = TensorView::new(all.buffer(), first as u64, element, layout).expect("a view");
-        Self { gpu: gpu.clone(), view, name: name.to_owned() }
+        Self { gpu: gpu.clone(), view, name: name.to_owned(), poison }
     }
 
     /// The bits of the whole buffer.
@@ -81,7 +82,7 @@ impl Guarded {
         bytes.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 
-    /// The bits of all elements of an output; fails for a guard or a gap that was written.
+    /// The bits of all elements; fails for a guard or a gap that was written.
     pub fn bits(&self) -> Vec<u32> {
         let words = self.words();
         let first = self.view.offset() as usize;
@@ -89,7 +90,7 @@ impl Guarded {
         indices(self.view.layout()).for_each(|at| inside[first + at] = true);
         for (at, (&word, inside)) in words.iter().zip(&inside).enumerate() {
             let place = at as i64 - first as i64;
-            assert!(*inside || word == POISON, "{}: {word:#x} was written outside, at element {place}", self.name);
+            assert!(*inside || word == self.poison, "{}: {word:#x} was written outside, at element {place}", self.name);
         }
         indices(self.view.layout()).map(|at| words[first + at]).collect()
     }
