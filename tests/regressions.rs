@@ -4,8 +4,8 @@
 mod common;
 
 use common::{Place, Run, on};
-use tileformer::Activation;
-use tileformer::kernels::ActivationRows;
+use tileformer::kernels::{ActivationRows, AttentionScores, Visibility};
+use tileformer::{Activation, AttentionOptions};
 
 /// Rule: silu goes to zero on the left, for the largest numbers too.
 #[test]
@@ -17,6 +17,26 @@ fn silu_of_huge_negative_numbers() {
         run.builder.activation("silu", &ActivationRows { x: xt, activation: Activation::Silu, y }).unwrap();
         for (x, y) in x.iter().zip(run.go().f32("y")) {
             assert!(y.abs() <= 2e-36, "silu({x:e}) = {y:e}");
+        }
+    }
+}
+
+/// Rule: a cap far above a score leaves the score as it is.
+#[test]
+fn large_softcaps_leave_scores_alone() {
+    let q = [0.0f32, 1e-3, 1.0, -5.0, 12.4, 12.6, 100.0];
+    for cap in [f32::MIN_POSITIVE, 1.0, 50.0, 1e4, 1e6, 1e30, f32::MAX] {
+        let options = AttentionOptions { scale: Some(1.0), softcap: Some(cap), ..AttentionOptions::default() };
+        let mut run = Run::new(on(), "softcap", Place::DENSE);
+        let (qt, k) = (run.input("q", &[q.len(), 1, 1], &q), run.input("k", &[1, 1, 1], &[1.0]));
+        let scores = run.output("scores", &[1, 1, q.len(), 1]);
+        let args = AttentionScores { q: qt, k, visibility: Visibility::new(options), scores };
+        run.builder.attention_scores("scores", &args).unwrap();
+        for (x, found) in q.iter().zip(run.go().f32("scores")) {
+            let right = f64::from(cap) * (f64::from(*x) / f64::from(cap)).tanh();
+            // WGSL's tanh may be off by 1e-5 where it is more than 0.24.
+            let error = (f64::from(found) - right).abs();
+            assert!(error <= 5e-5 * right.abs(), "{x} capped at {cap:e}: {found:e} where {right:e} is right");
         }
     }
 }

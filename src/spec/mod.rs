@@ -89,14 +89,15 @@ impl AttentionOptions {
     /// Refuses what no kernel can compute.
     ///
     /// # Errors
-    /// [`Error::Option`] for a scale that is not finite, a softcap that is not positive and finite, a slope that is not finite,
+    /// [`Error::Option`] for a scale that is not finite, a softcap that is not positive and normal, a slope that is not finite,
     /// another number of slopes than heads, or a window past 2³⁰.
     pub fn check(&self, n_heads: usize) -> Result<()> {
         if let Some(scale) = self.scale.filter(|s| !s.is_finite()) {
             return Err(Error::option("scale", "a finite number", scale));
         }
-        if let Some(cap) = self.softcap.filter(|c| !(c.is_finite() && *c > 0.0)) {
-            return Err(Error::option("softcap", "a positive finite number", cap));
+        // A subnormal cap may be flushed to zero, and is divided by.
+        if let Some(cap) = self.softcap.filter(|c| !(c.is_normal() && *c > 0.0)) {
+            return Err(Error::option("softcap", "a positive normal number", cap));
         }
         if !self.alibi.is_empty() && self.alibi.len() != n_heads {
             return Err(Error::option("alibi", format!("one slope for each of {n_heads} heads"), self.alibi.len()));
