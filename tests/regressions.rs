@@ -5,7 +5,7 @@ mod common;
 
 use common::{Place, Run, on};
 use tileformer::kernels::{ActivationRows, AttentionScores, Visibility};
-use tileformer::{Activation, AttentionOptions};
+use tileformer::{Activation, AttentionOptions, Builder, Element, Layout};
 
 /// Rule: silu goes to zero on the left, for the largest numbers too.
 #[test]
@@ -38,5 +38,25 @@ fn large_softcaps_leave_scores_alone() {
             let error = (f64::from(found) - right).abs();
             assert!(error <= 5e-5 * right.abs(), "{x} capped at {cap:e}: {found:e} where {right:e} is right");
         }
+    }
+}
+
+/// Rule: a program writes outputs and scratch, never what the caller lends it, and reads no scratch that nothing has written.
+#[test]
+fn roles_are_kept() {
+    let layout = Layout::contiguous(&[2, 4]).unwrap();
+    for (what, expected) in
+        [("input", "as relu writes it"), ("weight", "as relu writes it"), ("scratch", "before relu that writes")]
+    {
+        let mut b = Builder::new(&on().kernels, "roles");
+        let [x, y] = [b.input("x", Element::F32, layout), b.output("y", Element::F32, layout)].map(Result::unwrap);
+        let (x, y) = match what {
+            "input" => (x, b.input("lent", Element::F32, layout).unwrap()),
+            "weight" => (x, b.weight("lent", layout).unwrap()),
+            _ => (b.scratch("lent", Element::F32, layout).unwrap(), y),
+        };
+        let relu = ActivationRows { x, activation: Activation::Relu, y };
+        let error = b.activation("relu", &relu).expect_err(what).to_string();
+        assert!(error.contains("lent") && error.contains(expected), "{what}: {error}");
     }
 }
