@@ -107,12 +107,13 @@ impl Builder {
         self.slot(name, Role::Output, element, layout)
     }
 
-    /// A tensor between two dispatches, in memory of the plan's. The name serves in messages only.
+    /// A tensor between two dispatches, in memory of the plan's: one must write it before another reads it. The name serves in
+    /// messages only.
     ///
     /// # Errors
     /// [`Error::Option`] for a layout that a shader cannot index.
     pub fn scratch(&mut self, name: &str, element: Element, layout: Layout) -> Result<Tensor> {
-        self.slots.push(Slot { name: name.to_owned(), role: Role::Scratch, element, layout, scratch: None });
+        self.push(name, Role::Scratch, element, layout);
         Ok(Tensor { builder: self.id, slot: self.slots.len() - 1, offset: 0, layout, padded: false })
     }
 
@@ -139,11 +140,15 @@ impl Builder {
             }
             slot
         } else {
-            self.slots.push(Slot { name: name.to_owned(), role, element, layout, scratch: None });
+            self.push(name, role, element, layout);
             self.by_name.insert(name.to_owned(), self.slots.len() - 1);
             self.slots.len() - 1
         };
         Ok(Tensor { builder: self.id, slot, offset: 0, layout, padded: false })
+    }
+
+    fn push(&mut self, name: &str, role: Role, element: Element, layout: Layout) {
+        self.slots.push(Slot { name: name.to_owned(), role, element, layout, scratch: None, written: false });
     }
 
     /// The name of a tensor, for messages.
@@ -211,6 +216,7 @@ impl Builder {
                 other: self.tensor_name(b).to_owned(),
             });
         }
+        self.check_roles(label, &operands)?;
         // Threads are numbered in 32 bits; the folded grid holds more.
         let allowed = (1 << 32) / u64::from(THREADS);
         if workgroups > allowed {
@@ -223,6 +229,9 @@ impl Builder {
             || operands.iter().filter_map(|o| o.tensor).map(|t| 4 * t.layout.extent().min(t.layout.len() as u64)).sum();
         let bytes = bytes.unwrap_or_else(all);
         let params = self.place(bytemuck::bytes_of(&params));
+        for slot in operands.iter().filter(|o| o.binding.writes).filter_map(Operand::slot) {
+            self.slots[slot].written = true;
+        }
         self.dispatches.push(Dispatch { label: label.to_owned(), variant, grid, flops, bytes, params, operands });
         Ok(())
     }
@@ -233,6 +242,25 @@ impl Builder {
         if needed > allowed {
             let what = format!("{} ({} of {label})", self.tensor_name(tensor), binding.name);
             return Err(Error::Limit { what, limit: "max_storage_buffer_binding_size", needed, allowed });
+        }
+        Ok(())
+    }
+
+    /// Refuses a dispatch that writes what the caller only lends, or that reads scratch before anything stands in it.
+    fn check_roles(&self, label: &str, operands: &[Operand]) -> Result<()> {
+        for operand in operands {
+            let Some(slot) = operand.slot().map(|slot| &self.slots[slot]) else { continue };
+            match slot.role {
+                Role::Input | Role::Weight if operand.binding.writes => {
+                    let expected = format!("an output or scratch, as {label} writes it");
+                    return Err(Error::option(&slot.name, expected, format!("{:?}", slot.role)));
+                }
+                Role::Scratch if !operand.binding.writes && !slot.written => {
+                    let expected = format!("a dispatch before {label} that writes this scratch");
+                    return Err(Error::option(&slot.name, expected, "none"));
+                }
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -261,10 +289,7 @@ impl Builder {
         if self.dispatches.is_empty() {
             return Err(Error::option(self.name, "at least one dispatch", 0));
         }
-        let written = |slot: usize| {
-            self.dispatches.iter().flat_map(|d| &d.operands).any(|o| o.binding.writes && o.slot() == Some(slot))
-        };
-        if let Some((_, slot)) = self.slots.iter().enumerate().find(|(i, s)| s.role == Role::Output && !written(*i)) {
+        if let Some(slot) = self.slots.iter().find(|s| s.role == Role::Output && !s.written) {
             return Err(Error::option(&slot.name, "a dispatch that writes this output", "none"));
         }
         let scratch = self.assign_scratch()?;

@@ -116,6 +116,8 @@ pub(crate) struct Slot {
     pub(crate) layout: Layout,
     /// Which scratch buffer holds it.
     pub(crate) scratch: Option<usize>,
+    /// Whether a dispatch writes it.
+    pub(crate) written: bool,
 }
 
 /// A tensor bound to a dispatch.

@@ -58,6 +58,9 @@ pub(super) static KERNEL: Kernel = Kernel {
 };
 
 /// Layer norm over the last dimension, with the residual added first. eps stands inside the root.
+///
+/// Deviations from the mean are squared and summed in f32: below about 1e-19 they count as zero, and a row whose sum overflows
+/// has no defined result.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNorm {
     /// (rows, columns)

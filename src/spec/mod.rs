@@ -47,6 +47,9 @@ pub enum Mask {
 /// visible[i, j] = j < k_len  and  key_mask[j]  and  boolean[i, j]  and  (j ≤ p if causal)  and  p − left ≤ j ≤ p + right
 /// ```
 ///
+/// Scores must stay within f32, what is added included: one that overflows to −∞ counts as hidden, one that overflows to +∞
+/// leaves its row undefined.
+///
 /// A row with no visible key gives zeros. A key that `k_len` or the key mask hides may be NaN or infinite; one that is
 /// hidden from single queries only must be finite.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -91,14 +94,15 @@ impl AttentionOptions {
     /// Refuses what no kernel can compute.
     ///
     /// # Errors
-    /// [`Error::Option`] for a scale that is not finite, a softcap that is not positive and finite, a slope that is not finite,
+    /// [`Error::Option`] for a scale that is not finite, a softcap that is not positive and normal, a slope that is not finite,
     /// another number of slopes than heads, or a window past 2³⁰.
     pub fn check(&self, n_heads: usize) -> Result<()> {
         if let Some(scale) = self.scale.filter(|s| !s.is_finite()) {
             return Err(Error::option("scale", "a finite number", scale));
         }
-        if let Some(cap) = self.softcap.filter(|c| !(c.is_finite() && *c > 0.0)) {
-            return Err(Error::option("softcap", "a positive finite number", cap));
+        // A subnormal cap may be flushed to zero, and is divided by.
+        if let Some(cap) = self.softcap.filter(|c| !(c.is_normal() && *c > 0.0)) {
+            return Err(Error::option("softcap", "a positive normal number", cap));
         }
         if !self.alibi.is_empty() && self.alibi.len() != n_heads {
             return Err(Error::option("alibi", format!("one slope for each of {n_heads} heads"), self.alibi.len()));
@@ -122,6 +126,11 @@ impl AttentionOptions {
 ///
 /// A `Sequences` tensor is `u32` (B, 8): these fields in this order, on the GPU, so that one plan serves every batch up to
 /// its [`BatchShape`].
+///
+/// Lengths past the longest of the shape are clamped to it. The rows of two sequences must not overlap where they are written, and
+/// must lie inside the tensors: rows behind the end are neither checked nor defined. Whatever stands here, kernels end and write
+/// nothing outside the output's binding, which reaches from the last multiple of `min_storage_buffer_offset_alignment` before the
+/// view to the view's last element.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Sequence {
