@@ -199,11 +199,6 @@ impl Builder {
             let Some(tensor) = operand.tensor else { continue };
             operand.binding.write_offset(bytemuck::bytes_of_mut(&mut params), tensor.offset % step);
             self.check_binding(label, tensor, operand.binding)?;
-            let role = self.slots[tensor.slot].role;
-            if operand.binding.writes && !matches!(role, Role::Output | Role::Scratch) {
-                let expected = format!("an output or scratch, as {label} writes it");
-                return Err(Error::option(self.tensor_name(tensor), expected, format!("{role:?}")));
-            }
             if operand.binding.writes && !tensor.layout.is_disjoint() {
                 let expected = format!("no two elements in one place, as {label} writes it");
                 return Err(Error::shape(self.tensor_name(tensor), expected, tensor.layout));
@@ -282,8 +277,7 @@ impl Builder {
     /// The finished program.
     ///
     /// # Errors
-    /// [`Error::Option`] for a program without a dispatch, with an output that nothing writes or scratch that is read before it is
-    /// written, [`Error::Limit`] for scratch that
+    /// [`Error::Option`] for a program without a dispatch or with an output that nothing writes, [`Error::Limit`] for scratch that
     /// exceeds the device's largest buffer, [`Error::Device`] when it is out of memory.
     pub fn finish(mut self) -> Result<Program> {
         if self.dispatches.is_empty() {
@@ -322,11 +316,6 @@ impl Builder {
                 let entry = &mut self.slots[slot];
                 if entry.role != Role::Scratch || entry.scratch.is_some() {
                     continue;
-                }
-                let dispatch = &self.dispatches[at];
-                if !dispatch.operands.iter().any(|o| o.binding.writes && o.slot() == Some(slot)) {
-                    let expected = format!("scratch that is written before {} reads it", dispatch.label);
-                    return Err(Error::option(&entry.name, expected, "scratch that is not"));
                 }
                 let bytes = (entry.layout.extent() * entry.element.size()).next_multiple_of(16);
                 let fits = free.iter().copied().filter(|&b| sizes[b] >= bytes).min_by_key(|&b| sizes[b]);

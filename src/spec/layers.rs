@@ -8,7 +8,6 @@ use crate::shape::nonzero;
 
 /// How q, k and v come out of the layer's inputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Projection {
     /// One weight `in_proj_weight` (q + k + v widths, d_model): one dispatch for self-attention, two for cross-attention.
     #[default]

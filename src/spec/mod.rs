@@ -30,7 +30,6 @@ pub enum Activation {
 /// What a (B, NH, T, S) mask holds. Every dimension may have size 1 and is broadcast then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
-#[non_exhaustive]
 pub enum Mask {
     /// `u32`: nonzero means attended.
     Boolean = 1,

@@ -40,6 +40,7 @@ pub fn activation_floor(x: &[f64], kind: Activation) -> f64 {
             x.abs() * sigmoid * ((1.0 - sigmoid) * (3.0 + 2.0 * x.abs()) + 2.5) * EPS
         }
         Activation::Tanh => 1e-5,
+        other => panic!("no allowance is stated for {other:?}"),
     };
     largest(&x.iter().map(|&x| floor(x)).collect::<Vec<_>>())
 }
