@@ -52,7 +52,7 @@ pub(crate) const TILE_32: Class = Class {
 
 /// 8×64 outputs, 4×4 a thread, 32 threads: attention of one to a few queries, of which a larger tile would be mostly empty.
 pub(crate) const TILE_8: Class =
-    Class { name: "8x64x16", constants: &[("TILE_M", 8), ("TILE_N", 64), ("TILE_K", 16), ("THREAD_M", 4), ("THREAD_N", 4)] };
+    Class { name: "8x64x8", constants: &[("TILE_M", 8), ("TILE_N", 64), ("TILE_K", 8), ("THREAD_M", 4), ("THREAD_N", 4)] };
 
 /// Up to four rows at once, 16 threads along k for every four columns.
 pub(crate) const FEW_4: Class = Class { name: "4x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 4)] };
