@@ -77,8 +77,7 @@ impl Gpu {
                     power_preference: wgpu::PowerPreference::HighPerformance,
                     ..wgpu::RequestAdapterOptions::default()
                 };
-                let found = instance.request_adapter(&options).await;
-                found.map_err(|e| Error::Device(format!("{NO_ADAPTER} ({e})")))?
+                instance.request_adapter(&options).await.map_err(|_| Error::Device(NO_ADAPTER.into()))?
             }
         };
         let core = (wgpu::Features::empty(), wgpu::Limits::default());
