@@ -7,6 +7,7 @@
 
 mod clock;
 mod rows;
+mod work;
 
 use std::cell::RefCell;
 use std::process::ExitCode;
