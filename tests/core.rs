@@ -10,7 +10,8 @@ use common::{on, seeded, uniform};
 use tileformer::convenience::Gpu;
 use tileformer::kernels::{ActivationRows, Argmax, AttentionScores, LayerNorm, MaskedSoftmax, Visibility};
 use tileformer::layers::{
-    AttentionRows, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm, Projection, Score,
+    AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm,
+    Projection, Score,
 };
 use tileformer::{
     Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Mask, Program, Result, Role, Sequences,
@@ -66,7 +67,8 @@ fn everything(kernels: &Kernels) -> Result<Program> {
     }
     let decoder = Decoder::new(DecoderLayer::new(D, 3, 30), 1);
     let decoded = rows(&mut b, "decoded")?;
-    b.decoder("decoder.", &decoder, [&plain, &plain], embedded, x, false, decoded)?;
+    let decoding = DecoderRows { x: embedded, batch: plain, memory: x, cross: plain, y: decoded };
+    b.decoder("decoder.", &decoder, &decoding, false)?;
 
     // the last rows alone, as a decoding step has them: few of them, and one
     let (normed, sum, statistics) = (rows(&mut b, "normed")?, b.out("sum", &[ROWS, D]), b.out("statistics", &[ROWS, 2]));

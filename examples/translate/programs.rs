@@ -1,6 +1,7 @@
 //! The programs of the translation: what is dispatched, at which shape. They know nothing of buffers.
 
 use tileformer::kernels::Argmax;
+use tileformer::layers::DecoderRows;
 use tileformer::{AttentionOptions, BatchShape, Builder, Element, Kernels, Layout, Program, Result, Tensor};
 
 use crate::engine::BATCH;
@@ -89,7 +90,7 @@ impl<'a> Programs<'a> {
         let cross = b.batch("cross.", &decoder.layer.cross_attention.options, n_heads, size.cross(), None)?;
         let x = b.scratch("embedded target", Element::F32, *y.layout())?;
         b.embed("target.", &self.model.target_embedding(), &target, x)?;
-        b.decoder("decoder.", &decoder, [&target, &cross], x, memory, weights, y)
+        b.decoder("decoder.", &decoder, &DecoderRows { x, batch: target, memory, cross, y }, weights)
     }
 
     /// Source ids -> memory.

@@ -5,28 +5,25 @@ use crate::builder::Builder;
 use crate::error::Result;
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
-use crate::spec::layers::{Decoder, DecoderLayer, MultiHeadAttention, Placement};
+use crate::spec::layers::{Decoder, DecoderLayer, Placement};
 
-/// What a decoder attends to beside itself, and what it tells of it.
+/// The tensors of a decoder: its own rows, and those that it attends to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Memory<'a> {
-    /// (k_rows, k_width)
-    rows: Tensor,
-    /// Its batch as cross-attention sees it.
-    batch: &'a Batch,
+pub struct DecoderRows {
+    /// (q_rows, d_model)
+    pub x: Tensor,
+    /// The batch of x as self-attention sees it.
+    pub batch: Batch,
+    /// (k_rows, k_width): the encoder's output
+    pub memory: Tensor,
+    /// The batch as cross-attention sees it: the queries are those of x, the keys those of the memory.
+    pub cross: Batch,
+    /// (q_rows, d_model)
+    pub y: Tensor,
 }
 
-/// The program's tensors around one layer or a stack: x, memory, y and both batches.
-struct Frame {
-    builder: Builder,
-    batch: Batch,
-    cross: Batch,
-    x: Tensor,
-    memory: Tensor,
-    y: Tensor,
-}
-
-fn frame(name: &str, layer: &DecoderLayer, kernels: &Kernels, inputs: &Inputs) -> Result<Frame> {
+/// A builder with the tensors around one layer or a stack.
+fn frame(name: &str, layer: &DecoderLayer, kernels: &Kernels, inputs: &Inputs) -> Result<(Builder, DecoderRows)> {
     layer.check()?;
     let crate::BatchShape { sequences, q_rows, longest_q, .. } = inputs.shape;
     let own = crate::BatchShape { sequences, q_rows, longest_q, k_rows: q_rows, longest_k: longest_q };
@@ -37,7 +34,7 @@ fn frame(name: &str, layer: &DecoderLayer, kernels: &Kernels, inputs: &Inputs) -
     let x = b.input_rows("x", q_rows, attention.d_model)?;
     let memory = b.input_rows("memory", inputs.shape.k_rows, cross.k_width)?;
     let y = b.output_rows("y", q_rows, attention.d_model)?;
-    Ok(Frame { builder: b, batch, cross: cross_batch, x, memory, y })
+    Ok((b, DecoderRows { x, batch, memory, cross: cross_batch, y }))
 }
 
 impl DecoderLayer {
@@ -47,9 +44,9 @@ impl DecoderLayer {
     /// # Errors
     /// As [`DecoderLayer::check`]; [`Error::Limit`](crate::Error::Limit) for tensors that exceed a binding.
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs) -> Result<Program> {
-        let Frame { builder: mut b, batch, cross, x, memory, y } = frame("decoder layer", self, kernels, inputs)?;
-        let weights = layer_weights(&mut b, inputs.weights, "", self, &batch, &cross)?;
-        b.decoder_layer("", self, [&batch, &cross], x, memory, weights, y)?;
+        let (mut b, rows) = frame("decoder layer", self, kernels, inputs)?;
+        let weights = layer_weights(&mut b, inputs.weights, "", self, &rows)?;
+        b.decoder_layer("", self, &rows, weights)?;
         b.finish()
     }
 }
@@ -60,8 +57,8 @@ impl Decoder {
     /// # Errors
     /// As [`DecoderLayer::program`]; [`Error::Option`](crate::Error::Option) for a stack without layers.
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs) -> Result<Program> {
-        let Frame { builder: mut b, batch, cross, x, memory, y } = frame("decoder", &self.layer, kernels, inputs)?;
-        b.decoder("", self, [&batch, &cross], x, memory, inputs.weights, y)?;
+        let (mut b, rows) = frame("decoder", &self.layer, kernels, inputs)?;
+        b.decoder("", self, &rows, inputs.weights)?;
         b.finish()
     }
 }
@@ -72,53 +69,48 @@ fn layer_weights(
     wanted: bool,
     prefix: &str,
     spec: &DecoderLayer,
-    batch: &Batch,
-    cross: &Batch,
+    rows: &DecoderRows,
 ) -> Result<[Option<Tensor>; 2]> {
-    let own = b.weights_output(wanted, &format!("{prefix}weights"), spec.attention.n_heads, batch.shape)?;
-    let other = b.weights_output(wanted, &format!("{prefix}cross_weights"), spec.cross_attention.n_heads, cross.shape)?;
+    let (heads, cross_heads) = (spec.attention.n_heads, spec.cross_attention.n_heads);
+    let own = b.weights_output(wanted, &format!("{prefix}weights"), heads, rows.batch.shape)?;
+    let other = b.weights_output(wanted, &format!("{prefix}cross_weights"), cross_heads, rows.cross.shape)?;
     Ok([own, other])
 }
 
 impl Builder {
-    /// Appends a decoder layer over the batches of its self-attention and its cross-attention:
+    /// Appends a decoder layer:
     ///
     /// ```text
     /// post-norm: a = norm1(x + self_attn(x)) ; h = norm2(a + multihead_attn(a, memory)) ; y = norm3(h + feed_forward(h))
     /// pre-norm:  a = x + self_attn(norm1(x)) ; h = a + multihead_attn(norm2(a), memory) ; y = h + feed_forward(norm3(h))
     /// ```
     ///
-    /// `weights` are the attention weights of both as outputs.
+    /// `weights` are the attention weights of self-attention and of cross-attention as outputs.
     ///
     /// # Errors
     /// As [`DecoderLayer::check`] and [`Builder::multi_head_attention`].
-    #[allow(clippy::too_many_arguments)]
     pub fn decoder_layer(
         &mut self,
         prefix: &str,
         spec: &DecoderLayer,
-        [batch, cross]: [&Batch; 2],
-        x: Tensor,
-        memory: Tensor,
+        rows: &DecoderRows,
         weights: [Option<Tensor>; 2],
-        y: Tensor,
     ) -> Result<()> {
         spec.check()?;
-        let memory = Memory { rows: memory, batch: cross };
-        let attentions: [(&str, &MultiHeadAttention, Option<Memory<'_>>); 2] =
-            [("self_attn.", &spec.attention, None), ("multihead_attn.", &spec.cross_attention, Some(memory))];
+        let &DecoderRows { x, batch, memory, cross, y } = rows;
+        let attentions =
+            [("self_attn.", &spec.attention, batch, None), ("multihead_attn.", &spec.cross_attention, cross, Some(memory))];
         let mut x = x;
-        for (i, (name, attention, memory)) in attentions.into_iter().enumerate() {
+        for (i, (name, attention, batch, memory)) in attentions.into_iter().enumerate() {
             let norm = format!("{prefix}norm{}.", i + 1);
             let (sum, normed) = (self.scratch_like("sum", x)?, self.scratch_like("normed", x)?);
-            let (from, batch) =
-                (if spec.placement == Placement::Pre { normed } else { x }, memory.map_or(batch, |m| m.batch));
+            let from = if spec.placement == Placement::Pre { normed } else { x };
             if spec.placement == Placement::Pre {
                 self.norm(&norm, &spec.norm, x, normed)?;
             }
-            let rows = memory.map_or(from, |m| m.rows);
-            let rows = AttentionRows { residual: Some(x), weights: weights[i], ..AttentionRows::cross(from, rows, sum) };
-            self.multi_head_attention(&format!("{prefix}{name}"), attention, batch, &rows)?;
+            let memory = memory.unwrap_or(from);
+            let rows = AttentionRows { residual: Some(x), weights: weights[i], ..AttentionRows::cross(from, memory, sum) };
+            self.multi_head_attention(&format!("{prefix}{name}"), attention, &batch, &rows)?;
             x = if spec.placement == Placement::Post {
                 self.norm(&norm, &spec.norm, sum, normed)?;
                 normed
@@ -145,20 +137,10 @@ impl Builder {
     ///
     /// # Errors
     /// As [`Builder::decoder_layer`]; [`Error::Option`](crate::Error::Option) for a stack without layers.
-    #[allow(clippy::too_many_arguments)]
-    pub fn decoder(
-        &mut self,
-        prefix: &str,
-        spec: &Decoder,
-        [batch, cross]: [&Batch; 2],
-        x: Tensor,
-        memory: Tensor,
-        weights: bool,
-        y: Tensor,
-    ) -> Result<()> {
-        self.stack(prefix, spec, batch, x, y, |b, prefix, x, y| {
-            let weights = layer_weights(b, weights, prefix, &spec.layer, batch, cross)?;
-            b.decoder_layer(prefix, &spec.layer, [batch, cross], x, memory, weights, y)
+    pub fn decoder(&mut self, prefix: &str, spec: &Decoder, rows: &DecoderRows, weights: bool) -> Result<()> {
+        self.stack(prefix, spec, &rows.batch, rows.x, rows.y, |b, prefix, x, y| {
+            let weights = layer_weights(b, weights, prefix, &spec.layer, rows)?;
+            b.decoder_layer(prefix, &spec.layer, &DecoderRows { x, y, ..*rows }, weights)
         })
     }
 }

@@ -19,6 +19,7 @@ mod embedding;
 mod encoder;
 
 pub use attention::AttentionRows;
+pub use decoder::DecoderRows;
 
 pub use crate::spec::layers::*;
 
