@@ -156,30 +156,46 @@ impl Builder {
         self.slots.get(tensor.slot).map_or("tensor", |s| s.name.as_str())
     }
 
-    /// Refuses a tensor of another builder, or with other sizes than `sizes`, or whose last dimension is not dense.
-    pub(crate) fn expect(&self, what: &str, tensor: Tensor, element: Element, sizes: &[usize]) -> Result<()> {
-        self.expect_strided(what, tensor, element, sizes)?;
+    /// Refuses a tensor of another builder, or with other sizes than `sizes`, or whose last dimension is not dense. `what` is its
+    /// part in the dispatch `label`.
+    pub(crate) fn expect(&self, label: &str, what: &str, tensor: Tensor, element: Element, sizes: &[usize]) -> Result<()> {
+        self.expect_strided(label, what, tensor, element, sizes)?;
         if !tensor.layout.is_dense_inside() {
-            return Err(Error::shape(self.tensor_name(tensor), "a last dimension of stride 1", tensor.layout));
+            let name = self.part_name(label, what, tensor);
+            return Err(Error::shape(name, "a last dimension of stride 1", tensor.layout));
         }
         Ok(())
     }
 
     /// As [`Builder::expect`], with any stride in the last dimension.
-    pub(crate) fn expect_strided(&self, what: &str, tensor: Tensor, element: Element, sizes: &[usize]) -> Result<()> {
+    pub(crate) fn expect_strided(
+        &self,
+        label: &str,
+        what: &str,
+        tensor: Tensor,
+        element: Element,
+        sizes: &[usize],
+    ) -> Result<()> {
         if tensor.builder != self.id {
-            return Err(Error::option(what, format!("a tensor of program {:?}", self.name), "one of another program"));
+            let expected = format!("a tensor of program {:?}", self.name);
+            return Err(Error::option(format!("{what} of {label}"), expected, "one of another program"));
         }
-        let name = self.tensor_name(tensor);
-        let name = if name == what { name.to_owned() } else { format!("{what} ({name})") };
-        if self.slots[tensor.slot].element != element {
-            let found = self.slots[tensor.slot].element.name();
-            return Err(Error::Element { tensor: name, expected: element.name(), found });
+        let name = || self.part_name(label, what, tensor);
+        let found = self.slots[tensor.slot].element;
+        if found != element {
+            return Err(Error::Element { tensor: name(), expected: element.name(), found: found.name() });
         }
         if tensor.layout.sizes() != sizes {
-            return Err(Error::shape(name, format!("{sizes:?}"), tensor.layout));
+            return Err(Error::shape(name(), format!("{sizes:?}"), tensor.layout));
         }
         Ok(())
+    }
+
+    /// A tensor's name and its part in a dispatch: "logits (x of argmax)", or "x of argmax" where both are one.
+    fn part_name(&self, label: &str, what: &str, tensor: Tensor) -> String {
+        let name = self.tensor_name(tensor);
+        let part = if label.is_empty() { what.to_owned() } else { format!("{what} of {label}") };
+        if name == what { part } else { format!("{name} ({part})") }
     }
 
     /// The most elements of a weight or table that one binding holds, with room for the offset's remainder.
@@ -235,7 +251,7 @@ impl Builder {
         let needed = (tensor.offset % self.kernels.tensor_step() + tensor.extent()) * 4;
         let allowed = self.kernels.limits().max_storage_buffer_binding_size;
         if needed > allowed {
-            let what = format!("{} ({} of {label})", self.tensor_name(tensor), binding.name);
+            let what = self.part_name(label, binding.name, tensor);
             return Err(Error::Limit { what, limit: "max_storage_buffer_binding_size", needed, allowed });
         }
         Ok(())

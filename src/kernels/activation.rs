@@ -59,8 +59,8 @@ impl Builder {
         let &[rows, columns] = x.layout().sizes() else {
             return Err(Error::shape("x", "(rows, columns)", x.layout()));
         };
-        self.expect("x", x, Element::F32, &[rows, columns])?;
-        self.expect("y", y, Element::F32, &[rows, columns])?;
+        self.expect(label, "x", x, Element::F32, &[rows, columns])?;
+        self.expect(label, "y", y, Element::F32, &[rows, columns])?;
         let groups = columns.div_ceil(4) as u32;
         let workgroups = (rows as u64 * u64::from(groups)).div_ceil(u64::from(FLAT.get("THREADS")));
         let params = Params {

@@ -80,12 +80,12 @@ impl Builder {
     /// As [`Builder::attention_scores`]; [`Error::Option`] for grouped heads.
     pub fn additive_scores(&mut self, label: &str, args: &AdditiveScores) -> Result<()> {
         let AdditiveScores { q, k, vector, visibility, scores } = args;
-        let shape = ScoresShape::check(self, *q, *k, *scores, visibility)?;
+        let shape = ScoresShape::check(self, label, *q, *k, *scores, visibility)?;
         let ScoresShape { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k } = shape;
         if n_kv_heads != n_heads {
             return Err(Error::option("n_kv_heads", format!("n_heads, {n_heads}, with an additive score"), n_kv_heads));
         }
-        self.expect("vector", *vector, Element::F32, &[n_heads, head_size])?;
+        self.expect(label, "vector", *vector, Element::F32, &[n_heads, head_size])?;
         let key_groups = longest_k.div_ceil(4);
         let threads = batch as u64 * n_heads as u64 * longest_q as u64 * key_groups as u64;
         let workgroups = threads.div_ceil(u64::from(FLAT.get("THREADS")));

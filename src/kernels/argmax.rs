@@ -52,8 +52,8 @@ impl Builder {
         let &[rows, columns] = x.layout().sizes() else {
             return Err(Error::shape("x", "(rows, columns)", x.layout()));
         };
-        self.expect("x", x, Element::F32, &[rows, columns])?;
-        self.expect_strided("ids", ids, Element::U32, &[rows])?;
+        self.expect(label, "x", x, Element::F32, &[rows, columns])?;
+        self.expect_strided(label, "ids", ids, Element::U32, &[rows])?;
         let class = tuning::rows(columns, true);
         let params = Params {
             rows: rows as u32,

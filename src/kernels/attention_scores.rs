@@ -76,7 +76,7 @@ impl Builder {
     /// for scores that exceed a binding.
     pub fn attention_scores(&mut self, label: &str, args: &AttentionScores) -> Result<()> {
         let AttentionScores { q, k, visibility, scores } = args;
-        let shape = ScoresShape::check(self, *q, *k, *scores, visibility)?;
+        let shape = ScoresShape::check(self, label, *q, *k, *scores, visibility)?;
         let ScoresShape { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k } = shape;
         // A batch changes T and S, and the tile with them where that is allowed.
         let columns = if self.batch_invariant() { usize::MAX } else { longest_k };

@@ -79,15 +79,15 @@ impl Builder {
         let &[batch, n_heads, longest_q, longest_k] = probs.layout().sizes() else {
             return Err(Error::shape("probs", "(B, NH, T, S)", probs.layout()));
         };
-        self.expect("probs", *probs, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
+        self.expect(label, "probs", *probs, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
         let &[k_rows, n_kv_heads, head_size] = v.layout().sizes() else {
             return Err(Error::shape("v", "(k_rows, NH_kv, HS)", v.layout()));
         };
         let &[q_rows, ..] = out.layout().sizes() else {
             return Err(Error::shape("out", "(q_rows, NH, HS)", out.layout()));
         };
-        self.expect("v", *v, Element::F32, &[k_rows, n_kv_heads, head_size])?;
-        self.expect("out", *out, Element::F32, &[q_rows, n_heads, head_size])?;
+        self.expect(label, "v", *v, Element::F32, &[k_rows, n_kv_heads, head_size])?;
+        self.expect(label, "out", *out, Element::F32, &[q_rows, n_heads, head_size])?;
         heads_divide(n_heads, n_kv_heads)?;
         let visibility = Visibility {
             options: AttentionOptions { key_mask: visibility.key_mask.is_some(), ..AttentionOptions::default() },
@@ -96,7 +96,7 @@ impl Builder {
         };
         rows_fit("out", &visibility, q_rows, batch, longest_q)?;
         rows_fit("v", &visibility, k_rows, batch, longest_k)?;
-        visibility.check(self, [batch, n_heads, longest_q, longest_k])?;
+        visibility.check(self, label, [batch, n_heads, longest_q, longest_k])?;
         // T changes with a batch; the columns are a head's.
         let class = tuning::tile(longest_q, head_size, self.batch_invariant());
         let tiles_m = (longest_q as u32).div_ceil(class.get("TILE_M"));

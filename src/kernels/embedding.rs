@@ -114,23 +114,23 @@ impl Builder {
         let &[rows, columns] = y.layout().sizes() else {
             return Err(Error::shape("y", "(rows, columns)", y.layout()));
         };
-        self.expect("y", y, Element::F32, &[rows, columns])?;
+        self.expect(label, "y", y, Element::F32, &[rows, columns])?;
         for (ids, table) in [tokens, segments].into_iter().flatten() {
-            self.expect("ids", ids, Element::U32, &[rows])?;
-            self.expect_table(table, columns)?;
+            self.expect(label, "ids", ids, Element::U32, &[rows])?;
+            self.expect_table(label, table, columns)?;
         }
         if let Some(table) = positions {
-            self.expect_table(table, columns)?;
+            self.expect_table(label, table, columns)?;
         }
         if let Some(add) = add {
-            self.expect("add", add, Element::F32, &[rows, columns])?;
+            self.expect(label, "add", add, Element::F32, &[rows, columns])?;
         }
         if let Some((sequences, longest)) = sequences {
             crate::shape::nonzero("longest sequence", longest)?;
             if longest > 1 << 30 {
                 return Err(Error::option("longest sequence", "at most 2^30", longest));
             }
-            self.expect("sequences", sequences, Element::U32, &[sequences.layout().sizes()[0], SEQUENCE_WORDS])?;
+            self.expect(label, "sequences", sequences, Element::U32, &[sequences.layout().sizes()[0], SEQUENCE_WORDS])?;
         }
         if !scale.is_finite() {
             return Err(Error::option("scale", "a finite number", scale));
@@ -200,8 +200,8 @@ impl Builder {
         Ok(())
     }
 
-    fn expect_table(&self, table: Tensor, columns: usize) -> Result<()> {
+    fn expect_table(&self, label: &str, table: Tensor, columns: usize) -> Result<()> {
         let rows = table.layout().sizes()[0];
-        self.expect("table", table, Element::F32, &[rows, columns])
+        self.expect(label, "table", table, Element::F32, &[rows, columns])
     }
 }

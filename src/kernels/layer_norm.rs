@@ -104,16 +104,16 @@ impl Builder {
         Norm { eps, ..Norm::default() }.check()?;
         for (name, tensor) in [("x", Some(x)), ("residual", residual), ("y", Some(y)), ("sum", sum)] {
             if let Some(tensor) = tensor {
-                self.expect(name, tensor, Element::F32, &[rows, columns])?;
+                self.expect(label, name, tensor, Element::F32, &[rows, columns])?;
             }
         }
         for (name, tensor) in [("weight", weight), ("bias", bias)] {
             if let Some(tensor) = tensor {
-                self.expect(name, tensor, Element::F32, &[columns])?;
+                self.expect(label, name, tensor, Element::F32, &[columns])?;
             }
         }
         if let Some(statistics) = statistics {
-            self.expect("statistics", statistics, Element::F32, &[rows, 2])?;
+            self.expect(label, "statistics", statistics, Element::F32, &[rows, 2])?;
         }
         let class = tuning::rows(columns, true);
         let rows_per_group = class.get("THREADS") / class.get("ROW_THREADS");

@@ -99,14 +99,14 @@ impl Builder {
                 format!("{} and {}", x.layout(), weight.layout()),
             ));
         };
-        self.expect("x", x, Element::F32, &[rows, d_in])?;
-        self.expect("weight", weight, Element::F32, &[d_out, d_in])?;
-        self.expect("y", y, Element::F32, &[rows, d_out])?;
+        self.expect(label, "x", x, Element::F32, &[rows, d_in])?;
+        self.expect(label, "weight", weight, Element::F32, &[d_out, d_in])?;
+        self.expect(label, "y", y, Element::F32, &[rows, d_out])?;
         if let Some(bias) = bias {
-            self.expect("bias", bias, Element::F32, &[d_out])?;
+            self.expect(label, "bias", bias, Element::F32, &[d_out])?;
         }
         if let Some(residual) = residual {
-            self.expect("residual", residual, Element::F32, &[rows, d_out])?;
+            self.expect(label, "residual", residual, Element::F32, &[rows, d_out])?;
         }
         // As many rows of the weight as fit a binding, a multiple of a tile.
         let weight_row = weight.layout().strides()[0].max(d_in) as u64;

@@ -77,9 +77,9 @@ impl Builder {
         let &[batch, n_heads, longest_q, longest_k] = x.layout().sizes() else {
             return Err(Error::shape("x", "(B, NH, T, S)", x.layout()));
         };
-        self.expect("x", *x, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
-        self.expect("y", *y, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
-        visibility.check(self, [batch, n_heads, longest_q, longest_k])?;
+        self.expect(label, "x", *x, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
+        self.expect(label, "y", *y, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
+        visibility.check(self, label, [batch, n_heads, longest_q, longest_k])?;
         if let Some(cap) = visibility.options.softcap {
             return Err(Error::option("softcap", "none in a softmax", cap));
         }

@@ -67,23 +67,23 @@ impl Visibility {
     }
 
     /// Refuses tensors that do not fit (B, NH, T, S) or that the options do not speak of.
-    pub(super) fn check(&self, builder: &Builder, sizes: [usize; MAX_RANK]) -> Result<()> {
+    pub(super) fn check(&self, builder: &Builder, label: &str, sizes: [usize; MAX_RANK]) -> Result<()> {
         let [batch, n_heads, _, longest_k] = sizes;
         self.options.check(n_heads)?;
         if let Some(sequences) = self.sequences {
-            builder.expect("sequences", sequences, Element::U32, &[batch, SEQUENCE_WORDS])?;
+            builder.expect(label, "sequences", sequences, Element::U32, &[batch, SEQUENCE_WORDS])?;
         }
         agree("key_mask", self.options.key_mask, self.key_mask)?;
         agree("mask", self.options.mask.is_some(), self.mask)?;
         if let Some(key_mask) = self.key_mask {
-            broadcast(builder, "key_mask", key_mask, Element::U32, &[batch, longest_k])?;
+            broadcast(builder, label, "key_mask", key_mask, Element::U32, &[batch, longest_k])?;
         }
         if let (Some(mask), Some(kind)) = (self.mask, self.options.mask) {
             let element = match kind {
                 Mask::Boolean => Element::U32,
                 Mask::Additive => Element::F32,
             };
-            broadcast(builder, "mask", mask, element, &sizes)?;
+            broadcast(builder, label, "mask", mask, element, &sizes)?;
         }
         Ok(())
     }
@@ -130,14 +130,14 @@ fn agree(name: &str, announced: bool, tensor: Option<Tensor>) -> Result<()> {
     }
 }
 
-fn broadcast(builder: &Builder, name: &str, tensor: Tensor, element: Element, sizes: &[usize]) -> Result<()> {
+fn broadcast(builder: &Builder, label: &str, name: &str, tensor: Tensor, element: Element, sizes: &[usize]) -> Result<()> {
     let found = tensor.layout().sizes();
     let fits = found.len() == sizes.len() && found.iter().zip(sizes).all(|(f, s)| f == s || *f == 1);
     if !fits {
         let expected = format!("{sizes:?}, each dimension that or 1");
         return Err(Error::shape(name, expected, tensor.layout()));
     }
-    builder.expect(name, tensor, element, found)
+    builder.expect(label, name, tensor, element, found)
 }
 
 /// The sizes of q, k and scores, once they are known to fit each other.
@@ -151,23 +151,30 @@ pub(super) struct ScoresShape {
 }
 
 impl ScoresShape {
-    pub(super) fn check(builder: &Builder, q: Tensor, k: Tensor, scores: Tensor, visibility: &Visibility) -> Result<Self> {
+    pub(super) fn check(
+        builder: &Builder,
+        label: &str,
+        q: Tensor,
+        k: Tensor,
+        scores: Tensor,
+        visibility: &Visibility,
+    ) -> Result<Self> {
         let &[batch, n_heads, longest_q, longest_k] = scores.layout().sizes() else {
             return Err(Error::shape("scores", "(B, NH, T, S)", scores.layout()));
         };
-        builder.expect("scores", scores, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
+        builder.expect(label, "scores", scores, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
         let &[q_rows, _, head_size] = q.layout().sizes() else {
             return Err(Error::shape("q", "(q_rows, NH, HS)", q.layout()));
         };
         let &[k_rows, n_kv_heads, _] = k.layout().sizes() else {
             return Err(Error::shape("k", "(k_rows, NH_kv, HS)", k.layout()));
         };
-        builder.expect("q", q, Element::F32, &[q_rows, n_heads, head_size])?;
-        builder.expect("k", k, Element::F32, &[k_rows, n_kv_heads, head_size])?;
+        builder.expect(label, "q", q, Element::F32, &[q_rows, n_heads, head_size])?;
+        builder.expect(label, "k", k, Element::F32, &[k_rows, n_kv_heads, head_size])?;
         heads_divide(n_heads, n_kv_heads)?;
         rows_fit("q", visibility, q_rows, batch, longest_q)?;
         rows_fit("k", visibility, k_rows, batch, longest_k)?;
-        visibility.check(builder, [batch, n_heads, longest_q, longest_k])?;
+        visibility.check(builder, label, [batch, n_heads, longest_q, longest_k])?;
         Ok(Self { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k })
     }
 }

@@ -104,9 +104,10 @@ impl Builder {
     ) -> Result<()> {
         spec.check()?;
         batch.shape.check()?;
-        self.expect("x", rows.x, Element::F32, &[batch.shape.q_rows, spec.d_model])?;
-        self.expect("memory_k", rows.memory_k, Element::F32, &[batch.shape.k_rows, spec.k_width])?;
-        self.expect("memory_v", rows.memory_v, Element::F32, &[batch.shape.k_rows, spec.v_width])?;
+        let label = prefix.trim_end_matches('.');
+        self.expect(label, "x", rows.x, Element::F32, &[batch.shape.q_rows, spec.d_model])?;
+        self.expect(label, "memory_k", rows.memory_k, Element::F32, &[batch.shape.k_rows, spec.k_width])?;
+        self.expect(label, "memory_v", rows.memory_v, Element::F32, &[batch.shape.k_rows, spec.v_width])?;
         let [q, k, v] = self.project(prefix, spec, rows)?;
         let options = spec.scored_options();
         let shape = batch.shape;
