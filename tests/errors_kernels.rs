@@ -98,7 +98,9 @@ fn rows() {
             let gaps = Layout::strided(&[2, 4], &[8, 2])?;
             projection(e, |b, l| l.x = b.input("x2", Element::F32, gaps).unwrap())
         }),
-        ("x of ids", "Element", &["ids (x of projection)", "f32", "u32"], |e| projection(e, |b, l| l.x = b.u32("ids", &[2, 4]))),
+        ("x of ids", "Element", &["ids (x of projection)", "f32", "u32"], |e| {
+            projection(e, |b, l| l.x = b.u32("ids", &[2, 4]))
+        }),
         ("a bias of another width", "Shape", &["bias", "[3]", "[4]"], |e| {
             projection(e, |b, l| l.bias = Some(b.w("b", &[4])))
         }),
