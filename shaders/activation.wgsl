@@ -32,6 +32,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let v = activate(group4(x[at / LANES], x[(at + 1u) / LANES], x[(at + 2u) / LANES], x[(at + 3u) / LANES]), params.kind);
   let y_at = params.y_offset + row * params.y_row + column;
   for (var c = 0u; c < 4u / LANES; c++) {
-    if column + c < params.columns { y[y_at / LANES + c] = pick(v, c); }
+    if column + c * LANES < params.columns { y[y_at / LANES + c] = pick(v, c); }
   }
 }

@@ -41,7 +41,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   var column = 0u;
   for (var c = thread % ROW_THREADS * 4u; c < params.columns; c += ROW_THREADS * 4u) {
     let at = x_row + c;
-    let bits = bits4(x[at / LANES], x[(at + 1u) / LANES], x[(at + 2u) / LANES], x[(at + 3u) / LANES]);
+    let bits = bits4(x[at / WIDE_LANES], x[(at + 1u) / WIDE_LANES], x[(at + 2u) / WIDE_LANES], x[(at + 3u) / WIDE_LANES]);
     for (var l = 0u; l < 4u && c + l < params.columns; l++) {
       let candidate = order(bits[l]);
       if candidate > key {

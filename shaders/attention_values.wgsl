@@ -31,7 +31,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(1) @binding(0) var<storage, read> probs: array<Storage>;        // (B, NH, T, S)
+@group(1) @binding(0) var<storage, read> probs: array<Wide>;           // (B, NH, T, S)
 @group(1) @binding(1) var<storage, read> v: array<Storage>;            // (k_rows, NH_kv, HS)
 @group(1) @binding(2) var<storage, read> sequences: array<u32>;        // (B, 8)
 @group(1) @binding(3) var<storage, read> key_mask: array<u32>;         // (B, S)
@@ -46,7 +46,7 @@ var<private> v_first: u32;
 fn probs4(i: u32, j: u32) -> vec4<f32> {
   if j >= current.k_len { return vec4<f32>(0.0); }
   let at = probs_first + min(i, current.q_len - 1u) * params.probs_row + j;
-  let found = group4(probs[at / LANES], probs[(at + 1u) / LANES], probs[(at + 2u) / LANES], probs[(at + 3u) / LANES]);
+  let found = wide4(probs[at / WIDE_LANES], probs[(at + 1u) / WIDE_LANES], probs[(at + 2u) / WIDE_LANES], probs[(at + 3u) / WIDE_LANES]);
   return select(vec4<f32>(0.0), found, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(current.k_len - j));
 }
 
@@ -89,7 +89,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         if row < s.q_len && d < params.head_size {
           let at = params.out_offset + (s.q_start + row) * params.out_row + h * params.out_head + d;
           for (var c = 0u; c < 4u / LANES; c++) {
-            if d + c < params.head_size { out[at / LANES + c] = pick(sum[(i * 4u + r) * COLUMN_GROUPS + j], c); }
+            if d + c * LANES < params.head_size { out[at / LANES + c] = pick(sum[(i * 4u + r) * COLUMN_GROUPS + j], c); }
           }
         }
       }

@@ -102,6 +102,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   v = select(vec4<f32>(0.0), v, known);
   let at = params.y_offset + row * params.y_row + c;
   for (var l = 0u; l < 4u / LANES; l++) {
-    if c + l < params.columns { y[at / LANES + l] = pick(v, l); }
+    if c + l * LANES < params.columns { y[at / LANES + l] = pick(v, l); }
   }
 }

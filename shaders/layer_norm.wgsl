@@ -88,7 +88,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if params.bias != 0u { v += bias4(params.bias_offset + c); }
     let at = params.y_offset + row * params.y_row + c;
     for (var l = 0u; l < 4u / LANES; l++) {
-      if c + l < params.columns { y[at / LANES + l] = pick(v, l); }
+      if c + l * LANES < params.columns { y[at / LANES + l] = pick(v, l); }
     }
   }
 }

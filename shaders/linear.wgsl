@@ -15,7 +15,7 @@ fn x4(m: u32, k: u32) -> vec4<f32> {
 fn weight4(n: u32, k: u32) -> vec4<f32> {
   if k >= params.d_in { return vec4<f32>(0.0); }
   let at = params.weight_offset + min(n, params.d_out - 1u) * params.weight_row + k;
-  let four = weight_group4(weight[at / LANES], weight[(at + 1u) / LANES], weight[(at + 2u) / LANES], weight[(at + 3u) / LANES]);
+  let four = group4(weight[at / LANES], weight[(at + 1u) / LANES], weight[(at + 2u) / LANES], weight[(at + 3u) / LANES]);
   return keep(four, params.d_in - k);
 }
 

@@ -32,7 +32,7 @@ struct Params {
 @group(1) @binding(1) var<storage, read> sequences: array<u32>;        // (B, 8)
 @group(1) @binding(2) var<storage, read> key_mask: array<u32>;         // (B, S)
 @group(1) @binding(3) var<storage, read> mask: array<u32>;             // (B, NH, T, S)
-@group(1) @binding(4) var<storage, read_write> y: array<Storage>;      // (B, NH, T, S)
+@group(1) @binding(4) var<storage, read_write> y: array<Wide>;         // (B, NH, T, S)
 
 const LOWEST: f32 = -3.402823466e38;
 
@@ -43,7 +43,7 @@ struct Row { b: u32, h: u32, i: u32, s: Sequence }
 
 // The finished scores of keys j .. j + 3, by their bits, −∞ behind the last.
 fn scores4(row: Row, at: u32, j: u32) -> vec4<u32> {
-  let found = bits4(x[at / LANES], x[(at + 1u) / LANES], x[(at + 2u) / LANES], x[(at + 3u) / LANES]);
+  let found = bits4(x[at / WIDE_LANES], x[(at + 1u) / WIDE_LANES], x[(at + 2u) / WIDE_LANES], x[(at + 3u) / WIDE_LANES]);
   var bits: vec4<u32>;
   for (var c = 0u; c < 4u; c++) {
     var v = bitcast<u32>(params.attention.scale * bitcast<f32>(found[c]));
@@ -86,8 +86,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let visible = bits != vec4<u32>(MINUS_INFINITY);
     let v = select(vec4<f32>(LOWEST), bitcast<vec4<f32>>(bits), visible);
     let p = select(vec4<f32>(0.0), exp0(v - top) * inverse, visible);
-    for (var c = 0u; c < 4u / LANES; c++) {
-      if j + c < params.longest_k { y[(y_row + j) / LANES + c] = pick(p, c); }
+    for (var c = 0u; c < 4u / WIDE_LANES; c++) {
+      if j + c * WIDE_LANES < params.longest_k { y[(y_row + j) / WIDE_LANES + c] = pick_wide(p, c); }
     }
   }
 }

@@ -8,7 +8,9 @@ use crate::error::{Error, Result};
 use crate::pipeline::Kernels;
 use crate::program::{Dispatch, Inner, Operand, Program, Role, Slot, Tensor, shared};
 use crate::shape::Layout;
+use crate::storage::Storage;
 use crate::tensor::Element;
+use crate::tuning::{self, Case, Choice};
 use crate::variant::{Binding, GRID_FOLD, Variant};
 
 /// What a kernel asks a builder to append.
@@ -49,6 +51,8 @@ pub struct Builder {
     id: u64,
     kernels: Kernels,
     name: String,
+    /// What weights, and the tensors that layers put between their dispatches, are stored as.
+    storage: Element,
     slots: Vec<Slot>,
     by_name: HashMap<String, usize>,
     dispatches: Vec<Dispatch>,
@@ -64,12 +68,40 @@ impl Builder {
             id: NEXT_BUILDER.fetch_add(1, Ordering::Relaxed),
             kernels: kernels.clone(),
             name: name.to_owned(),
+            storage: Element::F32,
             slots: Vec::new(),
             by_name: HashMap::new(),
             dispatches: Vec::new(),
             arena: Vec::new(),
             arena_parts: HashMap::new(),
         }
+    }
+
+    /// Stores weights, and whatever layers put between their dispatches, as `element`: [`Element::F32`], the default, or
+    /// [`Element::F16`], which halves memory and its traffic and still sums in f32. Inputs and outputs of the caller's have the
+    /// element that they are named with; the tensors of one kernel agree.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for an element that is no float, or a builder that has tensors already.
+    pub fn with_storage(mut self, element: Element) -> Result<Self> {
+        if element == Element::U32 {
+            return Err(Error::option("storage", "f32 or f16", element.name()));
+        }
+        if !self.slots.is_empty() {
+            return Err(Error::option(
+                "storage",
+                "a choice before the first tensor",
+                format!("{} tensors", self.slots.len()),
+            ));
+        }
+        self.storage = element;
+        Ok(self)
+    }
+
+    /// What weights and intermediate tensors are stored as.
+    #[must_use]
+    pub fn storage(&self) -> Element {
+        self.storage
     }
 
     /// The device-wide state that the program will run on.
@@ -82,7 +114,7 @@ impl Builder {
         self.kernels.options().batch_invariant
     }
 
-    /// An activation that the caller binds and the program reads (`f32` rows, or `u32` ids, masks and sequences). Asking for a
+    /// An activation that the caller binds and the program reads (`f32` or `f16` rows, or `u32` ids, masks and sequences). Asking for a
     /// name again gives the same tensor.
     ///
     /// # Errors
@@ -91,12 +123,12 @@ impl Builder {
         self.slot(name, Role::Input, element, layout)
     }
 
-    /// A weight that the caller binds. Asking for a name again gives the same tensor: that is how weights are tied.
+    /// A weight that the caller binds, stored as [`Builder::storage`] says. Asking for a name again gives the same tensor: that is how weights are tied.
     ///
     /// # Errors
     /// As [`Builder::input`].
     pub fn weight(&mut self, name: &str, layout: Layout) -> Result<Tensor> {
-        self.slot(name, Role::Weight, Element::F32, layout)
+        self.slot(name, Role::Weight, self.storage, layout)
     }
 
     /// A tensor that the caller binds and the program writes.
@@ -199,8 +231,50 @@ impl Builder {
     }
 
     /// The most elements of a weight or table that one binding holds, with room for the offset's remainder.
-    pub(crate) fn binding_elements(&self) -> u64 {
-        (self.kernels.limits().max_storage_buffer_binding_size / 4).saturating_sub(2 * self.kernels.tensor_step()).max(1)
+    pub(crate) fn binding_elements(&self, element: Element) -> u64 {
+        let held = self.kernels.limits().max_storage_buffer_binding_size / element.size();
+        held.saturating_sub(2 * self.kernels.tensor_step(element)).max(1)
+    }
+
+    /// The element of a tensor.
+    pub(crate) fn element(&self, tensor: Tensor) -> Element {
+        self.slots.get(tensor.slot).map_or(Element::F32, |s| s.element)
+    }
+
+    /// The element of a tensor that decides for a whole dispatch: f32 or f16.
+    pub(crate) fn float(&self, label: &str, what: &str, tensor: Tensor) -> Result<Element> {
+        match self.element(tensor) {
+            Element::U32 if tensor.builder == self.id => Err(Error::Element {
+                tensor: self.part_name(label, what, tensor),
+                expected: "f32 or f16",
+                found: Element::U32.name(),
+            }),
+            element => Ok(element),
+        }
+    }
+
+    /// How a dispatch stores its floats of `element`, given those tensors and the ones that are f32 in any case.
+    pub(crate) fn storage_of(
+        &self,
+        label: &str,
+        element: Element,
+        floats: &[Option<Tensor>],
+        wides: &[Option<Tensor>],
+    ) -> Result<Storage> {
+        let mut all = floats.iter().chain(wides).flatten();
+        let storage = Storage::of(element, self.kernels.class().f16(), all.all(|t| t.is_in_groups(4)));
+        match floats.iter().flatten().find(|t| !t.is_in_groups(storage.lanes())) {
+            Some(&odd) => {
+                let name = self.part_name(label, "a tensor", odd);
+                Err(Error::shape(name, "even offset, strides and inner size, as f16 is stored in pairs here", odd.layout))
+            }
+            None => Ok(storage),
+        }
+    }
+
+    /// The variant that the table, or a pin of the caller's, has for a case.
+    pub(crate) fn choose(&self, case: &Case) -> Choice {
+        tuning::choose(case, self.kernels.class(), &self.kernels.options().pinned)
     }
 
     /// Appends a dispatch.
@@ -210,9 +284,9 @@ impl Builder {
             variant.bindings().zip(operands).map(|(binding, &tensor)| Operand { binding, tensor }).collect();
         debug_assert_eq!(operands.len(), variant.storage_buffers(), "{label}: one operand a binding");
         debug_assert_eq!(size_of::<P>(), variant.kernel.params_size, "{label}: the kernel's parameters");
-        let step = self.kernels.tensor_step();
         for operand in &operands {
             let Some(tensor) = operand.tensor else { continue };
+            let step = self.kernels.tensor_step(self.element(tensor));
             operand.binding.write_offset(bytemuck::bytes_of_mut(&mut params), tensor.offset % step);
             self.check_binding(label, tensor, operand.binding)?;
             if operand.binding.writes && !tensor.layout.is_disjoint() {
@@ -236,8 +310,13 @@ impl Builder {
         }
         let fold = u64::from(GRID_FOLD);
         let grid = [workgroups.min(fold) as u32, workgroups.div_ceil(fold) as u32, 1];
-        let all =
-            || operands.iter().filter_map(|o| o.tensor).map(|t| 4 * t.layout.extent().min(t.layout.len() as u64)).sum();
+        let all = || {
+            operands
+                .iter()
+                .filter_map(|o| o.tensor)
+                .map(|t| self.element(t).size() * t.layout.extent().min(t.layout.len() as u64))
+                .sum()
+        };
         let bytes = bytes.unwrap_or_else(all);
         let params = self.place(bytemuck::bytes_of(&params));
         for slot in operands.iter().filter(|o| o.binding.writes).filter_map(Operand::slot) {
@@ -248,7 +327,8 @@ impl Builder {
     }
 
     fn check_binding(&self, label: &str, tensor: Tensor, binding: &Binding) -> Result<()> {
-        let needed = (tensor.offset % self.kernels.tensor_step() + tensor.extent()) * 4;
+        let element = self.element(tensor);
+        let needed = (tensor.offset % self.kernels.tensor_step(element) + tensor.extent()) * element.size();
         let allowed = self.kernels.limits().max_storage_buffer_binding_size;
         if needed > allowed {
             let what = self.part_name(label, binding.name, tensor);

@@ -4,6 +4,9 @@
 
 use std::sync::mpsc;
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::error::{Error, Result};
 use crate::scratch::checked;
 use crate::shape::Layout;
@@ -13,6 +16,9 @@ use crate::{Bindings, Plan, Program, Role, Timing, wanted_features, wanted_limit
 
 /// Uploads go in pieces of at most this many bytes, so that a driver never stages a whole model at once.
 pub const UPLOAD_BYTES: usize = 64 << 20;
+
+/// From here on numbers round to infinity in f16.
+const F16_LIMIT: f32 = 65520.0;
 
 /// How to find and open a device.
 #[derive(Clone, Debug, Default)]
@@ -98,6 +104,41 @@ impl Gpu {
         self.upload(Element::F32, sizes, data.len(), bytemuck::cast_slice(data))
     }
 
+    /// A new contiguous tensor of `element` ([`Element::F32`] or [`Element::F16`]) that holds `data`, rounded once, here, where it is
+    /// narrower.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_f32`]; [`Error::Option`] for a finite number that f16 cannot hold, [`Error::Element`] for `u32`.
+    pub fn upload_floats(&self, element: Element, sizes: &[usize], data: &[f32]) -> Result<TensorView> {
+        match element {
+            Element::F32 => self.upload_f32(sizes, data),
+            Element::F16 => {
+                if let Some(i) = data.iter().position(|x| x.is_finite() && x.abs() >= F16_LIMIT) {
+                    let found = format!("{} at {i}", data[i]);
+                    return Err(Error::option("upload as f16", "numbers within ±65504", found));
+                }
+                let view = self.empty(element, sizes, data.len())?;
+                let mut at = 0;
+                for piece in data.chunks(UPLOAD_BYTES / 2) {
+                    let mut halves = vec![f16::ZERO; piece.len().next_multiple_of(2)];
+                    halves[..piece.len()].convert_from_f32_slice(piece);
+                    self.write_piece(
+                        &view,
+                        at,
+                        bytemuck::cast_slice(halves.reinterpret_cast()),
+                        data.len() > UPLOAD_BYTES / 2,
+                    )?;
+                    at += 2 * piece.len() as u64;
+                }
+                Ok(view)
+            }
+            Element::U32 => {
+                let (expected, found) = ("f32 or f16", element.name());
+                Err(Error::Element { tensor: "upload".into(), expected, found })
+            }
+        }
+    }
+
     /// As [`Gpu::upload_f32`], for ids, masks and sequences.
     ///
     /// # Errors
@@ -123,7 +164,8 @@ impl Gpu {
         self.upload_f32(sizes, data).map(Weight::from)
     }
 
-    /// Uploads every weight of a program from slices that `find` knows by name, with their sizes.
+    /// Uploads every weight of a program from slices that `find` knows by name, with their sizes, as what the program stores them
+    /// as.
     ///
     /// # Errors
     /// [`Error::Missing`] for a weight that `find` does not know and [`Error::Shape`] for one of other sizes, each by name, before
@@ -134,16 +176,17 @@ impl Gpu {
         find: impl Fn(&str) -> Option<(&'a [usize], &'a [f32])>,
     ) -> Result<Bindings> {
         let mut found = Vec::new();
-        for (name, _, _, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Weight) {
+        for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Weight) {
             let Some((sizes, data)) = find(name) else {
                 return Err(Error::Missing { tensor: name.to_owned(), expected: layout.to_string() });
             };
             if sizes != layout.sizes() {
                 return Err(Error::shape(name, layout, format!("{sizes:?}")));
             }
-            found.push((name, sizes, data));
+            found.push((name, element, sizes, data));
         }
-        found.into_iter().map(|(name, sizes, data)| Ok((name, self.upload_weight(sizes, data)?))).collect()
+        let upload = |(name, element, sizes, data)| Ok((name, self.upload_floats(element, sizes, data)?));
+        found.into_iter().map(upload).collect()
     }
 
     /// Uploads a batch's sequences.
@@ -163,16 +206,18 @@ impl Gpu {
         TensorView::new(&self.buffer(layout.extent() * element.size())?, 0, element, layout)
     }
 
-    fn upload(&self, element: Element, sizes: &[usize], len: usize, bytes: &[u8]) -> Result<TensorView> {
+    /// A new contiguous tensor for `len` elements.
+    fn empty(&self, element: Element, sizes: &[usize], len: usize) -> Result<TensorView> {
         let layout = Layout::contiguous(sizes)?;
         if layout.len() != len {
-            return Err(Error::shape(
-                "upload",
-                format!("{} elements for {layout}", layout.len()),
-                format!("{len} elements"),
-            ));
+            let expected = format!("{} elements for {layout}", layout.len());
+            return Err(Error::shape("upload", expected, format!("{len} elements")));
         }
-        let view = TensorView::new(&self.buffer(layout.extent() * element.size())?, 0, element, layout)?;
+        TensorView::new(&self.buffer(layout.extent() * element.size())?, 0, element, layout)
+    }
+
+    fn upload(&self, element: Element, sizes: &[usize], len: usize, bytes: &[u8]) -> Result<TensorView> {
+        let view = self.empty(element, sizes, len)?;
         self.write(&view, bytes)?;
         Ok(view)
     }
@@ -185,7 +230,8 @@ impl Gpu {
         checked(&self.device, "a tensor's buffer", || {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("tileformer: tensor"),
-                size: bytes,
+                // Bindings and copies are whole words.
+                size: bytes.next_multiple_of(4),
                 usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             })
@@ -195,26 +241,35 @@ impl Gpu {
     /// Overwrites a contiguous tensor, in pieces of at most [`UPLOAD_BYTES`].
     ///
     /// # Errors
-    /// [`Error::Shape`] for another number of bytes than the view has or a view with gaps, [`Error::Usage`] for a buffer without
-    /// `COPY_DST`.
+    /// [`Error::Shape`] for another number of bytes than the view has, a view with gaps, or one of f16 that begins or ends inside a
+    /// word, [`Error::Usage`] for a buffer without `COPY_DST`.
     pub fn write(&self, view: &TensorView, bytes: &[u8]) -> Result<()> {
         let size = view.element().size();
         if !view.layout().is_dense() || view.layout().extent() * size != bytes.len() as u64 {
             let found = format!("{} bytes", bytes.len());
             return Err(Error::shape("upload", format!("a contiguous view of that size, not {}", view.layout()), found));
         }
+        if !((view.offset() * size).is_multiple_of(4) && bytes.len().is_multiple_of(4)) {
+            let found = format!("{} bytes from byte {} on", bytes.len(), view.offset() * size);
+            return Err(Error::shape("upload", "whole words of 4 bytes", found));
+        }
+        for (n, piece) in bytes.chunks(UPLOAD_BYTES).enumerate() {
+            self.write_piece(view, (n * UPLOAD_BYTES) as u64, piece, bytes.len() > UPLOAD_BYTES)?;
+        }
+        Ok(())
+    }
+
+    /// Overwrites whole words from byte `at` of a view on; waits where more pieces follow, so that no driver stages them all.
+    fn write_piece(&self, view: &TensorView, at: u64, piece: &[u8], of_several: bool) -> Result<()> {
         if !view.buffer().usage().contains(wgpu::BufferUsages::COPY_DST) {
             let found = format!("{:?}", view.buffer().usage());
             return Err(Error::Usage { tensor: "upload".into(), needed: "COPY_DST", found });
         }
-        let mut offset = view.offset() * size;
-        for piece in bytes.chunks(UPLOAD_BYTES) {
-            checked(&self.device, "upload", || self.queue.write_buffer(view.buffer(), offset, piece))?;
-            if bytes.len() > UPLOAD_BYTES {
-                self.queue.submit([]);
-                self.wait()?;
-            }
-            offset += piece.len() as u64;
+        let offset = view.offset() * view.element().size() + at;
+        checked(&self.device, "upload", || self.queue.write_buffer(view.buffer(), offset, piece))?;
+        if of_several {
+            self.queue.submit([]);
+            self.wait()?;
         }
         Ok(())
     }
@@ -252,12 +307,15 @@ impl Gpu {
         self.device.poll(wgpu::PollType::wait_indefinitely()).map(drop).map_err(|e| Error::Device(e.to_string()))
     }
 
-    /// The elements of an `f32` view in row-major order, read after all submitted work.
+    /// The elements of an `f32` or `f16` view in row-major order, read after all submitted work.
     ///
     /// # Errors
     /// [`Error::Element`] for another type, [`Error::Usage`] for a buffer without `COPY_SRC`, [`Error::Device`] for a lost device.
     pub fn read_f32(&self, view: &TensorView) -> Result<Vec<f32>> {
-        self.read(view, Element::F32, f32::from_ne_bytes)
+        match view.element() {
+            Element::F16 => self.read(view, Element::F16, |b: [u8; 2]| f16::from_ne_bytes(b).to_f32()),
+            _ => self.read(view, Element::F32, f32::from_ne_bytes),
+        }
     }
 
     /// As [`Gpu::read_f32`], for `u32`.
@@ -268,14 +326,17 @@ impl Gpu {
         self.read(view, Element::U32, u32::from_ne_bytes)
     }
 
-    fn read<T>(&self, view: &TensorView, element: Element, parse: fn([u8; 4]) -> T) -> Result<Vec<T>> {
+    fn read<T, const N: usize>(&self, view: &TensorView, element: Element, parse: fn([u8; N]) -> T) -> Result<Vec<T>> {
         if view.element() != element {
             let (expected, found) = (element.name(), view.element().name());
             return Err(Error::Element { tensor: "readback".into(), expected, found });
         }
         let size = element.size();
-        let bytes = self.read_bytes(view.buffer(), view.offset() * size, view.layout().extent() * size)?;
-        let at = |i: usize| parse([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
+        // Whole words around an f16 view.
+        let (first, end) = (view.offset() * size, (view.offset() + view.layout().extent()) * size);
+        let start = first & !3;
+        let bytes = self.read_bytes(view.buffer(), start, end.next_multiple_of(4) - start)?;
+        let at = |i: usize| parse(std::array::from_fn(|b| bytes[(first - start) as usize + N * i + b]));
         Ok(indices(view.layout()).map(at).collect())
     }
 

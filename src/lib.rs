@@ -14,6 +14,7 @@ pub mod reference;
 mod scratch;
 pub mod shape;
 pub mod spec;
+mod storage;
 pub mod tensor;
 mod timing;
 mod tuning;

@@ -8,6 +8,8 @@ use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
 use crate::scratch::checked;
+use crate::storage::DeviceClass;
+use crate::tensor::Element;
 use crate::variant::{GRID_FOLD, Variant};
 
 /// What holds for a whole device.
@@ -18,6 +20,12 @@ pub struct Options {
     pub batch_invariant: bool,
     /// A cache of the caller's for compiled pipelines.
     pub pipeline_cache: Option<wgpu::PipelineCache>,
+    /// What `Adapter::cooperative_matrix_properties` says, which a device cannot tell. With the (experimental) feature
+    /// `EXPERIMENTAL_COOPERATIVE_MATRIX`, `SHADER_F16` and `SUBGROUP` enabled, f16 products run on matrix units of these sizes.
+    pub cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    /// Variants to prefer over the table's choice, wherever they can run.
+    pub pinned: Vec<Variant>,
+    unchecked: bool,
 }
 
 impl Options {
@@ -27,6 +35,38 @@ impl Options {
         Self { batch_invariant, ..self }
     }
 
+    /// With the cooperative matrices of the adapter.
+    #[must_use]
+    pub fn with_cooperative_matrices(self, matrices: Vec<wgpu::CooperativeMatrixProperties>) -> Self {
+        Self { cooperative_matrices: matrices, ..self }
+    }
+
+    /// With one more variant that is taken wherever it can run: its kernel, class and tier; storage and outputs are the
+    /// tensors'. The first pinned one that can run wins.
+    #[must_use]
+    pub fn with_pinned(mut self, variant: Variant) -> Self {
+        self.pinned.push(variant);
+        self
+    }
+
+    /// With shaders that check no index: hot loops lose a clamp for each load and store.
+    ///
+    /// # Safety
+    /// Indices come from two places: from layouts, which this crate has checked, and from data on the GPU, which it cannot
+    /// check. The caller promises for every recording that the rows of every sequence (`q_start`, `q_len`, `k_start`, `k_len` of a
+    /// [`Sequence`](crate::Sequence)) lie inside the tensors that are bound. Otherwise the GPU reads and writes outside of buffers, with whatever
+    /// follows. Ids outside their table stay harmless.
+    #[must_use]
+    pub unsafe fn with_unchecked_shaders(self) -> Self {
+        Self { unchecked: true, ..self }
+    }
+
+    /// Whether shaders check their indices, as they do by default.
+    #[must_use]
+    pub fn checks_shaders(&self) -> bool {
+        !self.unchecked
+    }
+
     /// With a pipeline cache.
     #[must_use]
     pub fn with_pipeline_cache(self, cache: wgpu::PipelineCache) -> Self {
@@ -34,11 +74,15 @@ impl Options {
     }
 }
 
-/// The features of an adapter that this crate has a use for: timestamps for [`Timing`](crate::Timing), and a pipeline cache. None is
-/// required, and none is experimental.
+/// The features of an adapter that this crate has a use for: timestamps for [`Timing`](crate::Timing), a pipeline cache, the f16 type
+/// and subgroups. None is required, and none is experimental.
 #[must_use]
 pub fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
-    adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE)
+    let useful = wgpu::Features::TIMESTAMP_QUERY
+        | wgpu::Features::PIPELINE_CACHE
+        | wgpu::Features::SHADER_F16
+        | wgpu::Features::SUBGROUP;
+    adapter.features() & useful
 }
 
 /// WebGPU's default limits, with buffers and bindings as large and offsets as fine as the adapter allows: larger weights then need
@@ -75,6 +119,7 @@ pub struct Kernels {
 struct Inner {
     device: wgpu::Device,
     limits: wgpu::Limits,
+    class: DeviceClass,
     options: Options,
     pipelines: Mutex<HashMap<Variant, Pipeline>>,
     /// Stands in for optional inputs that are left out.
@@ -115,7 +160,8 @@ impl Kernels {
                 mapped_at_creation: false,
             })
         })?;
-        let inner = Inner { device: device.clone(), limits, options, pipelines: Mutex::default(), nothing };
+        let class = DeviceClass::of(device, &options.cooperative_matrices);
+        let inner = Inner { device: device.clone(), limits, class, options, pipelines: Mutex::default(), nothing };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -135,9 +181,13 @@ impl Kernels {
         &self.inner.limits
     }
 
+    pub(crate) fn class(&self) -> &DeviceClass {
+        &self.inner.class
+    }
+
     /// Elements between two places where the binding of a tensor may begin.
-    pub(crate) fn tensor_step(&self) -> u64 {
-        u64::from(self.inner.limits.min_storage_buffer_offset_alignment) / 4
+    pub(crate) fn tensor_step(&self, element: Element) -> u64 {
+        u64::from(self.inner.limits.min_storage_buffer_offset_alignment) / element.size()
     }
 
     /// Bytes between two places for parameters.
@@ -173,10 +223,14 @@ impl Kernels {
         // Errors that no scope takes are panics by default, and drivers report theirs as internal ones.
         let filters = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation];
         let [memory, internal, validation] = filters.map(|filter| device.push_error_scope(filter));
-        let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
+        let checks = match self.inner.options.unchecked {
+            true => wgpu::ShaderRuntimeChecks::unchecked(),
+            false => wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() },
+        };
         let descriptor =
             wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgpu::ShaderSource::Wgsl(variant.source().into()) };
-        // SAFETY: only the bounding of loops is off. Every loop of the shaders counts up to a constant or to a parameter that
+        // SAFETY: index checks are off only where the caller of `with_unchecked_shaders` has promised that no index leaves its
+        // tensor. The bounding of loops is off everywhere: every loop of the shaders counts up to a constant or to a parameter that
         // the host computed; lengths read from GPU buffers are clamped to such a parameter first. The test
         // `hostile_sequences_end` runs every kernel that reads lengths with all bits set.
         let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };

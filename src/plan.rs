@@ -8,8 +8,7 @@ use crate::error::{Error, Result};
 use crate::program::{self, Inner, Operand, Program, Role, Tensor, shared};
 use crate::scratch::{Scratch, checked, uniform_buffer};
 use crate::tensor::TensorView;
-use crate::tuning::Lanes;
-use crate::variant::Variant;
+use crate::variant::{Load, Variant};
 
 /// A dispatch with everything that recording needs.
 #[derive(Clone, Debug)]
@@ -159,7 +158,8 @@ impl Plan {
             for operand in &dispatch.operands {
                 let Some(tensor) = operand.tensor else { continue };
                 if let Some((_, first)) = self.locate(inner, tensor.slot(), tensor.offset()) {
-                    operand.binding.write_offset(&mut params, first % inner.kernels.tensor_step());
+                    let element = inner.slots[tensor.slot()].element;
+                    operand.binding.write_offset(&mut params, first % inner.kernels.tensor_step(element));
                 }
             }
             differs |= params != inner.arena_bytes[dispatch.params.clone()];
@@ -208,11 +208,17 @@ impl Plan {
                 Some(tensor) => {
                     let slot = &inner.slots[tensor.slot()];
                     let Some((buffer, first)) = self.locate(inner, tensor.slot(), tensor.offset()) else { continue };
-                    let remainder = first % inner.kernels.tensor_step();
-                    if operand.binding.grouped && !remainder.is_multiple_of(4) {
-                        variant.lanes = Lanes::One;
+                    let bytes = slot.element.size();
+                    let remainder = first % inner.kernels.tensor_step(slot.element);
+                    if operand.binding.load != Load::Single && !remainder.is_multiple_of(4) {
+                        variant.storage = variant.storage.in_groups(false);
                     }
-                    let size = (remainder + tensor.extent()) * 4;
+                    if operand.binding.load == Load::Grouped && !remainder.is_multiple_of(variant.storage.lanes()) {
+                        let expected = "an even offset, as f16 is stored in pairs here";
+                        return Err(Error::shape(&slot.name, expected, format!("offset {first}")));
+                    }
+                    // Bindings are whole words.
+                    let size = ((remainder + tensor.extent()) * bytes).next_multiple_of(4);
                     if size > limits.max_storage_buffer_binding_size {
                         return Err(Error::Limit {
                             what: slot.name.clone(),
@@ -221,7 +227,7 @@ impl Plan {
                             allowed: limits.max_storage_buffer_binding_size,
                         });
                     }
-                    (buffer, (first - remainder) * 4, size)
+                    (buffer, (first - remainder) * bytes, size)
                 }
             };
             entries[operand.binding.group as usize].push(wgpu::BindGroupEntry {

@@ -67,9 +67,10 @@ impl Tensor {
         self.slot
     }
 
-    /// Whether it may be loaded and stored in groups of four.
-    pub(crate) fn is_quad(&self) -> bool {
-        (self.layout.is_quad() || (self.padded && self.layout.is_quad_outside())) && self.offset.is_multiple_of(4)
+    /// Whether it may be loaded and stored in groups of `n`, 4 or 2.
+    pub(crate) fn is_in_groups(&self, n: u64) -> bool {
+        let inside = self.layout.is_in_groups(n as usize) || (self.padded && self.layout.is_in_groups_outside(n as usize));
+        inside && self.offset.is_multiple_of(n)
     }
 
     /// Elements from its first to behind its last, room included.

@@ -101,18 +101,17 @@ impl Layout {
         last.checked_add(1)
     }
 
-    /// Whether neighbours lie in aligned groups of four: the last dimension is dense and a multiple of four, every other
-    /// stride too.
+    /// Whether neighbours lie in aligned groups of `n`: the last dimension is dense and a multiple of n, every other stride too.
     #[must_use]
-    pub(crate) fn is_quad(&self) -> bool {
-        self.sizes[self.rank - 1].is_multiple_of(4) && self.is_quad_outside()
+    pub(crate) fn is_in_groups(&self, n: usize) -> bool {
+        self.sizes[self.rank - 1].is_multiple_of(n) && self.is_in_groups_outside(n)
     }
 
-    /// As [`Layout::is_quad`], whatever the size of the last dimension.
+    /// As [`Layout::is_in_groups`], whatever the size of the last dimension.
     #[must_use]
-    pub(crate) fn is_quad_outside(&self) -> bool {
+    pub(crate) fn is_in_groups_outside(&self, n: usize) -> bool {
         let inner = self.rank - 1;
-        self.strides[inner] == 1 && (0..inner).all(|i| self.sizes[i] == 1 || self.strides[i].is_multiple_of(4))
+        self.strides[inner] == 1 && (0..inner).all(|i| self.sizes[i] == 1 || self.strides[i].is_multiple_of(n))
     }
 
     /// Whether the layout has no gap and no overlap, the last dimension innermost.

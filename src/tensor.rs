@@ -9,6 +9,8 @@ use crate::shape::Layout;
 pub enum Element {
     /// 32-bit float: activations, weights, additive masks.
     F32,
+    /// 16-bit float: activations and weights in half the memory. Sums are f32 all the same.
+    F16,
     /// 32-bit unsigned: ids, boolean masks (nonzero is true), sequences.
     U32,
 }
@@ -18,6 +20,7 @@ impl Element {
     #[must_use]
     pub fn size(self) -> u64 {
         match self {
+            Self::F16 => 2,
             Self::F32 | Self::U32 => 4,
         }
     }
@@ -27,6 +30,7 @@ impl Element {
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::F16 => "f16",
             Self::U32 => "u32",
         }
     }
@@ -60,7 +64,8 @@ impl TensorView {
                 found: format!("{:?}", buffer.usage()),
             });
         }
-        let needed = offset.saturating_add(layout.extent()).saturating_mul(element.size());
+        // Bindings are whole words.
+        let needed = offset.saturating_add(layout.extent()).saturating_mul(element.size()).saturating_add(3) & !3;
         if needed > buffer.size() {
             return Err(Error::BufferTooSmall { tensor: format!("a view {layout}"), needed, size: buffer.size() });
         }
@@ -73,6 +78,14 @@ impl TensorView {
     /// As [`TensorView::new`] and [`Layout::contiguous`].
     pub fn f32(buffer: &wgpu::Buffer, sizes: &[usize]) -> Result<Self> {
         Self::new(buffer, 0, Element::F32, Layout::contiguous(sizes)?)
+    }
+
+    /// A contiguous `f16` tensor at the start of `buffer`, the elements one behind the other.
+    ///
+    /// # Errors
+    /// As [`TensorView::new`] and [`Layout::contiguous`].
+    pub fn f16(buffer: &wgpu::Buffer, sizes: &[usize]) -> Result<Self> {
+        Self::new(buffer, 0, Element::F16, Layout::contiguous(sizes)?)
     }
 
     /// A contiguous `u32` tensor at the start of `buffer`.

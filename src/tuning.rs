@@ -1,26 +1,7 @@
-//! The table of variants: which compiled form of a kernel serves which shape, and why.
+//! The table of variants: which compiled form of a kernel serves which shape on which device, and why.
 
-/// How many elements a shader loads at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Lanes {
-    /// Any offset, stride and inner size.
-    One,
-    /// Offsets, strides and inner sizes that are multiples of four.
-    Four,
-}
-
-impl Lanes {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::One => "f32",
-            Self::Four => "f32x4",
-        }
-    }
-
-    pub(crate) fn all_four(aligned: bool) -> Self {
-        if aligned { Self::Four } else { Self::One }
-    }
-}
+use crate::storage::{DeviceClass, Storage, Tier};
+use crate::variant::Variant;
 
 /// One way to cut an operation into workgroups: constants that head the shader.
 #[derive(Debug)]
@@ -69,32 +50,214 @@ pub(crate) const ROWS_LONG: Class = Class { name: "row64", constants: &[("THREAD
 /// One element group a thread.
 pub(crate) const FLAT: Class = Class { name: "flat", constants: &[("THREADS", 64)] };
 
+/// What a row of the table is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Linear,
+    AttentionScores,
+    AttentionValues,
+    /// `masked_softmax`, `layer_norm` and `argmax`: reductions over rows.
+    Rows,
+}
+
+/// One dispatch that needs a variant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) operation: Operation,
+    /// The kernel, where several of one operation are no alternatives of each other.
+    pub(crate) kernel: &'static str,
+    pub(crate) storage: Storage,
+    /// Rows of the output: those of a projection, the longest query.
+    pub(crate) rows: usize,
+    /// Columns of the output; for reductions, of the input.
+    pub(crate) columns: usize,
+    /// What is summed over.
+    #[allow(dead_code)]
+    pub(crate) depth: usize,
+    /// Whether `columns` depend on a batch, as a longest key does: with `invariant` they must not decide then.
+    pub(crate) ragged_columns: bool,
+    /// Forbids choices by what a batch changes: `rows`, and ragged columns.
+    pub(crate) invariant: bool,
+}
+
+/// What the table answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice {
+    /// The kernel's name.
+    pub(crate) kernel: &'static str,
+    pub(crate) class: &'static Class,
+    pub(crate) tier: Tier,
+}
+
+/// One row: where `fits` holds the choice can run, where `best` holds it is taken.
+struct Row {
+    operation: Operation,
+    /// "" for the case's own kernel.
+    kernel: &'static str,
+    class: &'static Class,
+    tier: Tier,
+    fits: fn(&Case, &DeviceClass) -> bool,
+    best: fn(&Case, &DeviceClass) -> bool,
+    #[cfg_attr(not(test), allow(dead_code))]
+    why: &'static str,
+}
+
+const ANY: fn(&Case, &DeviceClass) -> bool = |_, _| true;
+
 /// Rows up to which a projection takes the few-row form, and attention the tile for few queries.
 const FEW_ROWS: usize = 8;
 
-/// The tile of a product with `rows` × `columns` outputs. In batch-invariant mode only the columns decide: rows are what a
-/// batch changes.
-pub(crate) fn tile(rows: usize, columns: usize, batch_invariant: bool) -> &'static Class {
-    match rows {
-        ..=FEW_ROWS if !batch_invariant => &TILE_8,
-        ..=32 if !batch_invariant => &TILE_32,
-        _ if columns <= 32 => &TILE_32,
-        _ => &TILE_64,
-    }
+/// Read from above: the first row that fits, on a device that has what its tier needs.
+static TABLE: &[Row] = &[
+    Row {
+        operation: Operation::Linear,
+        kernel: "linear_few",
+        class: &FEW_1,
+        tier: Tier::Core,
+        fits: ANY,
+        best: |c, _| c.rows == 1 && !c.invariant,
+        why: "one row: every weight is read once and no tile is left empty",
+    },
+    Row {
+        operation: Operation::Linear,
+        kernel: "linear_few",
+        class: &FEW_4,
+        tier: Tier::Core,
+        fits: ANY,
+        best: |c, _| c.rows <= FEW_ROWS && !c.invariant,
+        why: "few rows: each weight is read once for four of them",
+    },
+    Row {
+        operation: Operation::Linear,
+        kernel: "linear",
+        class: &TILE_32,
+        tier: Tier::Core,
+        fits: ANY,
+        best: |c, _| c.columns <= 32 || (c.rows <= 32 && !c.invariant),
+        why: "outputs that would leave most of a 64×64 tile empty",
+    },
+    Row {
+        operation: Operation::Linear,
+        kernel: "linear",
+        class: &TILE_64,
+        tier: Tier::Core,
+        fits: ANY,
+        best: ANY,
+        why: "the most multiply-adds a load and a barrier",
+    },
+    Row {
+        operation: Operation::AttentionScores,
+        kernel: "",
+        class: &TILE_8,
+        tier: Tier::Core,
+        fits: ANY,
+        best: |c, _| c.rows <= FEW_ROWS && !c.invariant,
+        why: "few queries leave a larger tile mostly empty",
+    },
+    Row {
+        operation: Operation::AttentionScores,
+        kernel: "",
+        class: &TILE_32,
+        tier: Tier::Core,
+        fits: ANY,
+        best: |c, _| (c.rows <= 32 || c.columns <= 32) && !c.invariant,
+        why: "short sequences leave a 64×64 tile mostly empty",
+    },
+    Row {
+        operation: Operation::AttentionScores,
+        kernel: "",
+        class: &TILE_64,
+        tier: Tier::Core,
+        fits: ANY,
+        best: ANY,
+        why: "the most multiply-adds a load and a barrier",
+    },
+    Row {
+        operation: Operation::AttentionValues,
+        kernel: "",
+        class: &TILE_8,
+        tier: Tier::Core,
+        fits: ANY,
+        best: |c, _| c.rows <= FEW_ROWS && !c.invariant,
+        why: "few queries leave a larger tile mostly empty",
+    },
+    Row {
+        operation: Operation::AttentionValues,
+        kernel: "",
+        class: &TILE_32,
+        tier: Tier::Core,
+        fits: ANY,
+        best: |c, _| c.columns <= 32 || (c.rows <= 32 && !c.invariant),
+        why: "short sequences and small heads leave a 64×64 tile mostly empty",
+    },
+    Row {
+        operation: Operation::AttentionValues,
+        kernel: "",
+        class: &TILE_64,
+        tier: Tier::Core,
+        fits: ANY,
+        best: ANY,
+        why: "the most multiply-adds a load and a barrier",
+    },
+    Row {
+        operation: Operation::Rows,
+        kernel: "",
+        class: &ROWS_LONG,
+        tier: Tier::Core,
+        fits: ANY,
+        best: |c, _| c.columns > 1024 && !(c.invariant && c.ragged_columns),
+        why: "long rows: 64 threads read neighbouring groups",
+    },
+    Row {
+        operation: Operation::Rows,
+        kernel: "",
+        class: &ROWS_SHORT,
+        tier: Tier::Core,
+        fits: ANY,
+        best: ANY,
+        why: "short rows: eight of them a workgroup, few threads idle",
+    },
+];
+
+/// The variant for a case: the first of `pinned` that can run it, else the table's.
+pub(crate) fn choose(case: &Case, device: &DeviceClass, pinned: &[Variant]) -> Choice {
+    let runs = |row: &&Row| {
+        let needed = row.tier.features(case.storage);
+        let kernel = row.kernel.is_empty() || case.kernel.is_empty() || row.kernel == case.kernel;
+        row.operation == case.operation && kernel && device.features.contains(needed) && (row.fits)(case, device)
+    };
+    let choice = |row: &Row| Choice {
+        kernel: if row.kernel.is_empty() { case.kernel } else { row.kernel },
+        class: row.class,
+        tier: row.tier,
+    };
+    let rows = || TABLE.iter().filter(runs);
+    let is_pinned = |row: &&Row| {
+        let Choice { kernel, class, tier } = choice(row);
+        pinned.iter().any(|p| (p.kernel.name, p.class.name, p.tier) == (kernel, class.name, tier))
+    };
+    let row = rows().find(is_pinned).or_else(|| rows().find(|row| (row.best)(case, device)));
+    // The last row of every operation is for anything.
+    row.map_or(Choice { kernel: case.kernel, class: &FLAT, tier: Tier::Core }, choice)
 }
 
-/// The few-row path of a projection, where it is better than a tile run nearly empty.
-pub(crate) fn few(rows: usize, batch_invariant: bool) -> Option<&'static Class> {
-    match rows {
-        _ if batch_invariant => None,
-        1 => Some(&FEW_1),
-        2..=FEW_ROWS => Some(&FEW_4),
-        _ => None,
-    }
-}
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::*;
 
-/// How many threads share a row of `columns`. The columns of scores are a batch's longest key range, so that batch-invariant
-/// softmax (`by_columns` false) always takes the short class.
-pub(crate) fn rows(columns: usize, by_columns: bool) -> &'static Class {
-    if by_columns && columns > 1024 { &ROWS_LONG } else { &ROWS_SHORT }
+    /// Rule: the table says why, and names only variants that there are.
+    #[test]
+    fn every_row_has_a_reason_and_a_variant() {
+        let all = crate::kernels::variants();
+        for row in TABLE {
+            assert!(!row.why.is_empty());
+            let there = |v: &Variant| {
+                (row.kernel.is_empty() || v.kernel.name == row.kernel)
+                    && v.class.name == row.class.name
+                    && v.tier == row.tier
+            };
+            assert!(all.iter().any(there), "no variant {} {}", row.kernel, row.class.name);
+        }
+    }
 }

@@ -2,10 +2,22 @@
 
 use std::fmt;
 
-use crate::tuning::{Class, Lanes};
+use crate::storage::{Storage, Tier};
+use crate::tuning::{Choice, Class};
 
 /// The grid's x dimension where one line of workgroups is folded over two: the largest that every device has.
 pub(crate) const GRID_FOLD: u32 = 65_535;
+
+/// How a shader goes over the elements of a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// As the variant's [`Storage`]: in its groups, and of its element.
+    Grouped,
+    /// f32 whatever the storage is, in groups of four where it has groups of four.
+    Wide,
+    /// Element by element.
+    Single,
+}
 
 /// One binding of a kernel.
 #[derive(Debug)]
@@ -16,8 +28,7 @@ pub(crate) struct Binding {
     pub(crate) group: u32,
     pub(crate) binding: u32,
     pub(crate) writes: bool,
-    /// Whether it is loaded in groups of [`Lanes`], and so must be aligned as they are.
-    pub(crate) grouped: bool,
+    pub(crate) load: Load,
     /// Where the element offset stands in the parameters, in bytes.
     pub(crate) offset_at: usize,
     /// Bit of [`Variant::outputs`] that must be set for the binding to exist; 0 for always.
@@ -25,9 +36,9 @@ pub(crate) struct Binding {
 }
 
 impl Binding {
-    /// An `f32` input, loaded in groups.
+    /// A float input, loaded in groups.
     pub(crate) const fn read(name: &'static str, group: u32, binding: u32, offset_at: usize) -> Self {
-        Self { name, group, binding, writes: false, grouped: true, offset_at, output: 0 }
+        Self { name, group, binding, writes: false, load: Load::Grouped, offset_at, output: 0 }
     }
 
     /// An output, stored in groups.
@@ -37,7 +48,12 @@ impl Binding {
 
     /// The same binding, element by element.
     pub(crate) const fn single(self) -> Self {
-        Self { grouped: false, ..self }
+        Self { load: Load::Single, ..self }
+    }
+
+    /// The same binding, f32 whatever the variant's storage.
+    pub(crate) const fn wide(self) -> Self {
+        Self { load: Load::Wide, ..self }
     }
 
     /// The same binding, there only where bit `output` of the variant's outputs is set.
@@ -50,6 +66,14 @@ impl Binding {
         params[self.offset_at..self.offset_at + 4].copy_from_slice(&(elements as u32).to_ne_bytes());
     }
 }
+
+/// The directives that a shader needs to use a feature. naga takes subgroups without one, browsers do not.
+const ENABLE: &[(wgpu::Features, &str)] = &[
+    (wgpu::Features::SHADER_F16, "enable f16;\n"),
+    (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "enable wgpu_cooperative_matrix;\n"),
+    #[cfg(target_family = "wasm")]
+    (wgpu::Features::SUBGROUP, "enable subgroups;\n"),
+];
 
 /// A file under `shaders/`, in the binary and by its path.
 #[derive(Debug)]
@@ -68,7 +92,20 @@ macro_rules! wgsl {
 }
 pub(crate) use wgsl;
 
-pub(crate) const STORAGE: [Source; 2] = [wgsl!("shared/storage_f32.wgsl"), wgsl!("shared/storage_f32x4.wgsl")];
+const WIDE: [Source; 2] = [wgsl!("shared/wide.wgsl"), wgsl!("shared/wide_x4.wgsl")];
+
+fn storage_source(storage: Storage) -> &'static Source {
+    const SOURCES: &[(Storage, Source)] = &[
+        (Storage::F32, wgsl!("shared/storage_f32.wgsl")),
+        (Storage::F32x4, wgsl!("shared/storage_f32x4.wgsl")),
+        (Storage::F16, wgsl!("shared/storage_f16.wgsl")),
+        (Storage::F16x4, wgsl!("shared/storage_f16x4.wgsl")),
+        (Storage::Packed, wgsl!("shared/storage_packed.wgsl")),
+        (Storage::Packedx4, wgsl!("shared/storage_packedx4.wgsl")),
+    ];
+    SOURCES.iter().find(|(s, _)| *s == storage).map_or(&SOURCES[0].1, |(_, source)| source)
+}
+
 pub(crate) const GRID: Source = wgsl!("shared/grid.wgsl");
 pub(crate) const TILE: Source = wgsl!("shared/tile.wgsl");
 pub(crate) const ROWS: Source = wgsl!("shared/rows.wgsl");
@@ -81,6 +118,8 @@ pub(crate) const SCORES: Source = wgsl!("shared/scores.wgsl");
 pub(crate) struct Kernel {
     pub(crate) name: &'static str,
     pub(crate) shared: &'static [&'static Source],
+    /// What stands in place of `shared` in the subgroup tier, where the kernel comes in it.
+    pub(crate) subgroups: &'static [&'static Source],
     /// Parts that an output bit chooses: without it, with it.
     pub(crate) parts: &'static [(u8, Source, Source)],
     pub(crate) source: Source,
@@ -96,21 +135,33 @@ pub(crate) struct Kernel {
 pub struct Variant {
     pub(crate) kernel: &'static Kernel,
     pub(crate) class: &'static Class,
-    pub(crate) lanes: Lanes,
+    pub(crate) storage: Storage,
+    pub(crate) tier: Tier,
     /// Optional outputs that are bound, a bit each.
     pub(crate) outputs: u8,
 }
 
 impl Variant {
-    fn key(&self) -> (&'static str, &'static str, Lanes, u8) {
-        (self.kernel.name, self.class.name, self.lanes, self.outputs)
+    /// The form that a choice of the table stands for.
+    pub(crate) fn of(kernel: &'static Kernel, choice: &Choice, storage: Storage, outputs: u8) -> Self {
+        Self { kernel, class: choice.class, storage, tier: choice.tier, outputs }
+    }
+
+    /// A form of the core tier without optional outputs.
+    pub(crate) fn core(kernel: &'static Kernel, class: &'static Class, storage: Storage) -> Self {
+        Self { kernel, class, storage, tier: Tier::Core, outputs: 0 }
+    }
+
+    fn key(&self) -> (&'static str, &'static str, Storage, Tier, u8) {
+        (self.kernel.name, self.class.name, self.storage, self.tier, self.outputs)
     }
 
     /// Kernel, storage, tile and outputs, as in `linear.f32x4.64x64x16`.
     #[must_use]
     pub fn name(&self) -> String {
         let outputs = if self.outputs == 0 { String::new() } else { format!(".outputs{}", self.outputs) };
-        format!("{}.{}.{}{outputs}", self.kernel.name, self.lanes.name(), self.class.name)
+        let Self { kernel, class, storage, tier, .. } = self;
+        format!("{}.{}.{}{}{outputs}", kernel.name, storage.name(), class.name, tier.suffix())
     }
 
     /// The complete WGSL: a header of constants, the storage type, the shared parts, the kernel.
@@ -119,7 +170,13 @@ impl Variant {
     /// files from `DIR`, laid out as `shaders/` is; what `DIR` lacks is taken from the ones compiled in.
     #[must_use]
     pub fn source(&self) -> String {
-        let mut text = format!("// {}\n\nconst GRID_FOLD: u32 = {GRID_FOLD}u;\n", self.name());
+        let mut text = format!("// {}\n", self.name());
+        for (feature, line) in ENABLE {
+            if self.features().contains(*feature) {
+                text += line;
+            }
+        }
+        text += &format!("\nconst GRID_FOLD: u32 = {GRID_FOLD}u;\n");
         for (name, value) in self.class.constants {
             text += &format!("const {name}: u32 = {value}u;\n");
         }
@@ -127,9 +184,11 @@ impl Variant {
             text += "\n";
             text += &live_text(source);
         };
-        add(&STORAGE[usize::from(self.lanes == Lanes::Four)]);
+        add(storage_source(self.storage));
+        add(&WIDE[usize::from(self.storage.in_fours())]);
         add(&GRID);
-        self.kernel.shared.iter().for_each(|s| add(s));
+        let shared = if self.tier == Tier::Subgroups { self.kernel.subgroups } else { self.kernel.shared };
+        shared.iter().for_each(|s| add(s));
         for (bit, without, with) in self.kernel.parts {
             add(if self.outputs & bit == 0 { without } else { with });
         }
@@ -140,7 +199,13 @@ impl Variant {
     /// The form that runs where a plan's views are not aligned to four elements: warm it up too where there are such.
     #[must_use]
     pub fn unaligned(&self) -> Self {
-        Self { lanes: Lanes::One, ..*self }
+        Self { storage: self.storage.in_groups(false), ..*self }
+    }
+
+    /// The features that a device must have enabled to run it; none for the core tier.
+    #[must_use]
+    pub fn features(&self) -> wgpu::Features {
+        self.tier.features(self.storage)
     }
 
     /// The bindings that this variant has.

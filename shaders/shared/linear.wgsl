@@ -21,7 +21,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weight: array<WeightStorage>;  // (d_out, d_in)
+@group(0) @binding(1) var<storage, read> weight: array<Storage>;  // (d_out, d_in)
 @group(0) @binding(2) var<storage, read> bias: array<Storage>;       // (d_out)
 @group(1) @binding(0) var<storage, read> x: array<Storage>;          // (rows, d_in)
 @group(1) @binding(1) var<storage, read> residual: array<Storage>;   // (rows, d_out)
@@ -47,6 +47,6 @@ fn store(m: u32, n: u32, v: vec4<f32>) {
   if m >= params.rows || n >= params.d_out { return; }
   let at = params.y_offset + m * params.y_row + n;
   for (var c = 0u; c < 4u / LANES; c++) {
-    if n + c < params.d_out { y[at / LANES + c] = pick(v, c); }
+    if n + c * LANES < params.d_out { y[at / LANES + c] = pick(v, c); }
   }
 }

@@ -6,6 +6,6 @@
 fn store_sum(row: u32, c: u32, v: vec4<f32>) {
   let at = params.sum_offset + row * params.sum_row + c;
   for (var l = 0u; l < 4u / LANES; l++) {
-    if c + l < params.columns { sum_out[at / LANES + l] = pick(v, l); }
+    if c + l * LANES < params.columns { sum_out[at / LANES + l] = pick(v, l); }
   }
 }

@@ -2,11 +2,9 @@
 
 const LANES: u32 = 1u;       // elements in a Storage
 alias Storage = f32;
-alias Bits = u32;            // an f32 by its bits, where an infinity must survive
 
 // Four neighbours, given the Storage of each.
 fn group4(a: Storage, b: Storage, c: Storage, d: Storage) -> vec4<f32> { return vec4<f32>(a, b, c, d); }
-fn bits4(a: Bits, b: Bits, c: Bits, d: Bits) -> vec4<u32> { return vec4<u32>(a, b, c, d); }
 
 // The first `count` of four neighbours, zeros behind.
 fn keep(v: vec4<f32>, count: u32) -> vec4<f32> {
@@ -15,8 +13,3 @@ fn keep(v: vec4<f32>, count: u32) -> vec4<f32> {
 
 // Storage number `i` of the 4 / LANES that four neighbours fill.
 fn pick(v: vec4<f32>, i: u32) -> Storage { return v[i]; }
-fn pick_bits(v: vec4<u32>, i: u32) -> Bits { return v[i]; }
-
-// Weights of projections have a storage of their own: it may be narrower than that of activations.
-alias WeightStorage = f32;
-fn weight_group4(a: WeightStorage, b: WeightStorage, c: WeightStorage, d: WeightStorage) -> vec4<f32> { return vec4<f32>(a, b, c, d); }

@@ -2,19 +2,12 @@
 
 const LANES: u32 = 4u;       // elements in a Storage
 alias Storage = vec4<f32>;
-alias Bits = vec4<u32>;      // four f32 by their bits, where an infinity must survive
 
 // Four neighbours, given the Storage of each; here the first holds them all and the other loads vanish.
 fn group4(a: Storage, b: Storage, c: Storage, d: Storage) -> vec4<f32> { return a; }
-fn bits4(a: Bits, b: Bits, c: Bits, d: Bits) -> vec4<u32> { return a; }
 
 // The first `count` of four neighbours, zeros behind; a group of four is never cut.
 fn keep(v: vec4<f32>, count: u32) -> vec4<f32> { return v; }
 
 // Storage number `i` of the 4 / LANES that four neighbours fill.
 fn pick(v: vec4<f32>, i: u32) -> Storage { return v; }
-fn pick_bits(v: vec4<u32>, i: u32) -> Bits { return v; }
-
-// Weights of projections have a storage of their own: it may be narrower than that of activations.
-alias WeightStorage = vec4<f32>;
-fn weight_group4(a: WeightStorage, b: WeightStorage, c: WeightStorage, d: WeightStorage) -> vec4<f32> { return a; }

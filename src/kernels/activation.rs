@@ -1,11 +1,9 @@
 //! `activation`: y = activation(x), element by element.
 
-use super::quads;
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::Activation;
-use crate::tensor::Element;
 use crate::tuning::FLAT;
 use crate::variant::{ACTIVATE, Binding, Kernel, Variant, wgsl};
 use std::mem::offset_of;
@@ -27,6 +25,7 @@ params! {
 pub(super) static KERNEL: Kernel = Kernel {
     name: "activation",
     shared: &[&ACTIVATE],
+    subgroups: &[],
     parts: &[],
     source: wgsl!("activation.wgsl"),
     bindings: &[
@@ -59,8 +58,9 @@ impl Builder {
         let &[rows, columns] = x.layout().sizes() else {
             return Err(Error::shape("x", "(rows, columns)", x.layout()));
         };
-        self.expect(label, "x", x, Element::F32, &[rows, columns])?;
-        self.expect(label, "y", y, Element::F32, &[rows, columns])?;
+        let element = self.float(label, "x", x)?;
+        self.expect(label, "x", x, element, &[rows, columns])?;
+        self.expect(label, "y", y, element, &[rows, columns])?;
         let groups = columns.div_ceil(4) as u32;
         let workgroups = (rows as u64 * u64::from(groups)).div_ceil(u64::from(FLAT.get("THREADS")));
         let params = Params {
@@ -75,7 +75,7 @@ impl Builder {
         };
         self.launch(Launch {
             label,
-            variant: Variant { kernel: &KERNEL, class: &FLAT, lanes: quads(&[Some(x), Some(y)]), outputs: 0 },
+            variant: Variant::core(&KERNEL, &FLAT, self.storage_of(label, element, &[Some(x), Some(y)], &[])?),
             workgroups,
             params,
             operands: &[Some(x), Some(y)],

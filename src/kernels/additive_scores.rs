@@ -1,11 +1,9 @@
 //! `additive_scores`: finished scores of vᵀ tanh(q + k).
 
-use super::quads;
 use super::visibility::{Attention, STORE_SCORES, ScoresShape, Visibility};
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
-use crate::tensor::Element;
 use crate::tuning::FLAT;
 use crate::variant::{ACTIVATE, ATTENTION, Binding, Kernel, SCORES, Variant, wgsl};
 use std::mem::offset_of;
@@ -41,6 +39,7 @@ const OPTIONS: usize = offset_of!(Params, attention);
 pub(super) static KERNEL: Kernel = Kernel {
     name: "additive_scores",
     shared: &[&ACTIVATE, &ATTENTION, &SCORES, &STORE_SCORES],
+    subgroups: &[],
     parts: &[],
     source: wgsl!("additive_scores.wgsl"),
     bindings: &[
@@ -50,7 +49,7 @@ pub(super) static KERNEL: Kernel = Kernel {
         Binding::read("sequences", 1, 2, OPTIONS + offset_of!(Attention, sequences_offset)).single(),
         Binding::read("key_mask", 1, 3, OPTIONS + offset_of!(Attention, key_mask_offset)).single(),
         Binding::read("mask", 1, 4, OPTIONS + offset_of!(Attention, mask_offset)).single(),
-        Binding::write("scores", 5, offset_of!(Params, scores_offset)),
+        Binding::write("scores", 5, offset_of!(Params, scores_offset)).wide(),
     ],
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
@@ -81,11 +80,11 @@ impl Builder {
     pub fn additive_scores(&mut self, label: &str, args: &AdditiveScores) -> Result<()> {
         let AdditiveScores { q, k, vector, visibility, scores } = args;
         let shape = ScoresShape::check(self, label, *q, *k, *scores, visibility)?;
-        let ScoresShape { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k } = shape;
+        let ScoresShape { element, batch, n_heads, n_kv_heads, head_size, longest_q, longest_k } = shape;
         if n_kv_heads != n_heads {
             return Err(Error::option("n_kv_heads", format!("n_heads, {n_heads}, with an additive score"), n_kv_heads));
         }
-        self.expect(label, "vector", *vector, Element::F32, &[n_heads, head_size])?;
+        self.expect(label, "vector", *vector, element, &[n_heads, head_size])?;
         let key_groups = longest_k.div_ceil(4);
         let threads = batch as u64 * n_heads as u64 * longest_q as u64 * key_groups as u64;
         let workgroups = threads.div_ceil(u64::from(FLAT.get("THREADS")));
@@ -108,10 +107,10 @@ impl Builder {
             attention: visibility.params(head_size),
             ..Params::default()
         };
-        let lanes = quads(&[Some(*q), Some(*k), Some(*vector), Some(*scores)]);
+        let storage = self.storage_of(label, element, &[Some(*q), Some(*k), Some(*vector)], &[Some(*scores)])?;
         self.launch(Launch {
             label,
-            variant: Variant { kernel: &KERNEL, class: &FLAT, lanes, outputs: 0 },
+            variant: Variant::core(&KERNEL, &FLAT, storage),
             workgroups,
             params,
             operands: &[

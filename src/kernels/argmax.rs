@@ -1,11 +1,10 @@
 //! `argmax`: the column of each row's largest element.
 
-use super::quads;
+use super::rows_case;
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::tensor::Element;
-use crate::tuning;
 use crate::variant::{Binding, Kernel, Variant, wgsl};
 use std::mem::offset_of;
 
@@ -23,10 +22,11 @@ params! {
 pub(super) static KERNEL: Kernel = Kernel {
     name: "argmax",
     shared: &[],
+    subgroups: &[],
     parts: &[],
     source: wgsl!("argmax.wgsl"),
     bindings: &[
-        Binding::read("x", 1, 0, offset_of!(Params, x_offset)),
+        Binding::read("x", 1, 0, offset_of!(Params, x_offset)).wide(),
         Binding::write("ids", 1, offset_of!(Params, ids_offset)).single(),
     ],
     params_size: size_of::<Params>(),
@@ -54,7 +54,10 @@ impl Builder {
         };
         self.expect(label, "x", x, Element::F32, &[rows, columns])?;
         self.expect_strided(label, "ids", ids, Element::U32, &[rows])?;
-        let class = tuning::rows(columns, true);
+        let storage = self.storage_of(label, Element::F32, &[], &[Some(x)])?;
+        let case = rows_case(KERNEL.name, storage, rows, columns, false);
+        let choice = self.choose(&case);
+        let class = choice.class;
         let params = Params {
             rows: rows as u32,
             columns: columns as u32,
@@ -64,7 +67,7 @@ impl Builder {
         };
         self.launch(Launch {
             label,
-            variant: Variant { kernel: &KERNEL, class, lanes: quads(&[Some(x)]), outputs: 0 },
+            variant: Variant::of(&KERNEL, &choice, storage, 0),
             workgroups: u64::from((rows as u32).div_ceil(class.get("THREADS") / class.get("ROW_THREADS"))),
             params,
             operands: &[Some(x), Some(ids)],

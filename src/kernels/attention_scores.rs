@@ -1,11 +1,10 @@
 //! `attention_scores`: the finished scores of all queries and keys.
 
-use super::quads;
 use super::visibility::{Attention, STORE_SCORES, ScoresShape, Visibility};
 use crate::builder::{Builder, Launch};
 use crate::error::Result;
 use crate::program::{Tensor, params};
-use crate::tuning;
+use crate::tuning::{Case, Operation};
 use crate::variant::{ATTENTION, Binding, Kernel, SCORES, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
@@ -40,6 +39,7 @@ const OPTIONS: usize = offset_of!(Params, attention);
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention_scores",
     shared: &[&TILE, &ATTENTION, &SCORES, &STORE_SCORES],
+    subgroups: &[],
     parts: &[],
     source: wgsl!("attention_scores.wgsl"),
     bindings: &[
@@ -48,7 +48,7 @@ pub(super) static KERNEL: Kernel = Kernel {
         Binding::read("sequences", 1, 2, OPTIONS + offset_of!(Attention, sequences_offset)).single(),
         Binding::read("key_mask", 1, 3, OPTIONS + offset_of!(Attention, key_mask_offset)).single(),
         Binding::read("mask", 1, 4, OPTIONS + offset_of!(Attention, mask_offset)).single(),
-        Binding::write("scores", 5, offset_of!(Params, scores_offset)),
+        Binding::write("scores", 5, offset_of!(Params, scores_offset)).wide(),
     ],
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
@@ -77,10 +77,19 @@ impl Builder {
     pub fn attention_scores(&mut self, label: &str, args: &AttentionScores) -> Result<()> {
         let AttentionScores { q, k, visibility, scores } = args;
         let shape = ScoresShape::check(self, label, *q, *k, *scores, visibility)?;
-        let ScoresShape { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k } = shape;
-        // A batch changes T and S, and the tile with them where that is allowed.
-        let columns = if self.batch_invariant() { usize::MAX } else { longest_k };
-        let class = tuning::tile(longest_q, columns, self.batch_invariant());
+        let ScoresShape { element, batch, n_heads, n_kv_heads, head_size, longest_q, longest_k } = shape;
+        let storage = self.storage_of(label, element, &[Some(*q), Some(*k)], &[Some(*scores)])?;
+        let choice = self.choose(&Case {
+            operation: Operation::AttentionScores,
+            kernel: KERNEL.name,
+            storage,
+            rows: longest_q,
+            columns: longest_k,
+            depth: head_size,
+            ragged_columns: true,
+            invariant: self.batch_invariant(),
+        });
+        let class = choice.class;
         let tiles_m = (longest_q as u32).div_ceil(class.get("TILE_M"));
         let tiles_n = (longest_k as u32).div_ceil(class.get("TILE_N"));
         let params = Params {
@@ -105,7 +114,7 @@ impl Builder {
         let pairs = batch as u64 * n_heads as u64 * longest_q as u64 * longest_k as u64;
         self.launch(Launch {
             label,
-            variant: Variant { kernel: &KERNEL, class, lanes: quads(&[Some(*q), Some(*k), Some(*scores)]), outputs: 0 },
+            variant: Variant::of(&KERNEL, &choice, storage, 0),
             workgroups: u64::from(tiles_m) * u64::from(tiles_n) * batch as u64 * n_heads as u64,
             params,
             operands: &[Some(*q), Some(*k), visibility.sequences, visibility.key_mask, visibility.mask, Some(*scores)],

@@ -1,13 +1,12 @@
 //! `attention_values`: out = probs · v.
 
-use super::quads;
 use super::visibility::{Attention, Visibility, heads_divide, rows_fit};
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::AttentionOptions;
 use crate::tensor::Element;
-use crate::tuning;
+use crate::tuning::{Case, Operation};
 use crate::variant::{ATTENTION, Binding, Kernel, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
@@ -42,10 +41,11 @@ const OPTIONS: usize = offset_of!(Params, attention);
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention_values",
     shared: &[&TILE, &ATTENTION],
+    subgroups: &[],
     parts: &[],
     source: wgsl!("attention_values.wgsl"),
     bindings: &[
-        Binding::read("probs", 1, 0, offset_of!(Params, probs_offset)),
+        Binding::read("probs", 1, 0, offset_of!(Params, probs_offset)).wide(),
         Binding::read("v", 1, 1, offset_of!(Params, v_offset)),
         Binding::read("sequences", 1, 2, OPTIONS + offset_of!(Attention, sequences_offset)).single(),
         Binding::read("key_mask", 1, 3, OPTIONS + offset_of!(Attention, key_mask_offset)).single(),
@@ -86,8 +86,9 @@ impl Builder {
         let &[q_rows, ..] = out.layout().sizes() else {
             return Err(Error::shape("out", "(q_rows, NH, HS)", out.layout()));
         };
-        self.expect(label, "v", *v, Element::F32, &[k_rows, n_kv_heads, head_size])?;
-        self.expect(label, "out", *out, Element::F32, &[q_rows, n_heads, head_size])?;
+        let element = self.float(label, "v", *v)?;
+        self.expect(label, "v", *v, element, &[k_rows, n_kv_heads, head_size])?;
+        self.expect(label, "out", *out, element, &[q_rows, n_heads, head_size])?;
         heads_divide(n_heads, n_kv_heads)?;
         let visibility = Visibility {
             options: AttentionOptions { key_mask: visibility.key_mask.is_some(), ..AttentionOptions::default() },
@@ -97,8 +98,18 @@ impl Builder {
         rows_fit("out", &visibility, q_rows, batch, longest_q)?;
         rows_fit("v", &visibility, k_rows, batch, longest_k)?;
         visibility.check(self, label, [batch, n_heads, longest_q, longest_k])?;
-        // T changes with a batch; the columns are a head's.
-        let class = tuning::tile(longest_q, head_size, self.batch_invariant());
+        let storage = self.storage_of(label, element, &[Some(*v), Some(*out)], &[Some(*probs)])?;
+        let choice = self.choose(&Case {
+            operation: Operation::AttentionValues,
+            kernel: KERNEL.name,
+            storage,
+            rows: longest_q,
+            columns: head_size,
+            depth: longest_k,
+            ragged_columns: false,
+            invariant: self.batch_invariant(),
+        });
+        let class = choice.class;
         let tiles_m = (longest_q as u32).div_ceil(class.get("TILE_M"));
         let tiles_n = (head_size as u32).div_ceil(class.get("TILE_N"));
         let params = Params {
@@ -123,7 +134,7 @@ impl Builder {
         let pairs = batch as u64 * n_heads as u64 * longest_q as u64 * longest_k as u64;
         self.launch(Launch {
             label,
-            variant: Variant { kernel: &KERNEL, class, lanes: quads(&[Some(*probs), Some(*v), Some(*out)]), outputs: 0 },
+            variant: Variant::of(&KERNEL, &choice, storage, 0),
             workgroups: u64::from(tiles_m) * u64::from(tiles_n) * batch as u64 * n_heads as u64,
             params,
             operands: &[Some(*probs), Some(*v), visibility.sequences, visibility.key_mask, Some(*out)],

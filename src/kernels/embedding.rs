@@ -1,6 +1,6 @@
 //! `embedding`: scale · token + position + segment, and positions added to rows.
 
-use super::{quads, stride};
+use super::stride;
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
@@ -48,6 +48,7 @@ params! {
 pub(super) static KERNEL: Kernel = Kernel {
     name: "embedding",
     shared: &[],
+    subgroups: &[],
     parts: &[],
     source: wgsl!("embedding.wgsl"),
     bindings: &[
@@ -114,16 +115,17 @@ impl Builder {
         let &[rows, columns] = y.layout().sizes() else {
             return Err(Error::shape("y", "(rows, columns)", y.layout()));
         };
-        self.expect(label, "y", y, Element::F32, &[rows, columns])?;
+        let element = self.float(label, "y", y)?;
+        self.expect(label, "y", y, element, &[rows, columns])?;
         for (ids, table) in [tokens, segments].into_iter().flatten() {
             self.expect(label, "ids", ids, Element::U32, &[rows])?;
-            self.expect_table(label, table, columns)?;
+            self.expect_table(label, table, element, columns)?;
         }
         if let Some(table) = positions {
-            self.expect_table(label, table, columns)?;
+            self.expect_table(label, table, element, columns)?;
         }
         if let Some(add) = add {
-            self.expect(label, "add", add, Element::F32, &[rows, columns])?;
+            self.expect(label, "add", add, element, &[rows, columns])?;
         }
         if let Some((sequences, longest)) = sequences {
             crate::shape::nonzero("longest sequence", longest)?;
@@ -167,20 +169,17 @@ impl Builder {
         };
         // As many rows of the token table as fit a binding.
         let vocabulary = params.vocabulary as usize;
-        let fitting = tokens.map_or(0, |(_, t)| self.binding_elements() / t.layout().strides()[0].max(columns) as u64);
+        let fitting =
+            tokens.map_or(0, |(_, t)| self.binding_elements(element) / t.layout().strides()[0].max(columns) as u64);
         let part_rows = if fitting >= vocabulary as u64 { vocabulary } else { (fitting as usize / 64 * 64).max(1) };
         for first in (0..vocabulary.max(1)).step_by(part_rows.max(1)) {
             let size = part_rows.min(vocabulary - first);
             let token = tokens.map(|(_, table)| table.narrow(0, first, size)).transpose()?;
             let segment = segments.map(|(_, table)| table);
+            let storage = self.storage_of(label, element, &[token, positions, segment, add, Some(y)], &[])?;
             self.launch(Launch {
                 label,
-                variant: Variant {
-                    kernel: &KERNEL,
-                    class: &FLAT,
-                    lanes: quads(&[token, positions, segment, add, Some(y)]),
-                    outputs: 0,
-                },
+                variant: Variant::core(&KERNEL, &FLAT, storage),
                 workgroups,
                 params: Params { part_first: first as u32, part_rows: size as u32, ..params },
                 operands: &[
@@ -194,14 +193,14 @@ impl Builder {
                     Some(y),
                 ],
                 flops: 3 * rows as u64 * columns as u64,
-                bytes: Some(8 * rows as u64 * columns as u64),
+                bytes: Some(2 * element.size() * rows as u64 * columns as u64),
             })?;
         }
         Ok(())
     }
 
-    fn expect_table(&self, label: &str, table: Tensor, columns: usize) -> Result<()> {
+    fn expect_table(&self, label: &str, table: Tensor, element: Element, columns: usize) -> Result<()> {
         let rows = table.layout().sizes()[0];
-        self.expect(label, "table", table, Element::F32, &[rows, columns])
+        self.expect(label, "table", table, element, &[rows, columns])
     }
 }

@@ -1,12 +1,11 @@
 //! `layer_norm`: y = (s − mean) / √(variance + eps) · weight + bias, s = x + residual.
 
-use super::{quads, stride};
+use super::{rows_case, stride};
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::layers::Norm;
 use crate::tensor::Element;
-use crate::tuning;
 use crate::variant::{Binding, Kernel, ROWS, Variant, wgsl};
 use std::mem::offset_of;
 
@@ -39,6 +38,7 @@ const STATISTICS: u8 = 2;
 pub(super) static KERNEL: Kernel = Kernel {
     name: "layer_norm",
     shared: &[&ROWS],
+    subgroups: &[],
     parts: &[
         (SUM, wgsl!("shared/norm_no_sum.wgsl"), wgsl!("shared/norm_sum.wgsl")),
         (STATISTICS, wgsl!("shared/norm_no_statistics.wgsl"), wgsl!("shared/norm_statistics.wgsl")),
@@ -102,20 +102,23 @@ impl Builder {
             return Err(Error::shape("x", "(rows, columns)", x.layout()));
         };
         Norm { eps, ..Norm::default() }.check()?;
+        let element = self.float(label, "x", x)?;
         for (name, tensor) in [("x", Some(x)), ("residual", residual), ("y", Some(y)), ("sum", sum)] {
             if let Some(tensor) = tensor {
-                self.expect(label, name, tensor, Element::F32, &[rows, columns])?;
+                self.expect(label, name, tensor, element, &[rows, columns])?;
             }
         }
         for (name, tensor) in [("weight", weight), ("bias", bias)] {
             if let Some(tensor) = tensor {
-                self.expect(label, name, tensor, Element::F32, &[columns])?;
+                self.expect(label, name, tensor, element, &[columns])?;
             }
         }
         if let Some(statistics) = statistics {
             self.expect(label, "statistics", statistics, Element::F32, &[rows, 2])?;
         }
-        let class = tuning::rows(columns, true);
+        let storage = self.storage_of(label, element, &[weight, bias, Some(x), residual, Some(y), sum], &[])?;
+        let choice = self.choose(&rows_case(KERNEL.name, storage, rows, columns, false));
+        let class = choice.class;
         let rows_per_group = class.get("THREADS") / class.get("ROW_THREADS");
         let params = Params {
             rows: rows as u32,
@@ -136,12 +139,7 @@ impl Builder {
         operands.extend([sum, statistics].into_iter().filter(Option::is_some));
         self.launch(Launch {
             label,
-            variant: Variant {
-                kernel: &KERNEL,
-                class,
-                lanes: quads(&[weight, bias, Some(x), residual, Some(y), sum]),
-                outputs: bit(sum, SUM) | bit(statistics, STATISTICS),
-            },
+            variant: Variant::of(&KERNEL, &choice, storage, bit(sum, SUM) | bit(statistics, STATISTICS)),
             workgroups: u64::from((rows as u32).div_ceil(rows_per_group)),
             params,
             operands: &operands,

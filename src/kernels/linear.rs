@@ -1,12 +1,11 @@
 //! `linear` and `linear_few`: y = activation(x · Wᵀ + bias) + residual, as tiles or for a few rows.
 
-use super::{quads, stride};
+use super::stride;
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::Activation;
-use crate::tensor::Element;
-use crate::tuning;
+use crate::tuning::{Case, Operation};
 use crate::variant::{ACTIVATE, Binding, Kernel, Source, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
@@ -46,6 +45,7 @@ const BINDINGS: &[Binding] = &[
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear",
     shared: &[&TILE, &ACTIVATE, &COMMON],
+    subgroups: &[],
     parts: &[],
     source: wgsl!("linear.wgsl"),
     bindings: BINDINGS,
@@ -99,18 +99,19 @@ impl Builder {
                 format!("{} and {}", x.layout(), weight.layout()),
             ));
         };
-        self.expect(label, "x", x, Element::F32, &[rows, d_in])?;
-        self.expect(label, "weight", weight, Element::F32, &[d_out, d_in])?;
-        self.expect(label, "y", y, Element::F32, &[rows, d_out])?;
+        let element = self.float(label, "x", x)?;
+        self.expect(label, "x", x, element, &[rows, d_in])?;
+        self.expect(label, "weight", weight, element, &[d_out, d_in])?;
+        self.expect(label, "y", y, element, &[rows, d_out])?;
         if let Some(bias) = bias {
-            self.expect(label, "bias", bias, Element::F32, &[d_out])?;
+            self.expect(label, "bias", bias, element, &[d_out])?;
         }
         if let Some(residual) = residual {
-            self.expect(label, "residual", residual, Element::F32, &[rows, d_out])?;
+            self.expect(label, "residual", residual, element, &[rows, d_out])?;
         }
         // As many rows of the weight as fit a binding, a multiple of a tile.
         let weight_row = weight.layout().strides()[0].max(d_in) as u64;
-        let fitting = self.binding_elements() / weight_row;
+        let fitting = self.binding_elements(element) / weight_row;
         let part_rows = if fitting >= d_out as u64 { d_out } else { (fitting as usize / 64 * 64).max(1) };
         for first in (0..d_out).step_by(part_rows) {
             let size = part_rows.min(d_out - first);
@@ -131,16 +132,22 @@ impl Builder {
         let (x_layout, y_layout) = (x.layout(), y.layout());
         let (rows, d_in, d_out) = (x_layout.sizes()[0], x_layout.sizes()[1], y_layout.sizes()[1]);
         let invariant = self.batch_invariant();
-        let lanes = quads(&[Some(x), Some(weight), bias, residual, Some(y)]);
-        let (kernel, class, tile_m, tile_n) = match tuning::few(rows, invariant) {
-            Some(class) => {
-                let columns = 4 * class.get("THREADS") / class.get("K_THREADS");
-                (&KERNEL_FEW, class, class.get("ROWS"), columns)
-            }
-            None => {
-                let class = tuning::tile(rows, d_out, invariant);
-                (&KERNEL, class, class.get("TILE_M"), class.get("TILE_N"))
-            }
+        let storage = self.storage_of(label, self.element(x), &[Some(x), Some(weight), bias, residual, Some(y)], &[])?;
+        let choice = self.choose(&Case {
+            operation: Operation::Linear,
+            kernel: "",
+            storage,
+            rows,
+            columns: d_out,
+            depth: d_in,
+            ragged_columns: false,
+            invariant,
+        });
+        let class = choice.class;
+        let (kernel, tile_m, tile_n) = if choice.kernel == KERNEL_FEW.name {
+            (&KERNEL_FEW, class.get("ROWS"), 4 * class.get("THREADS") / class.get("K_THREADS"))
+        } else {
+            (&KERNEL, class.get("TILE_M"), class.get("TILE_N"))
         };
         let (tiles_m, tiles_n) = ((rows as u32).div_ceil(tile_m), (d_out as u32).div_ceil(tile_n));
         let params = Params {
@@ -160,7 +167,7 @@ impl Builder {
         };
         self.launch(Launch {
             label,
-            variant: Variant { kernel, class, lanes, outputs: 0 },
+            variant: Variant::of(kernel, &choice, storage, 0),
             workgroups: u64::from(tiles_m) * u64::from(tiles_n),
             params,
             operands: &[Some(weight), bias, Some(x), residual, Some(y)],

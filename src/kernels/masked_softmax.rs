@@ -1,13 +1,13 @@
 //! `masked_softmax`: softmax over keys, hidden keys left out.
 
-use super::quads;
+use super::rows_case;
 use super::visibility::{Attention, Visibility};
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::AttentionOptions;
 use crate::tensor::Element;
-use crate::tuning;
+use crate::tuning::Case;
 use crate::variant::{ATTENTION, Binding, Kernel, ROWS, SCORES, Variant, wgsl};
 use std::mem::offset_of;
 
@@ -38,14 +38,15 @@ const OPTIONS: usize = offset_of!(Params, attention);
 pub(super) static KERNEL: Kernel = Kernel {
     name: "masked_softmax",
     shared: &[&ROWS, &ATTENTION, &SCORES],
+    subgroups: &[],
     parts: &[],
     source: wgsl!("masked_softmax.wgsl"),
     bindings: &[
-        Binding::read("x", 1, 0, offset_of!(Params, x_offset)),
+        Binding::read("x", 1, 0, offset_of!(Params, x_offset)).wide(),
         Binding::read("sequences", 1, 1, OPTIONS + offset_of!(Attention, sequences_offset)).single(),
         Binding::read("key_mask", 1, 2, OPTIONS + offset_of!(Attention, key_mask_offset)).single(),
         Binding::read("mask", 1, 3, OPTIONS + offset_of!(Attention, mask_offset)).single(),
-        Binding::write("y", 4, offset_of!(Params, y_offset)),
+        Binding::write("y", 4, offset_of!(Params, y_offset)).wide(),
     ],
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
@@ -86,7 +87,11 @@ impl Builder {
         let plain = AttentionOptions { scale: visibility.options.scale, ..AttentionOptions::default() };
         let options = visibility.options != plain || visibility.sequences.is_some();
         let rows = batch as u64 * n_heads as u64 * longest_q as u64;
-        let class = tuning::rows(longest_k, !self.batch_invariant());
+        let storage = self.storage_of(label, Element::F32, &[], &[Some(*x), Some(*y)])?;
+        let case =
+            Case { invariant: self.batch_invariant(), ..rows_case(KERNEL.name, storage, rows as usize, longest_k, true) };
+        let choice = self.choose(&case);
+        let class = choice.class;
         let rows_per_group = u64::from(class.get("THREADS") / class.get("ROW_THREADS"));
         let params = Params {
             rows: rows as u32,
@@ -106,7 +111,7 @@ impl Builder {
         };
         self.launch(Launch {
             label,
-            variant: Variant { kernel: &KERNEL, class, lanes: quads(&[Some(*x), Some(*y)]), outputs: 0 },
+            variant: Variant::of(&KERNEL, &choice, storage, 0),
             workgroups: rows.div_ceil(rows_per_group),
             params,
             operands: &[Some(*x), visibility.sequences, visibility.key_mask, visibility.mask, Some(*y)],

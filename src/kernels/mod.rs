@@ -27,40 +27,60 @@ pub use masked_softmax::MaskedSoftmax;
 pub use visibility::Visibility;
 
 use crate::program::Tensor;
-use crate::tuning::{Class, FEW_1, FEW_4, FLAT, Lanes, ROWS_LONG, ROWS_SHORT, TILE_8, TILE_32, TILE_64};
+use crate::storage::{Storage, Tier};
+use crate::tuning::{Case, Class, FEW_1, FEW_4, FLAT, Operation, ROWS_LONG, ROWS_SHORT, TILE_8, TILE_32, TILE_64};
 use crate::variant::{Kernel, Variant};
 
-/// Every kernel with the classes that it comes in and the number of its optional outputs.
-static KERNELS: &[(&Kernel, &[&Class], u8)] = &[
-    (&linear::KERNEL, &[&TILE_64, &TILE_32], 0),
-    (&linear::KERNEL_FEW, &[&FEW_4, &FEW_1], 0),
-    (&activation::KERNEL, &[&FLAT], 0),
-    (&attention_scores::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], 0),
-    (&additive_scores::KERNEL, &[&FLAT], 0),
-    (&masked_softmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], 0),
-    (&attention_values::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], 0),
-    (&layer_norm::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], 2),
-    (&embedding::KERNEL, &[&FLAT], 0),
-    (&argmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], 0),
+/// The forms that a kernel comes in: every combination of these.
+struct Family {
+    kernel: &'static Kernel,
+    classes: &'static [&'static Class],
+    storages: &'static [Storage],
+    tiers: &'static [Tier],
+    /// How many optional outputs there are.
+    outputs: u8,
+}
+
+const CORE: &[Tier] = &[Tier::Core];
+
+const fn family(kernel: &'static Kernel, classes: &'static [&'static Class], storages: &'static [Storage]) -> Family {
+    Family { kernel, classes, storages, tiers: CORE, outputs: 0 }
+}
+
+/// Every kernel with its forms.
+static FAMILIES: &[Family] = &[
+    family(&linear::KERNEL, &[&TILE_64, &TILE_32], Storage::ALL),
+    family(&linear::KERNEL_FEW, &[&FEW_4, &FEW_1], Storage::ALL),
+    family(&activation::KERNEL, &[&FLAT], Storage::ALL),
+    family(&attention_scores::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], Storage::ALL),
+    family(&additive_scores::KERNEL, &[&FLAT], Storage::ALL),
+    family(&masked_softmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], Storage::WIDE),
+    family(&attention_values::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], Storage::ALL),
+    Family { outputs: 2, ..family(&layer_norm::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], Storage::ALL) },
+    family(&embedding::KERNEL, &[&FLAT], Storage::ALL),
+    family(&argmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], Storage::WIDE),
 ];
 
-/// Every variant that the crate can generate.
+/// Every variant that the crate can generate, for any device: [`Variant::features`] says what each needs.
 #[must_use]
 pub fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
-    for &(kernel, classes, outputs) in KERNELS {
+    for &Family { kernel, classes, storages, tiers, outputs } in FAMILIES {
         for class in classes {
-            for lanes in [Lanes::One, Lanes::Four] {
-                all.extend((0..1 << outputs).map(|outputs| Variant { kernel, class, lanes, outputs }));
+            for &tier in tiers {
+                for &storage in storages {
+                    all.extend((0..1 << outputs).map(|outputs| Variant { kernel, class, storage, tier, outputs }));
+                }
             }
         }
     }
     all
 }
 
-/// Whether all of these may be loaded in groups of four.
-fn quads(tensors: &[Option<Tensor>]) -> Lanes {
-    Lanes::all_four(tensors.iter().flatten().all(Tensor::is_quad))
+/// A reduction over rows, for the table.
+fn rows_case(kernel: &'static str, storage: Storage, rows: usize, columns: usize, ragged_columns: bool) -> Case {
+    let operation = Operation::Rows;
+    Case { operation, kernel, storage, rows, columns, depth: columns, ragged_columns, invariant: false }
 }
 
 /// The stride of dimension `dim` of an optional tensor.
@@ -82,11 +102,23 @@ mod tests {
         }
     }
 
-    /// Every variant is WGSL that any WebGPU implementation may take: no capability beyond the core.
+    fn capabilities(variant: &Variant) -> Capabilities {
+        let mut allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32; // unpack2x16float, which WebGPU always has
+        for (feature, capability) in [
+            (wgpu::Features::SHADER_F16, Capabilities::SHADER_FLOAT16),
+            (wgpu::Features::SUBGROUP, Capabilities::SUBGROUP),
+            (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, Capabilities::COOPERATIVE_MATRIX),
+        ] {
+            allowed.set(capability, variant.features().contains(feature));
+        }
+        allowed
+    }
+
+    /// Every variant is WGSL that any WebGPU implementation with its features may take: core ones need none.
     #[test]
     fn every_variant_validates_without_an_adapter() {
         for variant in variants() {
-            if let Err(error) = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module(&variant)) {
+            if let Err(error) = Validator::new(ValidationFlags::all(), capabilities(&variant)).validate(&module(&variant)) {
                 panic!("{variant:?}: {}", error.emit_to_string(&variant.source()));
             }
         }
@@ -144,6 +176,8 @@ mod tests {
         let all = variants();
         let names: std::collections::HashSet<_> = all.iter().map(Variant::name).collect();
         assert_eq!(names.len(), all.len());
-        assert!(all.len() <= 60, "{} core variants", all.len());
+        assert!(all.len() <= 200, "{} variants", all.len());
+        let wide = all.iter().filter(|v| v.features().is_empty() && Storage::WIDE.contains(&v.storage)).count();
+        assert!(wide <= 60, "{wide} core variants of f32");
     }
 }

@@ -142,6 +142,8 @@ fn broadcast(builder: &Builder, label: &str, name: &str, tensor: Tensor, element
 
 /// The sizes of q, k and scores, once they are known to fit each other.
 pub(super) struct ScoresShape {
+    /// Of q and k.
+    pub(super) element: Element,
     pub(super) batch: usize,
     pub(super) n_heads: usize,
     pub(super) n_kv_heads: usize,
@@ -169,13 +171,14 @@ impl ScoresShape {
         let &[k_rows, n_kv_heads, _] = k.layout().sizes() else {
             return Err(Error::shape("k", "(k_rows, NH_kv, HS)", k.layout()));
         };
-        builder.expect(label, "q", q, Element::F32, &[q_rows, n_heads, head_size])?;
-        builder.expect(label, "k", k, Element::F32, &[k_rows, n_kv_heads, head_size])?;
+        let element = builder.float(label, "q", q)?;
+        builder.expect(label, "q", q, element, &[q_rows, n_heads, head_size])?;
+        builder.expect(label, "k", k, element, &[k_rows, n_kv_heads, head_size])?;
         heads_divide(n_heads, n_kv_heads)?;
         rows_fit("q", visibility, q_rows, batch, longest_q)?;
         rows_fit("k", visibility, k_rows, batch, longest_k)?;
         visibility.check(builder, label, [batch, n_heads, longest_q, longest_k])?;
-        Ok(Self { batch, n_heads, n_kv_heads, head_size, longest_q, longest_k })
+        Ok(Self { element, batch, n_heads, n_kv_heads, head_size, longest_q, longest_k })
     }
 }
 

@@ -9,7 +9,6 @@ use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::AttentionOptions;
 use crate::spec::layers::{MultiHeadAttention, Projection, Score};
-use crate::tensor::Element;
 
 /// The tensors of one multi-head attention.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +70,7 @@ impl MultiHeadAttention {
     ) -> Result<Program> {
         self.check()?;
         let shape = inputs.shape;
-        let mut b = Builder::new(kernels, "multi-head attention");
+        let mut b = Builder::new(kernels, "multi-head attention").with_storage(inputs.storage)?;
         let batch = b.batch("", &self.options, self.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, self.d_model)?;
         let [memory_k, memory_v] = memory(&mut b, x)?;
@@ -105,9 +104,9 @@ impl Builder {
         spec.check()?;
         batch.shape.check()?;
         let label = prefix.trim_end_matches('.');
-        self.expect(label, "x", rows.x, Element::F32, &[batch.shape.q_rows, spec.d_model])?;
-        self.expect(label, "memory_k", rows.memory_k, Element::F32, &[batch.shape.k_rows, spec.k_width])?;
-        self.expect(label, "memory_v", rows.memory_v, Element::F32, &[batch.shape.k_rows, spec.v_width])?;
+        self.expect(label, "x", rows.x, self.storage(), &[batch.shape.q_rows, spec.d_model])?;
+        self.expect(label, "memory_k", rows.memory_k, self.storage(), &[batch.shape.k_rows, spec.k_width])?;
+        self.expect(label, "memory_v", rows.memory_v, self.storage(), &[batch.shape.k_rows, spec.v_width])?;
         let [q, k, v] = self.project(prefix, spec, rows)?;
         let options = spec.scored_options();
         let shape = batch.shape;
@@ -124,7 +123,7 @@ impl Builder {
         self.masked_softmax(&label, &MaskedSoftmax { x: scores, visibility: plain, y: probs })?;
 
         let width = spec.n_heads.saturating_mul(spec.value_head_size);
-        let heads = self.scratch("heads", Element::F32, Layout::contiguous(&[shape.q_rows, width])?)?;
+        let heads = self.scratch("heads", self.storage(), Layout::contiguous(&[shape.q_rows, width])?)?;
         let out = heads.split_heads(spec.n_heads, spec.value_head_size)?;
         let v = v.split_heads(spec.n_kv_heads, spec.value_head_size)?;
         let visibility = Visibility { sequences: Some(batch.sequences), key_mask: batch.key_mask, ..Visibility::default() };
@@ -161,7 +160,7 @@ impl Builder {
             };
             let bias = bias.map(|b| b.narrow(0, at, width)).transpose()?;
             let n_rows = inputs[first].layout().sizes()[0];
-            let out = self.scratch("projected", Element::F32, Layout::contiguous(&[n_rows, width])?)?;
+            let out = self.scratch("projected", self.storage(), Layout::contiguous(&[n_rows, width])?)?;
             self.linear(&label, &Linear { bias, ..Linear::new(inputs[first], weight, out) })?;
             let mut column = 0;
             for part in first..first + together {
@@ -213,7 +212,7 @@ impl Builder {
         let label = format!("{prefix}{name}");
         let weight = self.weight(&label, Layout::contiguous(&[d_out, d_in])?)?;
         let rows = x.layout().sizes()[0];
-        let y = self.scratch(name, Element::F32, Layout::contiguous(&[rows, d_out])?)?;
+        let y = self.scratch(name, self.storage(), Layout::contiguous(&[rows, d_out])?)?;
         self.linear(&label, &Linear::new(x, weight, y))?;
         Ok(y)
     }

@@ -6,7 +6,7 @@
 //!
 //! | name | tensor |
 //! |---|---|
-//! | `x`, `y` | (q_rows, d_model): rows in, rows out |
+//! | `x`, `y` | (q_rows, d_model): rows in, rows out, as [`Inputs::storage`] says |
 //! | `memory` | (k_rows, k_width): the encoder's output, in a decoder |
 //! | `sequences`, `cross_sequences` | `u32` (B, 8): see [`Sequences`](crate::Sequences) |
 //! | `key_mask`, `cross_key_mask` | `u32` (B, S), where the options have `key_mask` |
@@ -41,21 +41,31 @@ pub struct Inputs {
     pub mask: Option<Layout>,
     /// The layout of `cross_mask`; `None` is (B, NH, T, S) without gaps.
     pub cross_mask: Option<Layout>,
-    /// Whether the attention weights are outputs.
+    /// Whether the attention weights are outputs. They are `f32` whatever the storage.
     pub weights: bool,
+    /// What rows, weights and everything between them is stored as: [`Element::F32`], or [`Element::F16`] for half the memory and its traffic;
+    /// sums are `f32` in both. Weights are converted once, on upload
+    /// ([`Gpu::upload_weights`](crate::convenience::Gpu::upload_weights), or the caller's own).
+    pub storage: Element,
 }
 
 impl Inputs {
     /// Full masks where the options have any, no attention weights.
     #[must_use]
     pub fn new(shape: BatchShape) -> Self {
-        Self { shape, mask: None, cross_mask: None, weights: false }
+        Self { shape, mask: None, cross_mask: None, weights: false, storage: Element::F32 }
     }
 
     /// With attention weights as outputs.
     #[must_use]
     pub fn with_weights(self) -> Self {
         Self { weights: true, ..self }
+    }
+
+    /// With rows, weights and everything between them stored as `element`.
+    #[must_use]
+    pub fn with_storage(self, element: Element) -> Self {
+        Self { storage: element, ..self }
     }
 
     /// The layout of `mask` for a layer whose one attention knows no `cross_mask`.
@@ -138,17 +148,17 @@ impl Builder {
 
     /// Rows (rows, columns) that the caller binds.
     fn input_rows(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        self.input(name, Element::F32, Layout::contiguous(&[rows, columns])?)
+        self.input(name, self.storage(), Layout::contiguous(&[rows, columns])?)
     }
 
     /// Rows (rows, columns) that the caller receives.
     fn output_rows(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        self.output(name, Element::F32, Layout::contiguous(&[rows, columns])?)
+        self.output(name, self.storage(), Layout::contiguous(&[rows, columns])?)
     }
 
     /// Scratch of the same layout as `like`, without gaps.
     fn scratch_like(&mut self, name: &str, like: Tensor) -> Result<Tensor> {
-        self.scratch(name, Element::F32, Layout::contiguous(like.layout().sizes())?)
+        self.scratch(name, self.storage(), Layout::contiguous(like.layout().sizes())?)
     }
 
     /// A weight vector `name`, where there is one.
@@ -189,7 +199,7 @@ impl Builder {
         let bias1 = self.vector(bias, &format!("{label1}.bias"), d_ff)?;
         let weight2 = self.weight(&format!("{label2}.weight"), Layout::contiguous(&[d_model, d_ff])?)?;
         let bias2 = self.vector(bias, &format!("{label2}.bias"), d_model)?;
-        let hidden = self.scratch("hidden", Element::F32, Layout::contiguous(&[rows, d_ff])?)?;
+        let hidden = self.scratch("hidden", self.storage(), Layout::contiguous(&[rows, d_ff])?)?;
         self.linear(&label1, &Linear { bias: bias1, activation, ..Linear::new(x, weight1, hidden) })?;
         self.linear(&label2, &Linear { bias: bias2, residual, ..Linear::new(hidden, weight2, y) })
     }

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use super::{EPS, Place, Run, assert_close, floats, pick, uniform, widen};
 use tileformer::kernels::Visibility;
 use tileformer::reference::{self, Attention, MaskValues, Real};
-use tileformer::{AttentionOptions, BatchShape, Mask, Sequence};
+use tileformer::{AttentionOptions, BatchShape, Element, Mask, Sequence};
 
 /// The options of attention, each with its number of levels: what the covering array pairs.
 pub const FACTORS: [(&str, usize); 14] = [
@@ -195,7 +195,7 @@ impl Case {
             key_mask: self.key_mask.as_ref().map(|(sizes, values)| run.words("key_mask", sizes, values)),
             mask: self.mask.as_ref().map(|(sizes, data)| match data {
                 MaskData::Boolean(values) => run.words("mask", sizes, values),
-                MaskData::Additive(values) => run.input("mask", sizes, values),
+                MaskData::Additive(values) => run.input_as("mask", Element::F32, sizes, values),
             }),
         }
     }

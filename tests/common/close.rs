@@ -4,8 +4,8 @@
 //! which every test computes from the f64 twin, is for what a lucky f32 twin does not show: 2⁻²² · max Σ|terms|, and the error
 //! that WGSL allows `exp` (3 + 2|x| ULP), `inverseSqrt` (2 ULP), division (2.5 ULP) and `tanh` (1e-5 absolute).
 
-use tileformer::Activation;
 use tileformer::reference::Real;
+use tileformer::{Activation, Element};
 
 /// One ULP of a number near 1.
 pub const EPS: f64 = 1.0 / (1u64 << 23) as f64;
@@ -75,4 +75,21 @@ pub fn assert_close(name: &str, gpu: &[f32], twin32: &[f32], twin64: &[f64], flo
         twin64[at],
         twin32[at]
     );
+}
+
+/// What a float becomes when it is stored as `element`.
+pub fn stored(element: Element, x: &[f32]) -> Vec<f32> {
+    match element {
+        Element::F16 => x.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect(),
+        _ => x.to_vec(),
+    }
+}
+
+/// What rounding to `element` may add to the error of a result: half an ULP of the largest, or of the smallest number that
+/// f16 has.
+pub fn storage_floor(element: Element, result: &[f64]) -> f64 {
+    match element {
+        Element::F16 => (largest(result) / 2048.0).max(1.0 / (1u64 << 25) as f64),
+        _ => 0.0,
+    }
 }

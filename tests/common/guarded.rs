@@ -9,6 +9,14 @@ pub const POISON: u32 = 0x7fc0_dead;
 /// The same around an input: another NaN, so that one which was copied into an output's gap shows.
 const INPUT_POISON: u32 = 0x7fc1_beef;
 
+/// A poison as an element has it: f16 has its own quiet NaNs.
+fn poison_of(element: Element, poison: u32) -> u32 {
+    match element {
+        Element::F16 => 0x7e00 | (poison & 0xff),
+        _ => poison,
+    }
+}
+
 /// Elements of poison on either side of a tensor.
 const GUARD: usize = 64;
 
@@ -48,6 +56,7 @@ pub struct Guarded {
     gpu: Gpu,
     /// What to bind.
     pub view: TensorView,
+    element: Element,
     name: String,
     poison: u32,
 }
@@ -58,7 +67,7 @@ impl Guarded {
         Self::new(gpu, name, element, layout, place, None)
     }
 
-    /// A tensor that holds `data`, an element 32 bits, in row-major order.
+    /// A tensor that holds `data`, the bits of an element each, in row-major order.
     pub fn input(gpu: &Gpu, name: &str, element: Element, layout: Layout, place: Place, data: &[u32]) -> Self {
         assert_eq!(layout.len(), data.len(), "{name}: data for {layout}");
         Self::new(gpu, name, element, layout, place, Some(data))
@@ -66,20 +75,35 @@ impl Guarded {
 
     fn new(gpu: &Gpu, name: &str, element: Element, layout: Layout, place: Place, data: Option<&[u32]>) -> Self {
         let first = GUARD + place.offset;
-        let poison = if data.is_some() { INPUT_POISON } else { POISON };
-        let mut words = vec![poison; first + layout.extent() as usize + GUARD];
+        let poison = poison_of(element, if data.is_some() { INPUT_POISON } else { POISON });
+        let mut elements = vec![poison; (first + layout.extent() as usize + GUARD).next_multiple_of(2)];
         for (at, &value) in indices(&layout).zip(data.unwrap_or_default()) {
-            words[first + at] = value;
+            elements[first + at] = value;
         }
+        let words: Vec<u32> = match element {
+            Element::F16 => elements.chunks_exact(2).map(|pair| pair[0] | pair[1] << 16).collect(),
+            _ => elements,
+        };
         let all = gpu.upload_u32(&[words.len()], &words).expect("an upload");
         let view = TensorView::new(all.buffer(), first as u64, element, layout).expect("a view");
-        Self { gpu: gpu.clone(), view, name: name.to_owned(), poison }
+        Self { gpu: gpu.clone(), view, element, name: name.to_owned(), poison }
     }
 
-    /// The bits of the whole buffer.
+    /// The bits of every element of the whole buffer.
     pub fn words(&self) -> Vec<u32> {
         let bytes = self.gpu.read_bytes(self.view.buffer(), 0, self.view.buffer().size()).expect("a readback");
-        bytes.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+        match self.element {
+            Element::F16 => bytes.chunks_exact(2).map(|b| u32::from(u16::from_ne_bytes([b[0], b[1]]))).collect(),
+            _ => bytes.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        }
+    }
+
+    /// The number with these bits.
+    fn number(&self, bits: u32) -> f32 {
+        match self.element {
+            Element::F16 => half::f16::from_bits(bits as u16).to_f32(),
+            _ => f32::from_bits(bits),
+        }
     }
 
     /// The bits of all elements; fails for a guard or a gap that was written.
@@ -105,10 +129,14 @@ impl Guarded {
         let mut values = Vec::new();
         for (i, bits) in self.bits().into_iter().enumerate() {
             if written(i) {
-                assert!(!f32::from_bits(bits).is_nan(), "{}[{i}]: {bits:#x}, NaN or not written", self.name);
-                values.push(f32::from_bits(bits));
+                assert!(!self.number(bits).is_nan(), "{}[{i}]: {bits:#x}, NaN or not written", self.name);
+                values.push(self.number(bits));
             } else {
-                assert!(bits == POISON, "{}[{i}]: {bits:#x} was written, but nothing should be", self.name);
+                assert!(
+                    bits == poison_of(self.element, POISON),
+                    "{}[{i}]: {bits:#x} was written, but nothing should be",
+                    self.name
+                );
                 values.push(0.0);
             }
         }

@@ -10,10 +10,10 @@ pub mod random;
 pub mod refusals;
 pub mod run;
 
-pub use close::{EPS, activation_floor, assert_close, largest, sum_floor, widen};
+pub use close::{EPS, activation_floor, assert_close, largest, storage_floor, stored, sum_floor, widen};
 pub use guarded::{Guarded, POISON, Place};
 pub use random::{floats, pick, primes, seeded, sizes, uniform};
-pub use run::{Done, On, Run, assert_all_variants};
+pub use run::{Done, On, Run, assert_all_stored_variants, assert_all_variants};
 
 use std::sync::OnceLock;
 
@@ -39,6 +39,20 @@ pub fn on() -> &'static On {
 pub fn on_invariant() -> &'static On {
     static ON: OnceLock<On> = OnceLock::new();
     ON.get_or_init(|| On::new(gpu().clone(), Options::default().with_batch_invariant(true)))
+}
+
+/// The crate on a device without optional features: f16 is stored in pairs there.
+pub fn on_core() -> &'static On {
+    static ON: OnceLock<On> = OnceLock::new();
+    ON.get_or_init(|| {
+        let gpu = Gpu::open(&Setup { core_only: true, ..Setup::default() }).expect(NO_ADAPTER);
+        On::new(gpu, Options::default())
+    })
+}
+
+/// The crate on [`gpu`] with one variant pinned.
+pub fn on_pinned(variant: tileformer::Variant) -> On {
+    On::new(gpu().clone(), Options::default().with_pinned(variant))
 }
 
 /// The crate on a device whose storage bindings hold 16384 elements only, so that larger weights and tables are split.

@@ -24,6 +24,8 @@ pub struct Run {
     pub builder: Builder,
     /// How the next tensors lie.
     pub place: Place,
+    /// What floats are stored as, but for those that are f32 in any case.
+    pub element: Element,
     gpu: Gpu,
     bindings: Bindings,
     tensors: BTreeMap<String, Guarded>,
@@ -31,15 +33,25 @@ pub struct Run {
 
 impl Run {
     pub fn new(on: &On, name: &str, place: Place) -> Self {
-        let builder = Builder::new(&on.kernels, name);
-        Self { builder, place, gpu: on.gpu.clone(), bindings: Bindings::new(), tensors: BTreeMap::new() }
+        Self::stored(on, name, place, Element::F32)
+    }
+
+    /// As [`Run::new`], with floats stored as `element`.
+    pub fn stored(on: &On, name: &str, place: Place, element: Element) -> Self {
+        let builder = Builder::new(&on.kernels, name).with_storage(element).expect("a storage");
+        Self { builder, place, element, gpu: on.gpu.clone(), bindings: Bindings::new(), tensors: BTreeMap::new() }
     }
 
     /// An input that holds `data`, in row-major order.
     pub fn input(&mut self, name: &str, sizes: &[usize], data: &[f32]) -> Tensor {
+        self.input_as(name, self.element, sizes, data)
+    }
+
+    /// An input of any kind of float: masks and probabilities are f32 in any case.
+    pub fn input_as(&mut self, name: &str, element: Element, sizes: &[usize], data: &[f32]) -> Tensor {
         let layout = self.place.layout(sizes);
-        self.add(name, Element::F32, layout, float_bits(data));
-        self.builder.input(name, Element::F32, layout).expect(name)
+        self.add(name, element, layout, float_bits(element, data));
+        self.builder.input(name, element, layout).expect(name)
     }
 
     /// An input of ids, masks or sequences.
@@ -52,13 +64,13 @@ impl Run {
     /// A weight that holds `data`.
     pub fn weight(&mut self, name: &str, sizes: &[usize], data: &[f32]) -> Tensor {
         let layout = self.place.layout(sizes);
-        self.add(name, Element::F32, layout, float_bits(data));
+        self.add(name, self.element, layout, float_bits(self.element, data));
         self.builder.weight(name, layout).expect(name)
     }
 
     /// An output full of poison.
     pub fn output(&mut self, name: &str, sizes: &[usize]) -> Tensor {
-        self.output_as(name, Element::F32, self.place.layout(sizes))
+        self.output_as(name, self.element, self.place.layout(sizes))
     }
 
     /// An output of any type and layout.
@@ -108,16 +120,34 @@ impl Done {
     }
 }
 
-/// Fails unless `reached` holds every variant of `kernel` that the crate can generate: a variant without a test is a variant
-/// that may be wrong.
+/// Fails unless `reached` holds every f32 variant of `kernel` that this adapter can run: a variant without a test is a variant
+/// that may be wrong. Those that it cannot run for want of a feature are named; none of the core tier is among them.
 pub fn assert_all_variants(kernel: &str, reached: &BTreeSet<String>) {
-    let all = tileformer::kernels::variants().into_iter().map(|v| v.name());
-    let all: BTreeSet<String> = all.filter(|name| name.split('.').next() == Some(kernel)).collect();
-    assert!(!all.is_empty(), "no kernel is called {kernel}");
-    let missed: Vec<_> = all.difference(reached).collect();
-    assert!(missed.is_empty(), "variants of {kernel} that no case of this test runs: {missed:?}");
+    assert_all_stored_variants(kernel, Element::F32, reached);
 }
 
-fn float_bits(data: &[f32]) -> Vec<u32> {
-    data.iter().map(|x| x.to_bits()).collect()
+/// As [`assert_all_variants`], for the variants that store floats as `element`.
+pub fn assert_all_stored_variants(kernel: &str, element: Element, reached: &BTreeSet<String>) {
+    let features = super::gpu().device.features();
+    let of_kernel = |v: &Variant| {
+        let name = v.name();
+        let mut parts = name.split('.');
+        let kernel_matches = parts.next() == Some(kernel);
+        kernel_matches && parts.next().is_some_and(|s| s.starts_with("f32")) == (element == Element::F32)
+    };
+    let all: Vec<Variant> = tileformer::kernels::variants().into_iter().filter(of_kernel).collect();
+    assert!(!all.is_empty(), "no kernel is called {kernel}");
+    let (runs, lacks): (Vec<_>, Vec<_>) = all.into_iter().partition(|v| features.contains(v.features()));
+    let missed: Vec<_> = runs.iter().map(Variant::name).filter(|name| !reached.contains(name)).collect();
+    assert!(missed.is_empty(), "variants of {kernel} that no case of this test runs: {missed:?}");
+    if !lacks.is_empty() {
+        println!("{} lacks the features for {lacks:?}", super::gpu().info.name);
+    }
+}
+
+fn float_bits(element: Element, data: &[f32]) -> Vec<u32> {
+    match element {
+        Element::F16 => data.iter().map(|&x| u32::from(half::f16::from_f32(x).to_bits())).collect(),
+        _ => data.iter().map(|x| x.to_bits()).collect(),
+    }
 }
