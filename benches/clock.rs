@@ -16,7 +16,7 @@ const SHORTEST_BY_WALL: Duration = Duration::from_millis(20);
 /// Work runs so long before it is timed, so that a GPU has left its idle clocks.
 const WARM_UP: Duration = Duration::from_millis(200);
 
-/// Sampling ends after so long, once there are [`FEWEST`] samples.
+/// On a CPU adapter sampling ends after so long, once there are [`FEWEST`] samples.
 const BUDGET: Duration = Duration::from_secs(4);
 const FEWEST: usize = 5;
 
@@ -92,6 +92,12 @@ impl<'a> Clock<'a> {
         self.gpu.wait()?;
         Ok(start.elapsed())
     }
+
+    /// Whether another sample is wanted behind `taken` since `start`.
+    pub(crate) fn wants_more(&self, taken: usize, samples: usize, start: Instant) -> bool {
+        let in_time = self.gpu.info.device_type != wgpu::DeviceType::Cpu || start.elapsed() < BUDGET;
+        taken < samples && (taken < FEWEST || in_time)
+    }
 }
 
 /// Calls of one row's plans, in turn, that are timed as one.
@@ -132,11 +138,6 @@ impl<'a> Batch<'a> {
         })?;
         Ok(time.as_secs_f64() / self.calls as f64)
     }
-}
-
-/// Whether another sample is wanted behind `taken` since `start`.
-pub(crate) fn wants_more(taken: usize, samples: usize, start: Instant) -> bool {
-    taken < samples && (taken < FEWEST || start.elapsed() < BUDGET)
 }
 
 /// Seconds of a call over all samples.

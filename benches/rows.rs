@@ -87,7 +87,7 @@ pub(crate) fn copies(gpu: &Gpu, bytes: u64) -> u64 {
 }
 
 /// Bytes of inputs and weights, which a cache could hold from one call to the next.
-fn cacheable_bytes(program: &Program) -> u64 {
+pub(crate) fn cacheable_bytes(program: &Program) -> u64 {
     let read = program.tensors().filter(|(_, role, ..)| *role != Role::Output);
     read.map(|(.., element, layout)| layout.extent() * element.size()).sum()
 }

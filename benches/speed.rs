@@ -34,7 +34,7 @@ struct Arguments {
     /// Part of the adapter's name.
     #[arg(long)]
     adapter: Option<String>,
-    /// Batches timed for each row, fewer where they take more than seconds.
+    /// Batches timed for each row, fewer on a CPU adapter where they take more than seconds.
     #[arg(long, default_value_t = 25)]
     samples: usize,
     /// The device's f32 peak in TFLOP/s, where the bench does not know it.
@@ -100,7 +100,7 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Box<dyn std::error::Err
 fn time(gpu: &Gpu, clock: &Clock<'_>, row: &Row, program: &Program, samples: usize) -> Result<Times> {
     let batch = Batch::new(clock, row.plans(gpu, program)?)?;
     let (start, mut times) = (Instant::now(), Vec::new());
-    while clock::wants_more(times.len(), samples, start) {
+    while clock.wants_more(times.len(), samples, start) {
         times.push(batch.time()?);
     }
     Ok(Times::of(times))
