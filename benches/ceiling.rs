@@ -48,7 +48,7 @@ impl Peaks {
         let source = match known {
             _ if f32.is_some() || f16.is_some() => "given on the command line",
             Some((.., source)) => source,
-            None => "unknown: give --peak-f32 and --peak-f16",
+            None => "no known device: give --peak-f32 and --peak-f16",
         };
         let (known_f32, known_f16) = known.map(|(_, f32, f16, _)| (*f32, *f16)).unzip();
         Self { f32: of(f32, known_f32), f16: of(f16, known_f16), source: source.to_owned() }
@@ -66,7 +66,7 @@ pub(crate) struct Ceiling {
     pub(crate) copy_by: &'static str,
     /// Seconds of a dispatch that does next to nothing and waits for the one before it.
     pub(crate) dispatch: f64,
-    pub(crate) peaks: Peaks,
+    peaks: Peaks,
 }
 
 impl Ceiling {
@@ -109,16 +109,15 @@ impl Ceiling {
 
     /// The ceilings in words.
     pub(crate) fn describe(&self) -> String {
+        let (copy, by, dispatch) = (self.copy * 1e-9, self.copy_by, self.dispatch * 1e6);
+        format!("ceilings: {copy:.1} GB/s by {by}; {}\nan empty dispatch behind another: {dispatch:.2} µs", self.peaks())
+    }
+
+    /// The device's peaks in words.
+    pub(crate) fn peaks(&self) -> String {
         let tera = |peak: Option<f64>| peak.map_or("unknown".into(), |peak| format!("{:.1} TFLOP/s", peak * 1e-12));
-        format!(
-            "ceilings: {:.1} GB/s by {}; f32 {}, f16 {} ({})\nan empty dispatch behind another: {:.2} µs",
-            self.copy * 1e-9,
-            self.copy_by,
-            tera(self.peaks.f32),
-            tera(self.peaks.f16),
-            self.peaks.source,
-            self.dispatch * 1e6,
-        )
+        let Peaks { f32, f16, source } = &self.peaks;
+        format!("f32 {}, f16 {} ({source})", tera(*f32), tera(*f16))
     }
 }
 

@@ -39,9 +39,11 @@ impl Report {
         self.line(&json!({
             "tileformer": env!("CARGO_PKG_VERSION"),
             "device": info.name,
+            "device_type": format!("{:?}", info.device_type),
             "backend": format!("{:?}", info.backend),
             "driver": format!("{} {}", info.driver, info.driver_info),
             "clock": clock.name(),
+            "peaks": ceiling.peaks(),
         }))?;
         self.line(&json!({ "id": "copy", "GB_per_s": rounded(ceiling.copy * 1e-9), "how": ceiling.copy_by }))?;
         self.line(&json!({ "id": "empty-dispatch", "us": rounded(ceiling.dispatch * 1e6) }))

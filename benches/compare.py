@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""The bench beside PyTorch and the peers, on the same device: one command, one table, one record.
+
+    python3 benches/compare.py [ROW ...] [--adapter NAME] [--peak-f32 TFLOPS] [--peak-f16 TFLOPS] [--out DIR]
+
+Runs the bench, torch_speed.py (plain and with torch.compile) where PyTorch is there, and the peers where they are built, and writes
+every line and the table to benches/results/<adapter>-<date>.jsonl and .md. What is not there is named. benches/README.md says what the
+numbers mean.
+"""
+import argparse, datetime, json, os, pathlib, re, subprocess, sys, tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+PEERS = {"WGSL": HERE / "peers/target/release/peers", "SPIR-V": HERE / "peers/target/spirv/release/peers"}
+
+
+def read(path):
+    """The objects of a file of JSON lines, none of a file that is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")] if path.exists() else []
+
+
+def ours(arguments, scratch):
+    out = scratch / "ours.jsonl"
+    command = ["cargo", "bench", "--bench", "speed", "--", *arguments.rows, "--json", str(out)]
+    for name in ("adapter", "peak_f32", "peak_f16"):
+        value = getattr(arguments, name)
+        command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    status = subprocess.run(command, cwd=ROOT).returncode
+    return read(out) if status == 0 else sys.exit(f"compare: the bench ended with status {status}")
+
+
+def torch(ids, on_cpu, compiled):
+    """PyTorch's lines, or why there are none."""
+    probe = "import torch; print(torch.cuda.is_available())"
+    there = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    if there.returncode:
+        return f"PyTorch is not installed for {pathlib.Path(sys.executable).name}"
+    if not on_cpu and there.stdout.strip() != "True":
+        return "PyTorch finds no CUDA device"
+    command = [sys.executable, str(HERE / "torch_speed.py"), "--rows", ",".join(sorted(ids))]
+    command += ["--device", "cpu", "--small"] if on_cpu else ["--device", "cuda"]
+    command += ["--compile"] if compiled else []
+    print("\n" + " ".join(command[1:2] + command[4:]), flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    sys.stdout.write(done.stdout)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    by = "PyTorch" + ", compiled" * compiled
+    lines = [dict(line, by=f"{by}, CPU" if on_cpu else by) for line in lines]
+    # A run that broke off keeps the rows that it had.
+    return lines or f"torch_speed.py ended with status {done.returncode}"
+
+
+def peers(arguments, compiler, scratch):
+    """The peers' lines, or why there are none."""
+    program = PEERS[compiler]
+    if not program.exists():
+        return f"{program.relative_to(ROOT)} is not built"
+    out = scratch / f"peers-{compiler}.jsonl"
+    command = [str(program), *arguments.rows, "--json", str(out)]
+    command += ["--adapter", arguments.adapter] if arguments.adapter else []
+    done = subprocess.run(command, cwd=HERE / "peers")
+    return read(out) or f"the peers with {compiler} ended with status {done.returncode}"
+
+
+def table(own, others):
+    """Rows in the bench's order; a peer timed in turn with ours is set against those times of ours."""
+    names = list(dict.fromkeys(line["by"] for line in others))
+    found = {(line["by"], line["id"], line["dtype"]): line for line in others if "ms" in line}
+    names = [name for name in names if any(key[0] == name for key in found)]
+    head = ["row", "dtype", "ours, ms", "of the ceiling"] + [f"{name}, ms (ratio)" for name in names] + ["variants"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (2 + len(names)) + "---|"]
+    for line in own:
+        if "dtype" not in line:
+            continue
+        if "ms" not in line:
+            lines.append(f"| {line['id']} | {line['dtype']} | not run: {line['not_run']} |" + " |" * (2 + len(names)))
+            continue
+        share = line["percent_of_ceiling"]
+        cells = [line["id"], line["dtype"], f"{line['ms']:.4g}", "unknown" if share is None else f"{share:.1f} %"]
+        for name in names:
+            peer = found.get((name, line["id"], line["dtype"]))
+            cells.append(f"{peer['ms']:.4g} ({peer['ms'] / peer.get('ours_ms', line['ms']):.2f})" if peer else "")
+        lines.append("| " + " | ".join(cells + [line["how"]]) + " |")
+    return "\n".join(lines)
+
+
+def git(*command):
+    return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True).stdout.strip()
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("rows", nargs="*", metavar="ROW", help="only rows with this in their id")
+    p.add_argument("--adapter", help="part of the adapter's name")
+    p.add_argument("--peak-f32", type=float, metavar="TFLOPS")
+    p.add_argument("--peak-f16", type=float, metavar="TFLOPS")
+    p.add_argument("--note", default="", help="a sentence for the record, such as what else the machine does")
+    p.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder for the record")
+    arguments = p.parse_args()
+
+    with tempfile.TemporaryDirectory() as made:
+        own = ours(arguments, pathlib.Path(made))
+        head = own[0]
+        ids = {line["id"] for line in own if "dtype" in line}
+        on_cpu = head["device_type"] == "Cpu"
+        runs = [torch(ids, on_cpu, False), torch(ids, on_cpu, True)]
+        runs += [peers(arguments, compiler, pathlib.Path(made)) for compiler in PEERS]
+    missing = list(dict.fromkeys(run for run in runs if isinstance(run, str)))
+    others = [line for run in runs if not isinstance(run, str) for line in run]
+
+    commit = git("rev-parse", "--short", "HEAD") + " with changes" * bool(git("status", "--porcelain", "--", "src", "shaders", "benches/*.rs"))
+    date = datetime.date.today().isoformat()
+    head |= {"commit": commit, "date": date, "note": arguments.note}
+    copy, empty = own[1], own[2]
+    torches = [line for line in others if "torch" in line]
+    text = f"""# {head["device"]}, {date}
+
+Adapter {head["device"]} ({head["backend"]}), driver {head["driver"]}, commit {commit}. {arguments.note}
+
+Ours: {head["clock"]}. Copy {copy["GB_per_s"]:.5g} GB/s ({copy["how"]}); an empty dispatch behind another {empty["us"]:.3g} µs; peaks: {head["peaks"]}.
+{"".join(f"PyTorch {line['torch']} on {line['device']}. " for line in torches[:1])}A ratio is the peer's time over ours: above 1 we are faster. Peers were
+timed in turn with ours, PyTorch after it.
+{"".join(f"{chr(10)}Missing: {why}.{chr(10)}" for why in missing)}
+{table(own, others)}
+"""
+    slug = re.sub(r"[^a-z0-9]+", "-", head["device"].lower()).strip("-")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    record = arguments.out / f"{slug}-{date}.jsonl"
+    record.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*own, *others]))
+    record.with_suffix(".md").write_text(text)
+    print("\n" + text + f"\n{os.path.relpath(record)} and .md")
+
+
+if __name__ == "__main__":
+    main()
