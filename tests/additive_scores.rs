@@ -6,8 +6,12 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::attention::{Case, assert_scores, random_levels};
-use common::{Done, EPS, Place, Run, assert_all_variants, floats, largest, on, on_invariant, pick, seeded};
+use common::{
+    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_all_variants, floats, largest, on, on_core, on_invariant,
+    pick, seeded, stored,
+};
 use rand::RngExt;
+use tileformer::Element;
 use tileformer::kernels::AdditiveScores;
 use tileformer::reference::{self, Real};
 
@@ -18,6 +22,10 @@ fn twin<T: Real>(case: &Case, q: &[f32], k: &[f32], vector: &[f32]) -> Vec<T> {
 }
 
 fn check(name: &str, number: u64, case: &Case, invariant: bool) -> Done {
+    check_stored(name, number, case, if invariant { on_invariant() } else { on() }, Element::F32)
+}
+
+fn check_stored(name: &str, number: u64, case: &Case, on: &On, element: Element) -> Done {
     let mut case = case.clone();
     // The kernel's default scale is the dot product's; the twin's is 1.
     case.options.scale = case.options.scale.or(Some(1.0));
@@ -25,11 +33,12 @@ fn check(name: &str, number: u64, case: &Case, invariant: bool) -> Done {
     let (n, d) = (case.n_heads, case.head_size);
     let (q, k) = (case.queries(&mut rng), case.keys(&mut rng, d));
     let vector = floats(&mut rng, n * d);
-    let mut run = Run::new(if invariant { on_invariant() } else { on() }, "additive", case.place);
+    let [q, k, vector] = [q, k, vector].map(|values| stored(element, &values));
+    let mut run = Run::stored(on, "additive", case.place, element);
     let qt = run.input("q", &[case.shape.q_rows, n, d], &q);
     let kt = run.input("k", &[case.shape.k_rows, n, d], &k);
     let vt = run.weight("vector", &[n, d], &vector);
-    let scores = run.output("scores", &case.score_sizes());
+    let scores = run.output_as("scores", Element::F32, case.place.layout(&case.score_sizes()));
     let visibility = case.visibility(&mut run);
     run.builder.additive_scores("scores", &AdditiveScores { q: qt, k: kt, vector: vt, visibility, scores }).unwrap();
     let done = run.go();
@@ -59,6 +68,22 @@ fn edges_in_every_form() {
         }
     }
     assert_all_variants("additive_scores", &reached);
+}
+
+/// Rule: q, k and vector in f16, as the type or in pairs, change nothing but their own rounding.
+#[test]
+fn f16_in_both_forms() {
+    let mut reached = BTreeSet::new();
+    for number in 0..12u64 {
+        let t = 1 + number as usize * 3;
+        let size = [4, 16, 33, 6][number as usize % 4];
+        let case = Case::plain([2, t, 16 + number as usize % 3], [2, 2], [size, 1], Place::ALL[number as usize / 3]);
+        check_stored("f16", number, &case, on(), Element::F16).note(&mut reached);
+        let place = [Place::DENSE, Place::STRIDED, Place::EVEN][number as usize % 3];
+        let case = Case { place, head_size: size.next_multiple_of(2), ..case };
+        check_stored("f16 in pairs", number, &case, on_core(), Element::F16).note(&mut reached);
+    }
+    assert_all_stored_variants("additive_scores", Element::F16, &reached);
 }
 
 /// Rule: every option does here what it does to a dot product.

@@ -7,12 +7,13 @@ use std::collections::BTreeSet;
 
 use common::attention::{Case, FACTORS, Levels, assert_scores, can_meet, random_levels, softmax_errors};
 use common::{
-    Done, Place, Run, assert_all_variants, assert_close, largest, on, on_invariant, pick, seeded, sum_floor, widen,
+    Done, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_core, on_invariant,
+    pick, seeded, storage_floor, stored, sum_floor, widen,
 };
 use rand::RngExt;
 use tileformer::kernels::{AttentionScores, AttentionValues, MaskedSoftmax, Visibility};
 use tileformer::reference::{self, Real};
-use tileformer::{AttentionOptions, Sequence};
+use tileformer::{AttentionOptions, Element, Sequence};
 
 struct Data {
     q: Vec<f32>,
@@ -29,15 +30,15 @@ impl Data {
     }
 }
 
-/// Scores, softmax and values in one program.
-fn run(case: &Case, invariant: bool, data: &Data) -> Done {
-    let mut run = Run::new(if invariant { on_invariant() } else { on() }, "attention", case.place);
+/// Scores, softmax and values in one program; q, k, v and out are stored as `element`.
+fn run(case: &Case, on: &On, element: Element, data: &Data) -> Done {
+    let mut run = Run::stored(on, "attention", case.place, element);
     let (n, kv) = (case.n_heads, case.n_kv_heads);
     let q = run.input("q", &[case.shape.q_rows, n, case.head_size], &data.q);
     let k = run.input("k", &[case.shape.k_rows, kv, case.head_size], &data.k);
     let v = run.input("v", &[case.shape.k_rows, kv, case.value_head_size], &data.v);
-    let scores = run.output("scores", &case.score_sizes());
-    let probs = run.output("probs", &case.score_sizes());
+    let square = case.place.layout(&case.score_sizes());
+    let [scores, probs] = ["scores", "probs"].map(|name| run.output_as(name, Element::F32, square));
     let out = run.output("out", &[case.shape.q_rows, n, case.value_head_size]);
     let visibility = case.visibility(&mut run);
     run.builder.attention_scores("scores", &AttentionScores { q, k, visibility: visibility.clone(), scores }).unwrap();
@@ -57,7 +58,11 @@ fn twin<T: Real>(case: &Case, data: &Data) -> (Vec<T>, Vec<T>, Vec<T>) {
 }
 
 fn check(name: &str, case: &Case, invariant: bool, data: &Data) -> Done {
-    let done = run(case, invariant, data);
+    check_stored(name, case, if invariant { on_invariant() } else { on() }, Element::F32, data)
+}
+
+fn check_stored(name: &str, case: &Case, on: &On, element: Element, data: &Data) -> Done {
+    let done = run(case, on, element, data);
     let (scores32, probs32, out32) = twin::<f32>(case, data);
     let (scores64, probs64, out64) = twin::<f64>(case, data);
     let name = format!("{name}: {:?} of {:?} {:?}", case.options, case.shape, case.place);
@@ -78,7 +83,7 @@ fn check(name: &str, case: &Case, invariant: bool, data: &Data) -> Done {
     let out = done.tensor("out").f32_where(|i| case.owns_query(i / width));
     let v: Vec<f64> = data.v.iter().map(|v| f64::from(v.abs())).collect();
     let sums = |probs: &[f64]| case.twin::<f64, _>(|att| reference::attention_values(att, probs, &v).unwrap());
-    let floor = largest(&sums(&errors)) + sum_floor(&sums(&probs64));
+    let floor = largest(&sums(&errors)) + sum_floor(&sums(&probs64)) + storage_floor(element, &out64);
     assert_close(&format!("out of {name}"), &out, &out32, &out64, floor);
     let weights = sums(&probs64);
     for (i, weight) in weights.into_iter().enumerate() {
@@ -186,6 +191,39 @@ fn edges_of_tiles_in_every_form() {
     assert_all_variants("attention_values", &reached);
 }
 
+/// Rule: q, k, v and out in f16, as the type or in pairs, change nothing but the rounding of what is stored.
+#[test]
+fn f16_in_both_forms() {
+    let mut reached = BTreeSet::new();
+    let mut both = |name: &str, number: u64, case: &Case, place: usize| {
+        for packed in [false, true] {
+            // Pairs want everything even.
+            let even = |size: usize| if packed { size.next_multiple_of(2) } else { size };
+            let mut case = case.clone();
+            (case.head_size, case.value_head_size) = (even(case.head_size), even(case.value_head_size));
+            let places = if packed { [Place::DENSE, Place::STRIDED, Place::EVEN, Place::EVEN] } else { Place::ALL };
+            case.place = places[place];
+            let mut data = Data::of(&case, name, number);
+            for values in [&mut data.q, &mut data.k, &mut data.v] {
+                *values = stored(Element::F16, values);
+            }
+            let on = if packed { on_core() } else { on() };
+            check_stored(&format!("{name} {number}"), &case, on, Element::F16, &data).note(&mut reached);
+        }
+    };
+    for (number, [t, s]) in [[5, 12], [20, 36], [70, 64]].into_iter().enumerate() {
+        both("f16 groups of four", number as u64, &Case::plain([2, t, s], [2, 1], [16, 36], Place::DENSE), number % 2);
+        both("f16", number as u64, &Case::plain([1, t, s + 1], [2, 2], [13, 39], Place::DENSE), 2 + number % 2);
+    }
+    for number in 0..10 {
+        let mut rng = seeded("f16 options", number);
+        let case = Case::of(&random_levels(&mut rng), 9, &mut rng);
+        both("f16 options", number, &case, number as usize % 4);
+    }
+    assert_all_stored_variants("attention_scores", Element::F16, &reached);
+    assert_all_stored_variants("attention_values", Element::F16, &reached);
+}
+
 /// Rule: no shape is special.
 #[test]
 fn random_shapes() {
@@ -265,7 +303,7 @@ fn a_sentinel_hides_nothing_when_all_have_it() {
     if let Some((_, common::attention::MaskData::Additive(values))) = &mut case.mask {
         values.fill(common::attention::SENTINEL);
     }
-    let done = run(&case, false, &Data::of(&case, "sentinel", 0));
+    let done = run(&case, on(), Element::F32, &Data::of(&case, "sentinel", 0));
     for p in done.f32("probs") {
         assert!((p - 1.0 / 9.0).abs() < 1e-6, "{p}");
     }

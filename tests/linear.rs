@@ -5,9 +5,12 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{On, Place, Run, assert_all_variants, assert_close, floats, on, on_invariant, pick, seeded, sum_floor, widen};
+use common::{
+    On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, floats, on, on_core, on_invariant, pick,
+    seeded, storage_floor, stored, sum_floor, widen,
+};
 use rand::RngExt;
-use tileformer::{Activation, Variant, kernels, reference};
+use tileformer::{Activation, Element, Variant, kernels, reference};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -57,11 +60,16 @@ fn twin(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], residual: &[f32]) 
 
 /// Runs a case, compares it, and gives the variants that ran.
 fn check(on: &On, seed: &str, number: u64, case: Case) -> Vec<Variant> {
+    check_stored(on, Element::F32, seed, number, case)
+}
+
+fn check_stored(on: &On, element: Element, seed: &str, number: u64, case: Case) -> Vec<Variant> {
     let Case { rows, d_in, d_out, .. } = case;
     let mut rng = seeded(seed, number);
     let (x, weight) = (floats(&mut rng, rows * d_in), floats(&mut rng, d_out * d_in));
     let (bias, residual) = (floats(&mut rng, d_out), floats(&mut rng, rows * d_out));
-    let mut run = Run::new(on, "linear", case.place);
+    let [x, weight, bias, residual] = [x, weight, bias, residual].map(|values| stored(element, &values));
+    let mut run = Run::stored(on, "linear", case.place, element);
     let (xt, wt) = (run.input("x", &[rows, d_in], &x), run.weight("weight", &[d_out, d_in], &weight));
     let bt = case.bias.then(|| run.weight("bias", &[d_out], &bias));
     let rt = case.residual.then(|| run.input("residual", &[rows, d_out], &residual));
@@ -70,7 +78,8 @@ fn check(on: &On, seed: &str, number: u64, case: Case) -> Vec<Variant> {
     run.builder.linear("linear", &linear).unwrap();
     let done = run.go();
     let twin = twin(&case, &x, &weight, &bias, &residual);
-    assert_close(&format!("{seed} {number}: {case:?}"), &done.f32("y"), &twin.y32, &twin.y64, twin.floor);
+    let floor = twin.floor + storage_floor(element, &twin.y64);
+    assert_close(&format!("{seed} {number}: {case:?}"), &done.f32("y"), &twin.y32, &twin.y64, floor);
     done.variants
 }
 
@@ -123,6 +132,25 @@ fn edges_of_tiles_in_every_form() {
     }
     assert_all_variants("linear", &reached);
     assert_all_variants("linear_few", &reached);
+}
+
+/// Rule: f16, as the type or in pairs, changes nothing but the rounding of what is stored.
+#[test]
+fn f16_in_both_forms() {
+    let mut reached = BTreeSet::new();
+    for (number, rows) in (0..).zip([1, 2, 5, 8, 20, 33, 64, 70].repeat(2)) {
+        let in_fours = number < 8;
+        let multiple = |size: usize, of: usize| size.next_multiple_of(if in_fours { 4 } else { of });
+        let case = random_case(&mut seeded("f16 linear", number));
+        let case = Case { rows, d_in: multiple(case.d_in, 1), d_out: multiple(case.d_out, 1), ..case };
+        let place = if in_fours { [Place::DENSE, Place::STRIDED] } else { [Place::OFF_BY_ONE, Place::ODD] }[rows % 2];
+        note(&mut reached, &check_stored(on(), Element::F16, "f16", number, Case { place, ..case }));
+        let place = if in_fours { place } else { Place::EVEN };
+        let case = Case { d_in: multiple(case.d_in, 2), d_out: multiple(case.d_out, 2), place, ..case };
+        note(&mut reached, &check_stored(on_core(), Element::F16, "f16 in pairs", number, case));
+    }
+    assert_all_stored_variants("linear", Element::F16, &reached);
+    assert_all_stored_variants("linear_few", Element::F16, &reached);
 }
 
 /// Rule: every combination of bias, activation and residual is right on each of the paths.

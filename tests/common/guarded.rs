@@ -36,6 +36,8 @@ impl Place {
     pub const STRIDED: Self = Self { offset: 4, gap: 8 };
     /// An offset that no group of four survives.
     pub const OFF_BY_ONE: Self = Self { offset: 1, gap: 0 };
+    /// Even in all, and no multiple of four.
+    pub const EVEN: Self = Self { offset: 2, gap: 6 };
     /// Odd in all.
     pub const ODD: Self = Self { offset: 3, gap: 5 };
     /// All of them.
