@@ -1,12 +1,12 @@
 //! Attention over heads that are projected already, kernel by kernel; masks and sequences for all attentions of the runner.
 
 use tileformer::kernels::{AttentionScores, AttentionValues, MaskedSoftmax, Visibility};
-use tileformer::{AttentionOptions, BatchShape, Builder, Layout, Mask, Sequences};
+use tileformer::{AttentionOptions, BatchShape, Layout, Mask, Sequences};
 
 use super::gpu::{Feeds, Session};
 use super::host::Array;
 use super::judge::{Outcome, failed, unsupported};
-use super::kernels::{input, output};
+use super::kernels::{input, output, wide_output};
 
 /// A mask over (B, NH, T, S), of which any dimension may have size 1.
 #[derive(Clone, Debug)]
@@ -144,15 +144,15 @@ impl Heads {
         let sizes = self.sizes()?;
         let BatchShape { sequences: batch, longest_q, q_rows, k_rows, .. } = sizes.shape;
         let options = visible.options();
-        let mut b = Builder::new(session.kernels(), "attention");
+        let mut b = session.builder("attention")?;
         let group = b.batch("", &options, sizes.n_heads, sizes.shape, visible.mask_layout()?)?;
         let visibility =
             Visibility { options, sequences: Some(group.sequences), key_mask: group.key_mask, mask: group.mask };
         let q = input(&mut b, "q", &[q_rows, sizes.n_heads, sizes.head_size])?;
         let k = input(&mut b, "k", &[k_rows, sizes.n_kv_heads, sizes.head_size])?;
         let v = input(&mut b, "v", &[k_rows, sizes.n_kv_heads, sizes.value_head_size])?;
-        let scores = output(&mut b, "scores", &sizes.scores())?;
-        let probs = output(&mut b, "weights", &sizes.scores())?;
+        let scores = wide_output(&mut b, "scores", &sizes.scores())?;
+        let probs = wide_output(&mut b, "weights", &sizes.scores())?;
         let out = output(&mut b, "y", &[q_rows, sizes.n_heads, sizes.value_head_size])?;
         b.attention_scores("scores", &AttentionScores { q, k, visibility: visibility.clone(), scores })?;
         let plain = Visibility::new(AttentionOptions { scale: Some(1.0), ..AttentionOptions::default() });
@@ -171,10 +171,10 @@ impl Heads {
     pub(crate) fn raw_scores(&self, session: &Session, options: &AttentionOptions) -> Outcome<Array<f32>> {
         let sizes = self.sizes()?;
         let plain = AttentionOptions { scale: options.scale, softcap: options.softcap, ..AttentionOptions::default() };
-        let mut b = Builder::new(session.kernels(), "scores");
+        let mut b = session.builder("scores")?;
         let q = input(&mut b, "q", &[sizes.shape.q_rows, sizes.n_heads, sizes.head_size])?;
         let k = input(&mut b, "k", &[sizes.shape.k_rows, sizes.n_kv_heads, sizes.head_size])?;
-        let scores = output(&mut b, "scores", &sizes.scores())?;
+        let scores = wide_output(&mut b, "scores", &sizes.scores())?;
         b.attention_scores("scores", &AttentionScores { q, k, visibility: Visibility::new(plain), scores })?;
         session.run(&b.finish()?, Feeds::new().f32("q", &self.q).f32("k", &self.k))?.take("scores")
     }

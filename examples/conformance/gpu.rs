@@ -4,16 +4,18 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use tileformer::convenience::{Gpu, Setup};
-use tileformer::{Bindings, Kernels, Layout, Options, Program, Role, TensorView};
+use tileformer::{Bindings, Builder, Element, Kernels, Layout, Options, Program, Role, TensorView};
 
 use super::case::Case;
 use super::host::Array;
 use super::judge::{Outcome, failed};
 
-/// A device with its kernels.
+/// A device with its kernels, and what floats are stored as on it.
+#[derive(Clone)]
 pub(crate) struct Session {
     gpu: Gpu,
     kernels: Kernels,
+    storage: Element,
 }
 
 /// The elements of a tensor that a program reads.
@@ -82,21 +84,35 @@ impl Session {
     pub(crate) fn open(setup: &Setup) -> tileformer::Result<Self> {
         let gpu = Gpu::open(setup)?;
         let kernels = Kernels::new(&gpu.device, Options::default())?;
-        Ok(Self { gpu, kernels })
+        Ok(Self { gpu, kernels, storage: Element::F32 })
     }
 
     pub(crate) fn kernels(&self) -> &Kernels {
         &self.kernels
     }
 
+    /// The same device, with floats stored as `element`.
+    pub(crate) fn stored(&self, element: Element) -> Self {
+        Self { storage: element, ..self.clone() }
+    }
+
+    pub(crate) fn storage(&self) -> Element {
+        self.storage
+    }
+
+    /// A program that stores floats as the session does.
+    pub(crate) fn builder(&self, name: &str) -> tileformer::Result<Builder> {
+        Builder::new(&self.kernels, name).with_storage(self.storage)
+    }
+
     /// Runs a program once. Outputs hold NaN before, so that an element which nothing writes is found out.
     pub(crate) fn run(&self, program: &Program, feeds: &Feeds<'_>) -> Outcome<Written> {
         let mut bindings = Bindings::new();
         let mut outputs = Vec::new();
-        for (name, role, _, layout) in program.tensors() {
+        for (name, role, element, layout) in program.tensors() {
             let view = match role {
-                Role::Output => self.gpu.upload_f32(layout.sizes(), &vec![f32::NAN; layout.len()])?,
-                _ => self.upload(layout, feeds.get(name, role, layout)?)?,
+                Role::Output => self.gpu.upload_floats(element, layout.sizes(), &vec![f32::NAN; layout.len()])?,
+                _ => self.upload(element, layout, feeds.get(name, role, layout)?)?,
             };
             if role == Role::Output {
                 outputs.push((name, view.clone()));
@@ -112,9 +128,9 @@ impl Session {
         Ok(written)
     }
 
-    fn upload(&self, layout: &Layout, feed: Feed<'_>) -> tileformer::Result<TensorView> {
+    fn upload(&self, element: Element, layout: &Layout, feed: Feed<'_>) -> tileformer::Result<TensorView> {
         match feed {
-            Feed::F32(values) => self.gpu.upload_f32(layout.sizes(), &values),
+            Feed::F32(values) => self.gpu.upload_floats(element, layout.sizes(), &values),
             Feed::U32(values) => self.gpu.upload_u32(layout.sizes(), &values),
         }
     }

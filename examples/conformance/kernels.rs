@@ -7,13 +7,18 @@ use super::gpu::{Feeds, Session};
 use super::host::{Array, axis};
 use super::judge::{Outcome, Stop, failed, unsupported};
 
-/// An `f32` input without gaps.
+/// An input without gaps, stored as the program stores floats.
 pub(crate) fn input(b: &mut Builder, name: &str, sizes: &[usize]) -> tileformer::Result<Tensor> {
-    b.input(name, Element::F32, Layout::contiguous(sizes)?)
+    b.input(name, b.storage(), Layout::contiguous(sizes)?)
 }
 
-/// An `f32` output without gaps.
+/// An output without gaps, stored as the program stores floats.
 pub(crate) fn output(b: &mut Builder, name: &str, sizes: &[usize]) -> tileformer::Result<Tensor> {
+    b.output(name, b.storage(), Layout::contiguous(sizes)?)
+}
+
+/// An output without gaps that is `f32` whatever the storage: scores, probabilities, statistics.
+pub(crate) fn wide_output(b: &mut Builder, name: &str, sizes: &[usize]) -> tileformer::Result<Tensor> {
     b.output(name, Element::F32, Layout::contiguous(sizes)?)
 }
 
@@ -45,7 +50,7 @@ pub(crate) fn linear(session: &Session, x: &Array<f32>, weight: &Array<f32>, epi
     if let Some(empty) = without_elements(&sizes, d_in)? {
         return Ok(empty);
     }
-    let mut b = Builder::new(session.kernels(), "linear");
+    let mut b = session.builder("linear")?;
     let x_rows = input(&mut b, "x", &[batch * rows, d_in])?;
     let w_rows = b.weight("weight", Layout::contiguous(&[batch * d_out, d_in])?)?;
     let y = output(&mut b, "y", &[batch * rows, d_out])?;
@@ -94,7 +99,7 @@ pub(crate) fn activation(session: &Session, x: &Array<f32>, activation: Activati
     }
     let columns = x.columns();
     let sizes = [x.values().len() / columns, columns];
-    let mut b = Builder::new(session.kernels(), "activation");
+    let mut b = session.builder("activation")?;
     let (rows, y) = (input(&mut b, "x", &sizes)?, output(&mut b, "y", &sizes)?);
     b.activation("activation", &ActivationRows { x: rows, activation, y })?;
     session.run(&b.finish()?, Feeds::new().f32("x", x))?.take("y")?.reshape(x.sizes())
@@ -106,9 +111,10 @@ pub(crate) fn softmax(session: &Session, x: &Array<f32>) -> Outcome<Array<f32>> 
     if x.is_empty() {
         return Ok(x.clone());
     }
-    let mut b = Builder::new(session.kernels(), "softmax");
+    let mut b = session.builder("softmax")?;
     let sizes = [1, 1, rows, columns];
-    let (scores, y) = (input(&mut b, "x", &sizes)?, output(&mut b, "y", &sizes)?);
+    let scores = b.input("x", Element::F32, Layout::contiguous(&sizes)?)?;
+    let y = wide_output(&mut b, "y", &sizes)?;
     let visibility = Visibility::new(AttentionOptions { scale: Some(1.0), ..AttentionOptions::default() });
     b.masked_softmax("softmax", &MaskedSoftmax { x: scores, visibility, y })?;
     session.run(&b.finish()?, Feeds::new().f32("x", x))?.take("y")?.reshape(x.sizes())
@@ -147,7 +153,7 @@ pub(crate) fn layer_norm(
     if columns == 0 {
         return unsupported("a sum over no elements");
     }
-    let mut b = Builder::new(session.kernels(), "layer norm");
+    let mut b = session.builder("layer norm")?;
     let mut feeds = Feeds::new();
     feeds.f32("x", x);
     let mut vector = |b: &mut Builder, name: &str, values| -> Outcome<Option<Tensor>> {
@@ -157,7 +163,7 @@ pub(crate) fn layer_norm(
     };
     let (weight, bias) = (vector(&mut b, "weight", weight)?, vector(&mut b, "bias", bias)?);
     let (x, y) = (input(&mut b, "x", &[rows, columns])?, output(&mut b, "y", &[rows, columns])?);
-    let statistics = Some(output(&mut b, "statistics", &[rows, 2])?);
+    let statistics = Some(wide_output(&mut b, "statistics", &[rows, 2])?);
     b.layer_norm("layer norm", &LayerNorm { weight, bias, eps, statistics, ..LayerNorm::new(x, y) })?;
     let mut written = session.run(&b.finish()?, &feeds)?;
     Ok(Normed { y: written.take("y")?, statistics: written.take("statistics")? })
@@ -175,7 +181,7 @@ pub(crate) fn embedding(session: &Session, table: &Array<f32>, ids: &[i64]) -> O
     if sizes.contains(&0) {
         return Array::new(&sizes, Vec::new());
     }
-    let mut b = Builder::new(session.kernels(), "embedding");
+    let mut b = session.builder("embedding")?;
     let row_ids = b.input("ids", Element::U32, Layout::contiguous(&[ids.len()])?)?;
     let token = b.weight("table", Layout::contiguous(&[rows, columns])?)?;
     let y = output(&mut b, "y", &sizes)?;

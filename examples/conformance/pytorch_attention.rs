@@ -226,7 +226,10 @@ impl Attention<'_> {
         let visible = self.masks.visible([batch, self.spec.n_heads, queries, keys], 0)?;
         let spec = MultiHeadAttention { options: visible.options(), ..self.spec.clone() };
         let shape = BatchShape::cross(batch, queries, keys);
-        let inputs = Inputs { mask: visible.mask_layout()?, ..Inputs::new(shape).with_weights() };
+        let inputs = Inputs {
+            mask: visible.mask_layout()?,
+            ..Inputs::new(shape).with_storage(self.session.storage()).with_weights()
+        };
         let kernels = self.session.kernels();
         let program = match key == query && value == query {
             true => spec.program(kernels, &inputs)?,

@@ -126,13 +126,17 @@ impl<'a> Module<'a> {
         Ok(EncoderLayer { attention, feed_forward, norm: self.norm(&format!("{prefix}norm1."))?, placement })
     }
 
+    fn inputs(&self, shape: BatchShape) -> Inputs {
+        Inputs::new(shape).with_storage(self.session.storage())
+    }
+
     /// One encoder layer, or a stack of `n_layers` -> (B, T, C)
     fn encode(&self, prefix: &str, x: &Array<f32>, masks: &Masks<'_>, n_layers: Option<usize>) -> Outcome<Array<f32>> {
         let [batch, rows, _] = x.dims("sequences")?;
         let mut layer = self.layer(prefix, n_layers)?;
         let visible = masks.visible([batch, layer.attention.n_heads, rows, rows], 0)?;
         layer.attention.options = visible.options();
-        let inputs = Inputs { mask: visible.mask_layout()?, ..Inputs::new(BatchShape::padded(batch, rows)) };
+        let inputs = Inputs { mask: visible.mask_layout()?, ..self.inputs(BatchShape::padded(batch, rows)) };
         let kernels = self.session.kernels();
         let program = match n_layers {
             None => layer.program(kernels, &inputs)?,
@@ -166,7 +170,7 @@ impl<'a> Module<'a> {
         let inputs = Inputs {
             mask: own.mask_layout()?,
             cross_mask: cross.mask_layout()?,
-            ..Inputs::new(BatchShape::cross(batch, queries, keys))
+            ..self.inputs(BatchShape::cross(batch, queries, keys))
         };
         let kernels = self.session.kernels();
         let program = match n_layers {

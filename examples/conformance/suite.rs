@@ -6,6 +6,7 @@ use super::case::Case;
 use super::gpu::Session;
 use super::judge::{Outcome, Results, Verdict, judge, unsupported};
 use super::{onnx, pytorch};
+use tileformer::Element;
 
 /// How many cases ended in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,9 +74,7 @@ pub(crate) fn run_case(session: &Session, case: &Case) -> Verdict {
 }
 
 fn outputs(session: &Session, case: &Case) -> Outcome<Results> {
-    if case.is_f16() {
-        return unsupported("f16 storage");
-    }
+    let session = &session.stored(if case.is_f16() { Element::F16 } else { Element::F32 });
     match case.suite()? {
         "onnx" => onnx::run(session, case),
         "pytorch" => pytorch::run(session, case),
