@@ -14,8 +14,8 @@ use tileformer::layers::{
     Projection, Score,
 };
 use tileformer::{
-    Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Mask, Program, Result, Role, Sequences,
-    Tensor, wgpu,
+    Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Mask, Options, Program, Result, Role,
+    Sequences, Tensor, wgpu,
 };
 
 const ROWS: usize = 40;
@@ -150,4 +150,17 @@ fn every_operation_runs_on_the_core_tier() {
         assert!(*bits == other[name], "{name} differs from the device with more");
     }
     assert!(found["ids_out"].iter().all(|id| (*id as usize) < VOCABULARY));
+}
+
+/// Rule: without index checks the same bits come out, as long as the sequences lie inside their tensors.
+#[test]
+fn unchecked_shaders_give_the_same_bits() {
+    // SAFETY: the sequences that `run` uploads lie inside every tensor of the program.
+    let unchecked = unsafe { Options::default().with_unchecked_shaders() };
+    assert!(Options::default().checks_shaders() && !unchecked.checks_shaders());
+    let kernels = Kernels::new(&on().gpu.device, unchecked).unwrap();
+    let checked = run(&on().gpu, &everything(&on().kernels).unwrap());
+    for (name, bits) in run(&on().gpu, &everything(&kernels).unwrap()) {
+        assert!(bits == checked[&name], "{name} differs without index checks");
+    }
 }

@@ -5,8 +5,9 @@ mod common;
 
 use common::gpu;
 use tileformer::convenience::{Gpu, Setup};
+use tileformer::kernels::Linear;
 use tileformer::layers::{Encoder, EncoderLayer, Inputs};
-use tileformer::{BatchShape, Bindings, Element, Error, Kernels, Layout, Options, Sequences, TensorView, wgpu};
+use tileformer::{BatchShape, Bindings, Builder, Element, Error, Kernels, Layout, Options, Sequences, TensorView, wgpu};
 
 /// Compilation in steps: each variant once, with progress; a plan bound afterwards needs no other.
 #[test]
@@ -43,6 +44,31 @@ fn a_pipeline_cache_is_used() {
     let bindings = program.tensors().map(|(name, _, element, layout)| (name.to_owned(), zeros(layout, element))).collect();
     gpu.run(&program.bind(&bindings).unwrap()).unwrap();
     assert!(cache.get_data().map(|data| data.len()) >= before);
+}
+
+/// Rule: a pinned variant runs wherever it can, and is passed over where it cannot.
+#[test]
+fn pinned_variants_are_preferred() {
+    let features = gpu().device.features();
+    let layout = |sizes: &[usize]| Layout::contiguous(sizes).unwrap();
+    let variant_of = |kernels: &Kernels, rows: usize| {
+        let mut b = Builder::new(kernels, "pinned");
+        let x = b.input("x", Element::F32, layout(&[rows, 64])).unwrap();
+        let weight = b.weight("weight", layout(&[128, 64])).unwrap();
+        let y = b.output("y", Element::F32, layout(&[rows, 128])).unwrap();
+        b.linear("linear", &Linear::new(x, weight, y)).unwrap();
+        b.finish().unwrap().variants()[0]
+    };
+    let tiles = tileformer::kernels::variants().into_iter().filter(|v| v.name().starts_with("linear.f32x4"));
+    let tiles: Vec<_> = tiles.filter(|v| features.contains(v.features())).collect();
+    assert!(tiles.len() > 1);
+    for &tile in &tiles {
+        let kernels = Kernels::new(&gpu().device, Options::default().with_pinned(tile)).unwrap();
+        assert_eq!(variant_of(&kernels, 100), tile);
+    }
+    let other = tileformer::kernels::variants().into_iter().find(|v| v.name().starts_with("layer_norm")).unwrap();
+    let kernels = Kernels::new(&gpu().device, Options::default().with_pinned(other)).unwrap();
+    assert_eq!(variant_of(&kernels, 100), variant_of(&Kernels::new(&gpu().device, Options::default()).unwrap(), 100));
 }
 
 /// A shader that does not compile is an error with the variant's name, from a warm-up and from a bind. Runs itself again, with
