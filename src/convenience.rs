@@ -12,7 +12,7 @@ use crate::scratch::checked;
 use crate::shape::Layout;
 use crate::spec::{SEQUENCE_WORDS, Sequences, check_ids};
 use crate::tensor::{Element, TensorView, Weight};
-use crate::{Bindings, Plan, Program, Role, Timing, wanted_features, wanted_limits};
+use crate::{Bindings, Options, Plan, Program, Role, Timing, wanted_experimental_features, wanted_features, wanted_limits};
 
 /// Uploads go in pieces of at most this many bytes, so that a driver never stages a whole model at once.
 pub const UPLOAD_BYTES: usize = 64 << 20;
@@ -38,6 +38,8 @@ pub struct Gpu {
     pub device: wgpu::Device,
     /// Its queue.
     pub queue: wgpu::Queue,
+    /// The matrix units that it may use: none unless it came from [`Gpu::open_experimental`].
+    pub cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
 }
 
 /// What is said where no adapter is found.
@@ -63,11 +65,35 @@ impl Gpu {
         pollster::block_on(Self::open_async(setup))
     }
 
+    /// As [`Gpu::open`], with cooperative matrices enabled where the adapter has them, for [`Gpu::options`] to pass on.
+    ///
+    /// # Safety
+    /// wgpu's experimental features may have bugs that lead to undefined behaviour: the caller accepts that
+    /// (see `wgpu::ExperimentalFeatures::enabled`).
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub unsafe fn open_experimental(setup: &Setup) -> Result<Self> {
+        // SAFETY: the caller has accepted what experimental features may do.
+        let token = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        pollster::block_on(Self::open_with(setup, Some(token)))
+    }
+
+    /// The default options of [`Kernels`](crate::Kernels) on this device, with its matrix units.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        Options::default().with_cooperative_matrices(self.cooperative_matrices.clone())
+    }
+
     /// Opens a device.
     ///
     /// # Errors
     /// As [`Gpu::open`].
     pub async fn open_async(setup: &Setup) -> Result<Self> {
+        Self::open_with(setup, None).await
+    }
+
+    async fn open_with(setup: &Setup, experimental: Option<wgpu::ExperimentalFeatures>) -> Result<Self> {
         let instance = instance();
         let adapter = match &setup.adapter {
             Some(name) => {
@@ -89,10 +115,16 @@ impl Gpu {
         let core = (wgpu::Features::empty(), wgpu::Limits::default());
         let (required_features, required_limits) =
             if setup.core_only { core } else { (wanted_features(&adapter), wanted_limits(&adapter)) };
-        let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
+        let mut descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
+        let mut cooperative_matrices = Vec::new();
+        if let Some(token) = experimental.filter(|_| !wanted_experimental_features(&adapter).is_empty()) {
+            descriptor.required_features |= wanted_experimental_features(&adapter);
+            descriptor.experimental_features = token;
+            cooperative_matrices = adapter.cooperative_matrix_properties();
+        }
         let opened = adapter.request_device(&descriptor).await;
         let (device, queue) = opened.map_err(|e| Error::Device(e.to_string()))?;
-        Ok(Self { info: adapter.get_info(), device, queue })
+        Ok(Self { info: adapter.get_info(), device, queue, cooperative_matrices })
     }
 
     /// A new contiguous tensor that holds `data`.

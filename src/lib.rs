@@ -24,7 +24,7 @@ mod warm_up;
 pub use bindings::Bindings;
 pub use builder::Builder;
 pub use error::{Error, Result};
-pub use pipeline::{Kernels, Options, wanted_features, wanted_limits};
+pub use pipeline::{Kernels, Options, wanted_experimental_features, wanted_features, wanted_limits};
 pub use plan::Plan;
 pub use program::{Dispatch, Program, Role, Tensor};
 pub use scratch::Scratch;

@@ -85,6 +85,14 @@ pub fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     adapter.features() & useful
 }
 
+/// The experimental features of an adapter that this crate has a use for: cooperative matrices, for f16 products on matrix units.
+/// A device that enables them needs wgpu's `ExperimentalFeatures` token, which is unsafe to make, and
+/// [`Options::cooperative_matrices`] from `Adapter::cooperative_matrix_properties`.
+#[must_use]
+pub fn wanted_experimental_features(adapter: &wgpu::Adapter) -> wgpu::Features {
+    adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+}
+
 /// WebGPU's default limits, with buffers and bindings as large and offsets as fine as the adapter allows: larger weights then need
 /// no splitting, and more views need no parameters of their own.
 /// Nothing beyond the defaults is required.

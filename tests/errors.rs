@@ -304,7 +304,7 @@ fn two_devices() {
     let [one, two] = [(); 2].map(|()| {
         let opened = adapter.request_device(&wgpu::DeviceDescriptor::default());
         let (device, queue) = pollster::block_on(opened).unwrap();
-        Env::on(Gpu { info: adapter.get_info(), device, queue })
+        Env::on(Gpu { info: adapter.get_info(), device, queue, cooperative_matrices: Vec::new() })
     });
     let mut bindings = one.projection_bindings();
     bindings.set("x", two.view(&[5, 8]));

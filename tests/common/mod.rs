@@ -68,7 +68,7 @@ pub fn small_bindings_gpu(bytes: u64) -> Gpu {
     let required_limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..tileformer::wanted_limits(&adapter) };
     let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device with small bindings");
-    Gpu { info: adapter.get_info(), device, queue }
+    Gpu { info: adapter.get_info(), device, queue, cooperative_matrices: Vec::new() }
 }
 
 /// Kernels on [`gpu`] with options of one's own; pipelines are compiled anew.
