@@ -25,6 +25,7 @@ def ours(arguments, scratch):
     for name in ("adapter", "peak_f32", "peak_f16"):
         value = getattr(arguments, name)
         command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    command += ["--unchecked"] if arguments.unchecked else []
     status = subprocess.run(command, cwd=ROOT).returncode
     return read(out) if status == 0 else sys.exit(f"compare: the bench ended with status {status}")
 
@@ -94,6 +95,7 @@ def main():
     p.add_argument("--adapter", help="part of the adapter's name")
     p.add_argument("--peak-f32", type=float, metavar="TFLOPS")
     p.add_argument("--peak-f16", type=float, metavar="TFLOPS")
+    p.add_argument("--unchecked", action="store_true", help="ours without index checks in shaders")
     p.add_argument("--note", default="", help="a sentence for the record, such as what else the machine does")
     p.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder for the record")
     arguments = p.parse_args()
@@ -117,7 +119,7 @@ def main():
 
 Adapter {head["device"]} ({head["backend"]}), driver {head["driver"]}, commit {commit}. {arguments.note}
 
-Ours: {head["clock"]}. Copy {copy["GB_per_s"]:.5g} GB/s ({copy["how"]}); an empty dispatch behind another {empty["us"]:.3g} µs; peaks: {head["peaks"]}.
+Ours: with {head["with"]}; {head["clock"]}. Copy {copy["GB_per_s"]:.5g} GB/s ({copy["how"]}); an empty dispatch behind another {empty["us"]:.3g} µs; peaks: {head["peaks"]}.
 {"".join(f"PyTorch {line['torch']} on {line['device']}. " for line in torches[:1])}A ratio is the peer's time over ours: above 1 we are faster. Peers were
 timed in turn with ours, PyTorch after it.
 {"".join(f"{chr(10)}Missing: {why}.{chr(10)}" for why in missing)}

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tileformer::convenience::Gpu;
-use tileformer::{Error, Program, Variant};
+use tileformer::{Error, Kernels, Program, Variant, wgpu};
 
 use crate::ceiling::Ceiling;
 use crate::clock::{Clock, Times};
@@ -28,10 +28,18 @@ impl Report {
     }
 
     /// What everything below was measured on, and the ceilings.
-    pub(crate) fn head(&mut self, gpu: &Gpu, clock: &Clock<'_>, ceiling: &Ceiling) -> io::Result<()> {
+    pub(crate) fn head(&mut self, gpu: &Gpu, kernels: &Kernels, clock: &Clock<'_>, ceiling: &Ceiling) -> io::Result<()> {
         let info = &gpu.info;
+        let features = gpu.device.features();
+        let mut with: Vec<&str> = [(wgpu::Features::SHADER_F16, "shader-f16"), (wgpu::Features::SUBGROUP, "subgroups")]
+            .into_iter()
+            .filter_map(|(feature, name)| features.contains(feature).then_some(name))
+            .collect();
+        with.extend((!gpu.cooperative_matrices.is_empty()).then_some("cooperative matrices"));
+        with.push(if kernels.options().checks_shaders() { "index checks" } else { "no index checks" });
+        let with = with.join(", ");
         println!("{} ({:?}, {:?}), driver {} {}", info.name, info.device_type, info.backend, info.driver, info.driver_info);
-        println!("times: {}\n{}\n", clock.name(), ceiling.describe());
+        println!("with {with}\ntimes: {}\n{}\n", clock.name(), ceiling.describe());
         println!(
             "{:<22} {:<8} {:>11} {:>11} {:>14} {:>8} {:>10} {:>11}  variants",
             "row", "dtype", "median µs", "best µs", "rate", "ceiling", "dispatches", "scratch"
@@ -42,6 +50,7 @@ impl Report {
             "device_type": format!("{:?}", info.device_type),
             "backend": format!("{:?}", info.backend),
             "driver": format!("{} {}", info.driver, info.driver_info),
+            "with": with,
             "clock": clock.name(),
             "peaks": ceiling.peaks(),
         }))?;

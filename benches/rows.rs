@@ -31,6 +31,7 @@ impl Row {
     pub(crate) fn dtype(&self) -> &'static str {
         match self.element {
             Element::F32 => "float32",
+            Element::F16 => "float16",
             other => other.name(),
         }
     }
@@ -109,8 +110,8 @@ impl Random {
         let columns = sizes.last().copied().unwrap_or(1) as f32;
         let scale = if role == Role::Weight { columns.sqrt().recip() } else { 1.0 };
         match element {
-            Element::F32 => gpu.upload_f32(sizes, &self.take(layout.len(), scale)),
-            _ => gpu.zeros(element, sizes),
+            Element::U32 => gpu.zeros(element, sizes),
+            floats => gpu.upload_floats(floats, sizes, &self.take(layout.len(), scale)),
         }
     }
 
@@ -148,8 +149,7 @@ pub(crate) fn full() -> Vec<Row> {
         ("base-decoder", Task::Decoder { batch: [32, 64], sizes: [512, 8, 2048] }),
         ("minilm", encoder([32, 128], [384, 12, 1536], 6)),
     ];
-    let row = |(id, task): (&str, Task)| Row { id: id.to_owned(), element: Element::F32, task };
-    tasks.into_iter().map(row).collect()
+    rows(tasks, "")
 }
 
 /// The rows for a CPU adapter, their ids with `-small` behind.
@@ -174,6 +174,12 @@ pub(crate) fn small() -> Vec<Row> {
         ("bert-layer-32", encoder([8, 32], [256, 4, 1024])),
         ("base-decoder", Task::Decoder { batch: [2, 64], sizes: [512, 8, 2048] }),
     ];
-    let row = |(id, task): (&str, Task)| Row { id: format!("{id}-small"), element: Element::F32, task };
-    tasks.into_iter().map(row).collect()
+    rows(tasks, "-small")
+}
+
+/// The tasks in f32, then those that there are in f16.
+fn rows<const N: usize>(tasks: [(&str, Task); N], suffix: &str) -> Vec<Row> {
+    let row = |element, (id, task): &(&str, Task)| Row { id: format!("{id}{suffix}"), element, task: task.clone() };
+    let f16 = tasks.iter().filter(|(_, task)| task.has_f16());
+    tasks.iter().map(|task| row(Element::F32, task)).chain(f16.map(|task| row(Element::F16, task))).collect()
 }

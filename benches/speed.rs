@@ -21,7 +21,7 @@ use clock::{Batch, Clock, Times};
 use report::Report;
 use rows::Row;
 use tileformer::convenience::{Gpu, Setup};
-use tileformer::{Error, Kernels, Options, Program, Result, wgpu};
+use tileformer::{Element, Error, Kernels, Program, Result, wgpu};
 
 /// Times the rows of the speed table.
 #[derive(Parser)]
@@ -31,9 +31,21 @@ struct Arguments {
     /// Which list: by default the small one on a CPU adapter, the full one on any other.
     #[arg(long)]
     list: Option<List>,
+    /// Only rows of this type.
+    #[arg(long)]
+    dtype: Option<Dtype>,
     /// Part of the adapter's name.
     #[arg(long)]
     adapter: Option<String>,
+    /// Opens the device with WebGPU's defaults: the core tier.
+    #[arg(long)]
+    core: bool,
+    /// Without cooperative matrices, which wgpu counts as experimental.
+    #[arg(long)]
+    no_matrices: bool,
+    /// Without index checks in shaders.
+    #[arg(long)]
+    unchecked: bool,
     /// Batches timed for each row, fewer on a CPU adapter where they take more than seconds.
     #[arg(long, default_value_t = 25)]
     samples: usize,
@@ -49,6 +61,12 @@ struct Arguments {
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -69,20 +87,32 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let gpu = Gpu::open(&Setup { adapter: arguments.adapter.clone(), ..Setup::default() })?;
-    let kernels = Kernels::new(&gpu.device, Options::default())?;
+    let setup = Setup { adapter: arguments.adapter.clone(), core_only: arguments.core };
+    let gpu = match arguments.core || arguments.no_matrices {
+        true => Gpu::open(&setup)?,
+        // SAFETY: a bug in wgpu's cooperative matrices reaches no further than this bench.
+        false => unsafe { Gpu::open_experimental(&setup) }?,
+    };
+    let mut options = gpu.options();
+    if arguments.unchecked {
+        // SAFETY: the sequences of every row lie inside its tensors.
+        options = unsafe { options.with_unchecked_shaders() };
+    }
+    let kernels = Kernels::new(&gpu.device, options)?;
     let clock = Clock::new(&gpu);
     let small = match arguments.list {
         Some(list) => matches!(list, List::Small),
         None => gpu.info.device_type == wgpu::DeviceType::Cpu,
     };
-    let wanted = |row: &Row| arguments.rows.is_empty() || arguments.rows.iter().any(|part| row.id.contains(part));
+    let typed = |row: &Row| arguments.dtype.is_none_or(|dtype| matches!(dtype, Dtype::F16) == (row.element == Element::F16));
+    let named = |row: &Row| arguments.rows.is_empty() || arguments.rows.iter().any(|part| row.id.contains(part));
+    let wanted = |row: &Row| named(row) && typed(row);
     let rows: Vec<Row> = if small { rows::small() } else { rows::full() }.into_iter().filter(wanted).collect();
 
     let peaks = Peaks::of(&gpu.info.name, arguments.peak_f32, arguments.peak_f16);
     let ceiling = Ceiling::measure(&gpu, &clock, peaks)?;
     let mut report = Report::new(arguments.json.as_deref())?;
-    report.head(&gpu, &clock, &ceiling)?;
+    report.head(&gpu, &kernels, &clock, &ceiling)?;
     for row in &rows {
         match row.program(&kernels) {
             Ok(program) => {

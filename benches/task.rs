@@ -129,6 +129,12 @@ impl Task {
         }
     }
 
+    /// Whether there is the task in f16: scores and probabilities are f32 whatever the rest is, and so is what else works on them
+    /// alone.
+    pub(crate) fn has_f16(&self) -> bool {
+        !matches!(self, Self::Scores(_) | Self::Values(_) | Self::Additive(_) | Self::Softmax(_) | Self::Argmax(_))
+    }
+
     /// The work in numbers, for tensors of `element`.
     pub(crate) fn work(&self, element: Element) -> Work {
         let bytes = |elements: usize| Work::Bytes(element.size() * elements as u64);

@@ -14,7 +14,7 @@ use crate::task::{Heads, Task, VOCABULARY};
 /// # Errors
 /// [`tileformer::Error::Limit`] on a device that is too small for it.
 pub(crate) fn program(task: &Task, element: Element, kernels: &Kernels, name: &str) -> Result<Program> {
-    let mut b = Builder::new(kernels, name);
+    let mut b = Builder::new(kernels, name).with_storage(element)?;
     let mut rows = Rows { b: &mut b, element };
     match task {
         Task::Linear(sizes, activation) => linear(&mut rows, *sizes, *activation)?,
@@ -30,11 +30,12 @@ pub(crate) fn program(task: &Task, element: Element, kernels: &Kernels, name: &s
         Task::Encoder { batch: [batch, t], sizes: [d_model, n_heads, d_ff], layers } => {
             let mut layer = EncoderLayer::new(*d_model, *n_heads, *d_ff);
             layer.feed_forward.activation = Activation::Gelu;
-            return Encoder::new(layer, *layers).program(kernels, &Inputs::new(BatchShape::padded(*batch, *t)));
+            let inputs = Inputs::new(BatchShape::padded(*batch, *t)).with_storage(element);
+            return Encoder::new(layer, *layers).program(kernels, &inputs);
         }
         Task::Decoder { batch: [batch, t], sizes: [d_model, n_heads, d_ff] } => {
             let layer = DecoderLayer::new(*d_model, *n_heads, *d_ff);
-            return layer.program(kernels, &Inputs::new(BatchShape::cross(*batch, *t, *t)));
+            return layer.program(kernels, &Inputs::new(BatchShape::cross(*batch, *t, *t)).with_storage(element));
         }
     }
     b.finish()
@@ -95,13 +96,13 @@ fn scores(rows: &mut Rows<'_>, heads: &Heads) -> Result<()> {
     let Heads { batch, heads: n_heads, t, s, size, .. } = *heads;
     let q = rows.input("q", &[batch * t, n_heads, size])?;
     let k = rows.input("k", &[batch * s, n_heads, size])?;
-    let scores = rows.output("scores", &[batch, n_heads, t, s])?;
+    let scores = rows.b.output("scores", Element::F32, Layout::contiguous(&[batch, n_heads, t, s])?)?;
     rows.b.attention_scores("scores", &AttentionScores { q, k, visibility: Visibility::default(), scores })
 }
 
 fn values(rows: &mut Rows<'_>, heads: &Heads) -> Result<()> {
     let Heads { batch, heads: n_heads, t, s, size, .. } = *heads;
-    let probs = rows.input("probs", &[batch, n_heads, t, s])?;
+    let probs = rows.b.input("probs", Element::F32, Layout::contiguous(&[batch, n_heads, t, s])?)?;
     let v = rows.input("v", &[batch * s, n_heads, size])?;
     let out = rows.output("out", &[batch * t, n_heads, size])?;
     rows.b.attention_values("values", &AttentionValues { probs, v, visibility: Visibility::default(), out })
@@ -112,7 +113,7 @@ fn additive(rows: &mut Rows<'_>, heads: &Heads) -> Result<()> {
     let q = rows.input("q", &[batch * t, n_heads, size])?;
     let k = rows.input("k", &[batch * s, n_heads, size])?;
     let vector = rows.weight("vector", &[n_heads, size])?;
-    let scores = rows.output("scores", &[batch, n_heads, t, s])?;
+    let scores = rows.b.output("scores", Element::F32, Layout::contiguous(&[batch, n_heads, t, s])?)?;
     let visibility = Visibility::new(AttentionOptions { scale: Some(1.0), ..AttentionOptions::default() });
     rows.b.additive_scores("scores", &AdditiveScores { q, k, vector, visibility, scores })
 }
