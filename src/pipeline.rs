@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
 use crate::scratch::checked;
-use crate::storage::DeviceClass;
+use crate::storage::{DeviceClass, MatrixSize};
 use crate::tensor::Element;
 use crate::variant::{GRID_FOLD, Variant};
 
@@ -26,6 +26,7 @@ pub struct Options {
     /// Variants to prefer over the table's choice, wherever they can run.
     pub pinned: Vec<Variant>,
     unchecked: bool,
+    emulated_matrices: Option<(MatrixSize, &'static str)>,
 }
 
 impl Options {
@@ -39,6 +40,15 @@ impl Options {
     #[must_use]
     pub fn with_cooperative_matrices(self, matrices: Vec<wgpu::CooperativeMatrixProperties>) -> Self {
         Self { cooperative_matrices: matrices, ..self }
+    }
+
+    /// With WGSL of the tests' own in place of the shared part that reaches cooperative matrices, so that the text of the kernels
+    /// runs on devices without them.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_emulated_matrices(self, size: u32, wgsl: &'static str) -> Self {
+        let size = if size == 8 { MatrixSize::M8 } else { MatrixSize::M16 };
+        Self { emulated_matrices: Some((size, wgsl)), ..self }
     }
 
     /// With one more variant that is taken wherever it can run: its kernel, class and tier; storage and outputs are the
@@ -93,8 +103,8 @@ pub fn wanted_experimental_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
 }
 
-/// WebGPU's default limits, with buffers and bindings as large and offsets as fine as the adapter allows: larger weights then need
-/// no splitting, and more views need no parameters of their own.
+/// WebGPU's default limits, with buffers, bindings and workgroup memory as large and offsets as fine as the adapter allows: larger
+/// weights then need no splitting, more views need no parameters of their own, and matrix units get larger tiles.
 /// Nothing beyond the defaults is required.
 #[must_use]
 pub fn wanted_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
@@ -102,6 +112,7 @@ pub fn wanted_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
     wgpu::Limits {
         max_buffer_size: found.max_buffer_size,
         max_storage_buffer_binding_size: found.max_storage_buffer_binding_size,
+        max_compute_workgroup_storage_size: found.max_compute_workgroup_storage_size,
         min_storage_buffer_offset_alignment: found.min_storage_buffer_offset_alignment,
         min_uniform_buffer_offset_alignment: found.min_uniform_buffer_offset_alignment,
         ..wgpu::Limits::default()
@@ -168,7 +179,11 @@ impl Kernels {
                 mapped_at_creation: false,
             })
         })?;
-        let class = DeviceClass::of(device, &options.cooperative_matrices);
+        let mut class = DeviceClass::of(device, &options.cooperative_matrices);
+        if let Some((size, _)) = options.emulated_matrices {
+            class.matrix = Some(size);
+            class.features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        }
         let inner = Inner { device: device.clone(), limits, class, options, pipelines: Mutex::default(), nothing };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -235,8 +250,9 @@ impl Kernels {
             true => wgpu::ShaderRuntimeChecks::unchecked(),
             false => wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() },
         };
+        let source = variant.source_with(self.inner.options.emulated_matrices.map(|(_, wgsl)| wgsl));
         let descriptor =
-            wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgpu::ShaderSource::Wgsl(variant.source().into()) };
+            wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgpu::ShaderSource::Wgsl(source.into()) };
         // SAFETY: index checks are off only where the caller of `with_unchecked_shaders` has promised that no index leaves its
         // tensor. The bounding of loops is off everywhere: every loop of the shaders counts up to a constant or to a parameter that
         // the host computed; lengths read from GPU buffers are clamped to such a parameter first. The test

@@ -1,6 +1,6 @@
 //! The table of variants: which compiled form of a kernel serves which shape on which device, and why.
 
-use crate::storage::{DeviceClass, Storage, Tier};
+use crate::storage::{DeviceClass, MatrixSize, Storage, Tier};
 use crate::variant::Variant;
 
 /// One way to cut an operation into workgroups: constants that head the shader.
@@ -49,6 +49,81 @@ pub(crate) const ROWS_LONG: Class = Class { name: "row64", constants: &[("THREAD
 
 /// One element group a thread.
 pub(crate) const FLAT: Class = Class { name: "flat", constants: &[("THREADS", 64)] };
+
+/// 128×128 outputs a workgroup, 32×64 a subgroup of 32 threads, two tiles of operands in 48 KiB of workgroup memory.
+pub(crate) const MATRIX_128: Class = Class {
+    name: "128x128x32m16",
+    constants: &[
+        ("MATRIX", 16),
+        ("THREADS", 256),
+        ("TILE_M", 128),
+        ("TILE_N", 128),
+        ("TILE_K", 32),
+        ("STAGES", 2),
+        ("PART_M", 32),
+        ("PART_N", 64),
+    ],
+};
+
+/// 64×64 outputs a workgroup, 32×32 a subgroup.
+pub(crate) const MATRIX_64: Class = Class {
+    name: "64x64x32m16",
+    constants: &[
+        ("MATRIX", 16),
+        ("THREADS", 128),
+        ("TILE_M", 64),
+        ("TILE_N", 64),
+        ("TILE_K", 32),
+        ("STAGES", 2),
+        ("PART_M", 32),
+        ("PART_N", 32),
+    ],
+};
+
+/// 32×64 outputs a workgroup, 16×32 a subgroup, with half as many barriers along k.
+pub(crate) const MATRIX_32: Class = Class {
+    name: "32x64x64m16",
+    constants: &[
+        ("MATRIX", 16),
+        ("THREADS", 128),
+        ("TILE_M", 32),
+        ("TILE_N", 64),
+        ("TILE_K", 64),
+        ("STAGES", 2),
+        ("PART_M", 16),
+        ("PART_N", 32),
+    ],
+};
+
+/// As [`MATRIX_64`], of smaller matrices.
+pub(crate) const MATRIX_64_M8: Class = Class {
+    name: "64x64x32m8",
+    constants: &[
+        ("MATRIX", 8),
+        ("THREADS", 128),
+        ("TILE_M", 64),
+        ("TILE_N", 64),
+        ("TILE_K", 32),
+        ("STAGES", 2),
+        ("PART_M", 32),
+        ("PART_N", 32),
+    ],
+};
+
+/// As [`MATRIX_32`], of smaller matrices.
+pub(crate) const MATRIX_32_M8: Class = Class {
+    name: "32x64x64m8",
+    constants: &[
+        ("MATRIX", 8),
+        ("THREADS", 128),
+        ("TILE_M", 32),
+        ("TILE_N", 64),
+        ("TILE_K", 64),
+        ("STAGES", 2),
+        ("PART_M", 16),
+        ("PART_N", 32),
+    ],
+};
 
 /// What a row of the table is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +182,28 @@ const ANY: fn(&Case, &DeviceClass) -> bool = |_, _| true;
 /// Rows up to which a projection takes the few-row form, and attention the tile for few queries.
 const FEW_ROWS: usize = 8;
 
+/// Whether matrices of this size serve a case, in so many bytes of workgroup memory.
+fn on_matrices<const SIZE: u32, const BYTES: u32>(case: &Case, device: &DeviceClass) -> bool {
+    let size = match device.matrix {
+        Some(MatrixSize::M16) => 16,
+        Some(MatrixSize::M8) => 8,
+        None => 0,
+    };
+    size == SIZE && device.workgroup_bytes >= BYTES && [Storage::F16, Storage::F16x4].contains(&case.storage)
+}
+
+/// A row for matrices.
+const fn matrix(
+    operation: Operation,
+    kernel: &'static str,
+    class: &'static Class,
+    fits: fn(&Case, &DeviceClass) -> bool,
+    best: fn(&Case, &DeviceClass) -> bool,
+    why: &'static str,
+) -> Row {
+    Row { operation, kernel, class, tier: Tier::Matrix, fits, best, why }
+}
+
 /// Read from above: the first row that fits, on a device that has what its tier needs.
 static TABLE: &[Row] = &[
     Row {
@@ -127,6 +224,46 @@ static TABLE: &[Row] = &[
         best: |c, _| c.rows <= FEW_ROWS && !c.invariant,
         why: "few rows: each weight is read once for four of them",
     },
+    matrix(
+        Operation::Linear,
+        "linear_matrix",
+        &MATRIX_128,
+        on_matrices::<16, 49_152>,
+        |c, _| c.columns >= 1024 && (c.invariant || c.rows * c.columns >= 132 * 128 * 128),
+        "the most products a byte of workgroup memory; enough tiles for every core of a large device",
+    ),
+    matrix(
+        Operation::Linear,
+        "linear_matrix",
+        &MATRIX_64,
+        on_matrices::<16, 24_576>,
+        |c, _| c.columns >= 64 && (c.invariant || c.rows * c.columns >= 132 * 64 * 64),
+        "four times as many tiles, where larger ones would leave cores idle",
+    ),
+    matrix(
+        Operation::Linear,
+        "linear_matrix",
+        &MATRIX_32,
+        on_matrices::<16, 31_744>,
+        |c, _| c.rows > FEW_ROWS || c.invariant,
+        "few rows or columns: less of a tile is empty, and more workgroups stream the weight",
+    ),
+    matrix(
+        Operation::Linear,
+        "linear_matrix",
+        &MATRIX_64_M8,
+        on_matrices::<8, 24_576>,
+        |c, _| c.columns >= 64 && (c.invariant || c.rows > 32),
+        "what 32 KiB of workgroup memory hold twice, beside the sums",
+    ),
+    matrix(
+        Operation::Linear,
+        "linear_matrix",
+        &MATRIX_32_M8,
+        on_matrices::<8, 31_744>,
+        |c, _| c.rows > FEW_ROWS || c.invariant,
+        "few rows or columns: less of a tile is empty",
+    ),
     Row {
         operation: Operation::Linear,
         kernel: "linear",
@@ -258,6 +395,42 @@ mod tests {
                     && v.tier == row.tier
             };
             assert!(all.iter().any(there), "no variant {} {}", row.kernel, row.class.name);
+        }
+    }
+
+    /// Rule: where a row on matrices fits, the device has the workgroup memory that its shader declares.
+    #[test]
+    fn rows_on_matrices_know_their_workgroup_memory() {
+        for variant in crate::kernels::variants().iter().filter(|v| v.tier == Tier::Matrix) {
+            let module = naga::front::wgsl::parse_str(&variant.source()).unwrap_or_else(|e| panic!("{variant:?}: {e}"));
+            let mut layouter = naga::proc::Layouter::default();
+            layouter.update(module.to_ctx()).unwrap_or_else(|e| panic!("{variant:?}: {e}"));
+            let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+            let bytes: u32 = shared.map(|(_, v)| layouter[v.ty].size).sum();
+            let size = if variant.class.get("MATRIX") == 8 { MatrixSize::M8 } else { MatrixSize::M16 };
+            let device = |workgroup_bytes| DeviceClass {
+                cpu: false,
+                features: variant.features(),
+                matrix: Some(size),
+                workgroup_bytes,
+                invocations: 256,
+            };
+            let rows = || TABLE.iter().filter(|r| (r.kernel, r.class.name) == (variant.kernel.name, variant.class.name));
+            assert!(rows().count() > 0, "{variant:?} is in no row");
+            for row in rows() {
+                let case = Case {
+                    operation: row.operation,
+                    kernel: row.kernel,
+                    storage: variant.storage,
+                    rows: 64,
+                    columns: 64,
+                    depth: 64,
+                    ragged_columns: false,
+                    invariant: false,
+                };
+                assert!(!(row.fits)(&case, &device(bytes - 1)), "{variant:?} needs {bytes} bytes");
+                assert!((row.fits)(&case, &device(49_152)), "{variant:?} fits no device");
+            }
         }
     }
 }

@@ -70,7 +70,12 @@ impl Binding {
 /// The directives that a shader needs to use a feature. naga takes subgroups without one, browsers do not.
 const ENABLE: &[(wgpu::Features, &str)] = &[
     (wgpu::Features::SHADER_F16, "enable f16;\n"),
-    (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "enable wgpu_cooperative_matrix;\n"),
+    // naga files its rule that matrices want uniform control flow under derivatives, and takes nothing that counts subgroups for
+    // uniform in them.
+    (
+        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+        "enable wgpu_cooperative_matrix;\ndiagnostic(off, derivative_uniformity);\n",
+    ),
     #[cfg(target_family = "wasm")]
     (wgpu::Features::SUBGROUP, "enable subgroups;\n"),
 ];
@@ -104,6 +109,12 @@ fn storage_source(storage: Storage) -> &'static Source {
         (Storage::Packedx4, wgsl!("shared/storage_packedx4.wgsl")),
     ];
     SOURCES.iter().find(|(s, _)| *s == storage).map_or(&SOURCES[0].1, |(_, source)| source)
+}
+
+/// The shared part of kernels on matrices of this size.
+fn matrix_source(size: u32) -> &'static Source {
+    const SOURCES: [Source; 2] = [wgsl!("shared/matrix_16.wgsl"), wgsl!("shared/matrix_8.wgsl")];
+    &SOURCES[usize::from(size == 8)]
 }
 
 pub(crate) const GRID: Source = wgsl!("shared/grid.wgsl");
@@ -170,9 +181,16 @@ impl Variant {
     /// files from `DIR`, laid out as `shaders/` is; what `DIR` lacks is taken from the ones compiled in.
     #[must_use]
     pub fn source(&self) -> String {
+        self.source_with(None)
+    }
+
+    /// The same, with `matrices` in place of the shared part on cooperative matrices and of the feature that it needs.
+    pub(crate) fn source_with(&self, matrices: Option<&str>) -> String {
         let mut text = format!("// {}\n", self.name());
+        let mut features = self.features();
+        features.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, self.tier == Tier::Matrix && matrices.is_none());
         for (feature, line) in ENABLE {
-            if self.features().contains(*feature) {
+            if features.contains(*feature) {
                 text += line;
             }
         }
@@ -180,10 +198,16 @@ impl Variant {
         for (name, value) in self.class.constants {
             text += &format!("const {name}: u32 = {value}u;\n");
         }
+        if let (Tier::Matrix, Some(matrices)) = (self.tier, matrices) {
+            text += matrices;
+        }
         let mut add = |source: &Source| {
             text += "\n";
             text += &live_text(source);
         };
+        if self.tier == Tier::Matrix && matrices.is_none() {
+            add(matrix_source(self.class.get("MATRIX")));
+        }
         add(storage_source(self.storage));
         add(&WIDE[usize::from(self.storage.in_fours())]);
         add(&GRID);

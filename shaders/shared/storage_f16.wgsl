@@ -5,6 +5,8 @@ alias Storage = f16;
 
 // Four neighbours, given the Storage of each.
 fn group4(a: Storage, b: Storage, c: Storage, d: Storage) -> vec4<f32> { return vec4<f32>(vec4<f16>(a, b, c, d)); }
+// The same as they are stored, for matrices.
+fn half4(a: Storage, b: Storage, c: Storage, d: Storage) -> vec4<f16> { return vec4<f16>(a, b, c, d); }
 
 // The first `count` of four neighbours, zeros behind.
 fn keep(v: vec4<f32>, count: u32) -> vec4<f32> {

@@ -5,6 +5,8 @@ alias Storage = vec4<f16>;
 
 // Four neighbours, given the Storage of each; here the first holds them all and the other loads vanish.
 fn group4(a: Storage, b: Storage, c: Storage, d: Storage) -> vec4<f32> { return vec4<f32>(a); }
+// The same as they are stored, for matrices.
+fn half4(a: Storage, b: Storage, c: Storage, d: Storage) -> vec4<f16> { return a; }
 
 // The first `count` of four neighbours, zeros behind; a group of four is never cut.
 fn keep(v: vec4<f32>, count: u32) -> vec4<f32> { return v; }

@@ -56,6 +56,9 @@ pub(super) static KERNEL: Kernel = Kernel {
 pub(super) static KERNEL_FEW: Kernel =
     Kernel { name: "linear_few", shared: &[&ACTIVATE, &COMMON], source: wgsl!("linear_few.wgsl"), ..KERNEL };
 
+pub(super) static KERNEL_MATRIX: Kernel =
+    Kernel { name: "linear_matrix", shared: &[&ACTIVATE, &COMMON], source: wgsl!("linear_matrix.wgsl"), ..KERNEL };
+
 /// y = activation(x · Wᵀ + bias) + residual, everything in one dispatch.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
@@ -146,6 +149,8 @@ impl Builder {
         let class = choice.class;
         let (kernel, tile_m, tile_n) = if choice.kernel == KERNEL_FEW.name {
             (&KERNEL_FEW, class.get("ROWS"), 4 * class.get("THREADS") / class.get("K_THREADS"))
+        } else if choice.kernel == KERNEL_MATRIX.name {
+            (&KERNEL_MATRIX, class.get("TILE_M"), class.get("TILE_N"))
         } else {
             (&KERNEL, class.get("TILE_M"), class.get("TILE_N"))
         };

@@ -28,7 +28,10 @@ pub use visibility::Visibility;
 
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
-use crate::tuning::{Case, Class, FEW_1, FEW_4, FLAT, Operation, ROWS_LONG, ROWS_SHORT, TILE_8, TILE_32, TILE_64};
+use crate::tuning::{
+    Case, Class, FEW_1, FEW_4, FLAT, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation, ROWS_LONG,
+    ROWS_SHORT, TILE_8, TILE_32, TILE_64,
+};
 use crate::variant::{Kernel, Variant};
 
 /// The forms that a kernel comes in: every combination of these.
@@ -43,14 +46,22 @@ struct Family {
 
 const CORE: &[Tier] = &[Tier::Core];
 
+/// Operands of matrices are f16.
+const NARROW: &[Storage] = &[Storage::F16, Storage::F16x4];
+
 const fn family(kernel: &'static Kernel, classes: &'static [&'static Class], storages: &'static [Storage]) -> Family {
     Family { kernel, classes, storages, tiers: CORE, outputs: 0 }
+}
+
+const fn matrix_family(kernel: &'static Kernel, classes: &'static [&'static Class]) -> Family {
+    Family { tiers: &[Tier::Matrix], ..family(kernel, classes, NARROW) }
 }
 
 /// Every kernel with its forms.
 static FAMILIES: &[Family] = &[
     family(&linear::KERNEL, &[&TILE_64, &TILE_32], Storage::ALL),
     family(&linear::KERNEL_FEW, &[&FEW_4, &FEW_1], Storage::ALL),
+    matrix_family(&linear::KERNEL_MATRIX, &[&MATRIX_128, &MATRIX_64, &MATRIX_32, &MATRIX_64_M8, &MATRIX_32_M8]),
     family(&activation::KERNEL, &[&FLAT], Storage::ALL),
     family(&attention_scores::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], Storage::ALL),
     family(&additive_scores::KERNEL, &[&FLAT], Storage::ALL),

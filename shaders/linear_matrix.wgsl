@@ -1,0 +1,126 @@
+// linear_matrix: y = activation(x · Wᵀ + bias) + residual, x and W in f16, on cooperative matrices that sum in f32
+//
+//   x (rows, d_in), weight (d_out, d_in), bias (d_out), residual (rows, d_out) -> y (rows, d_out)
+//
+// A workgroup makes TILE_M × TILE_N of y, each subgroup a part of PART_M × PART_N in registers. Where there are fewer subgroups
+// than parts (their size is the driver's choice) the product is made again for the next parts; surplus subgroups repeat the last
+// part. The next tile of operands is on its way to registers while one is multiplied. Rows and columns past the edge repeat the
+// last one's data and are not stored; past d_in there are zeros. Sums run over k in order, so a row's bits do not depend on
+// other rows. A matrix shows its elements in workgroup memory only: sums pass through it to the epilogue, one matrix of each
+// part at a time.
+// Workgroup memory: STAGES · (TILE_M + TILE_N) · (TILE_K + 8) · 2 bytes of operands, PARTS · MATRIX² · 4 bytes of sums.
+// Loops: k up to d_in. Parameters, bindings and epilogue: shared/linear.wgsl. Matrices: shared/matrix_16.wgsl or matrix_8.wgsl.
+
+const ROW: u32 = TILE_K + 8u;                    // between rows of a tile; the padding spreads them over the banks
+const B_AT: u32 = TILE_M * ROW;                  // where the tile of W begins, behind that of x
+const STAGE: u32 = (TILE_M + TILE_N) * ROW;
+const OPERANDS: u32 = STAGES * STAGE;
+
+const BLOCKS_M: u32 = PART_M / MATRIX;
+const BLOCKS_N: u32 = PART_N / MATRIX;
+const PARTS_M: u32 = TILE_M / PART_M;
+const PARTS: u32 = PARTS_M * (TILE_N / PART_N);
+const SQUARE: u32 = MATRIX * MATRIX;
+const SUMS: u32 = PARTS * SQUARE;
+
+const GROUPS: u32 = TILE_K / 4u;                 // groups of four in a row of a tile
+const STEP: u32 = THREADS / GROUPS;              // rows that all threads load at once
+const LOADS_A: u32 = TILE_M / STEP;
+const LOADS_B: u32 = TILE_N / STEP;
+
+alias Accumulator = array<MatrixC, BLOCKS_M * BLOCKS_N>;
+alias Fetched = array<vec4<f16>, LOADS_A + LOADS_B>;
+
+// What of four operands at k lies inside the row.
+fn inside(v: vec4<f16>, k: u32) -> vec4<f16> {
+  return select(vec4<f16>(0.0), v, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(params.d_in));
+}
+
+fn x_at(m: u32, k: u32) -> vec4<f16> {
+  let at = params.x_offset + min(m, params.rows - 1u) * params.x_row + k;
+  return half4(x[at / LANES], x[(at + 1u) / LANES], x[(at + 2u) / LANES], x[(at + 3u) / LANES]);
+}
+
+fn weight_at(n: u32, k: u32) -> vec4<f16> {
+  let at = params.weight_offset + min(n, params.d_out - 1u) * params.weight_row + k;
+  return half4(weight[at / LANES], weight[(at + 1u) / LANES], weight[(at + 2u) / LANES], weight[(at + 3u) / LANES]);
+}
+
+// The thread's share of the tiles at k0.
+fn fetch(to: ptr<function, Fetched>, thread: u32, m0: u32, n0: u32, k0: u32) {
+  let k = k0 + thread % GROUPS * 4u;
+  let m = m0 + thread / GROUPS;
+  let n = n0 + thread / GROUPS;
+  if k0 + TILE_K <= params.d_in {
+    for (var i = 0u; i < LOADS_A; i++) { (*to)[i] = x_at(m + i * STEP, k); }
+    for (var i = 0u; i < LOADS_B; i++) { (*to)[LOADS_A + i] = weight_at(n + i * STEP, k); }
+  } else if k < params.d_in {
+    for (var i = 0u; i < LOADS_A; i++) { (*to)[i] = inside(x_at(m + i * STEP, k), k); }
+    for (var i = 0u; i < LOADS_B; i++) { (*to)[LOADS_A + i] = inside(weight_at(n + i * STEP, k), k); }
+  } else {
+    *to = Fetched();
+  }
+}
+
+fn place(fetched: ptr<function, Fetched>, thread: u32, stage: u32) {
+  let at = stage * STAGE + thread / GROUPS * ROW + thread % GROUPS * 4u;
+  for (var i = 0u; i < LOADS_A; i++) { put_operands(at + i * STEP * ROW, (*fetched)[i]); }
+  for (var i = 0u; i < LOADS_B; i++) { put_operands(at + B_AT + i * STEP * ROW, (*fetched)[LOADS_A + i]); }
+}
+
+fn multiply_stage(sum: ptr<function, Accumulator>, part: u32, stage: u32) {
+  let a_at = stage * STAGE + part % PARTS_M * PART_M * ROW;
+  let b_at = stage * STAGE + B_AT + part / PARTS_M * PART_N * ROW;
+  for (var k = 0u; k < TILE_K; k += MATRIX) {
+    var b: array<MatrixB, BLOCKS_N>;
+    for (var j = 0u; j < BLOCKS_N; j++) { b[j] = load_b_transposed(b_at + j * MATRIX * ROW + k, ROW); }
+    for (var i = 0u; i < BLOCKS_M; i++) {
+      let a = load_a(a_at + i * MATRIX * ROW + k, ROW);
+      for (var j = 0u; j < BLOCKS_N; j++) {
+        (*sum)[i * BLOCKS_N + j] = multiply_add(a, b[j], (*sum)[i * BLOCKS_N + j]);
+      }
+    }
+  }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32,
+        @builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32) {
+  let tile = workgroup_number(id);
+  if tile >= params.tiles_m * params.tiles_n { return; }
+  let m0 = tile % params.tiles_m * TILE_M;
+  let n0 = tile / params.tiles_m * TILE_N;
+
+  for (var first = 0u; first < PARTS; first += subgroups) {
+    let part = min(first + subgroup, PARTS - 1u);
+    var sum = Accumulator();
+    var fetched: Fetched;
+    var stage = 0u;
+    fetch(&fetched, thread, m0, n0, 0u);
+    place(&fetched, thread, stage);
+    workgroupBarrier();
+    for (var k0 = 0u; k0 < params.d_in; k0 += TILE_K) {
+      fetch(&fetched, thread, m0, n0, k0 + TILE_K);
+      multiply_stage(&sum, part, stage);
+      if STAGES == 1u { workgroupBarrier(); }
+      stage = (stage + 1u) % STAGES;
+      place(&fetched, thread, stage);
+      workgroupBarrier();
+    }
+
+    for (var block = 0u; block < BLOCKS_M * BLOCKS_N; block++) {
+      // One store for each matrix, of which one runs: no index that is only known at run time.
+      for (var i = 0u; i < BLOCKS_M * BLOCKS_N; i++) {
+        if i == block { store_c(sum[i], part * SQUARE, MATRIX); }
+      }
+      workgroupBarrier();
+      for (var at = thread * 4u; at < SUMS; at += THREADS * 4u) {
+        let owner = at / SQUARE;
+        let m = m0 + owner % PARTS_M * PART_M + block / BLOCKS_N * MATRIX + at % SQUARE / MATRIX;
+        let n = n0 + owner / PARTS_M * PART_N + block % BLOCKS_N * MATRIX + at % MATRIX;
+        if owner >= first && owner < first + subgroups { store(m, n, epilogue(get_sums(at), m, n)); }
+      }
+      workgroupBarrier();
+    }
+  }
+}
