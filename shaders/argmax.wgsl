@@ -2,8 +2,9 @@
 //
 //   x (rows, columns), by its bits -> ids (rows)
 //
-// ROW_THREADS threads share a row. Floats are compared as integers in the same order, −0 equal to +0; NaN is never chosen,
-// and a row of nothing else gives 0. Loops: columns. Workgroup memory: THREADS · 8 bytes.
+// ROW_THREADS threads share a row, and have GROUPS loads of four columns under way at a time. Floats are compared as integers in
+// the same order, −0 equal to +0; NaN is never chosen, and a row of nothing else gives 0.
+// Loops: columns. Entry point, workgroup memory: shared/rows.wgsl.
 
 struct Params {
   rows: u32,
@@ -18,50 +19,43 @@ struct Params {
 @group(1) @binding(0) var<storage, read> x: array<Bits>;               // (rows, columns)
 @group(1) @binding(1) var<storage, read_write> ids: array<u32>;        // (rows)
 
-const ROWS: u32 = THREADS / ROW_THREADS;
-
-var<workgroup> best_key: array<u32, THREADS>;
-var<workgroup> best_column: array<u32, THREADS>;
-
-// A number that orders as the float with these bits does; 0 for NaN.
-fn order(bits: u32) -> u32 {
-  let magnitude = bits & 0x7fffffffu;
-  if magnitude > 0x7f800000u { return 0u; }
-  return select(0x80000000u + magnitude, 0x80000000u - magnitude, bits != magnitude);
+// Numbers that order as the floats with these bits do; 0 for NaN.
+fn order(bits: vec4<u32>) -> vec4<u32> {
+  let magnitude = bits & vec4<u32>(0x7fffffffu);
+  let ordered = select(0x80000000u + magnitude, 0x80000000u - magnitude, bits != magnitude);
+  return select(ordered, vec4<u32>(0u), magnitude > vec4<u32>(0x7f800000u));
 }
 
-@compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
   let first = workgroup_number(id) * ROWS;
   if first >= params.rows { return; }
   let row = min(first + thread / ROW_THREADS, params.rows - 1u);
   let x_row = params.x_offset + row * params.x_row;
+  let last = (params.columns - 1u) / 4u * 4u;
+  let start = thread % ROW_THREADS * 4u;
 
   var key = 0u;
   var column = 0u;
-  for (var c = thread % ROW_THREADS * 4u; c < params.columns; c += ROW_THREADS * 4u) {
-    let at = x_row + c;
-    let bits = bits4(x[at / WIDE_LANES], x[(at + 1u) / WIDE_LANES], x[(at + 2u) / WIDE_LANES], x[(at + 3u) / WIDE_LANES]);
-    for (var l = 0u; l < 4u && c + l < params.columns; l++) {
-      let candidate = order(bits[l]);
-      if candidate > key {
-        key = candidate;
-        column = c + l;
+  for (var c0 = start; c0 < params.columns; c0 += GROUPS * STEP) {
+    var found: array<vec4<u32>, GROUPS>;
+    for (var g = 0u; g < GROUPS; g++) {
+      let at = x_row + min(c0 + g * STEP, last);
+      found[g] = bits4(x[at / WIDE_LANES], x[(at + 1u) / WIDE_LANES], x[(at + 2u) / WIDE_LANES], x[(at + 3u) / WIDE_LANES]);
+    }
+    for (var g = 0u; g < GROUPS; g++) {
+      let candidates = order(found[g]);
+      let c = c0 + g * STEP;
+      for (var l = 0u; l < 4u; l++) {
+        let better = candidates[l] > key && c + l < params.columns;
+        key = select(key, candidates[l], better);
+        column = select(column, c + l, better);
       }
     }
   }
-  best_key[thread] = key;
-  best_column[thread] = column;
-  workgroupBarrier();
-
-  if thread % ROW_THREADS == 0u && first + thread / ROW_THREADS < params.rows {
-    for (var i = 1u; i < ROW_THREADS; i++) {
-      let other = best_key[thread + i];
-      if other > key || (other == key && best_column[thread + i] < column) {
-        key = other;
-        column = best_column[thread + i];
-      }
-    }
-    ids[params.ids_offset + row * params.id_stride] = column;
+  let best = row_max(0u, thread, subgroup, key);
+  // The lowest column is the largest of their complements.
+  let lowest = ~row_max(1u, thread, subgroup, select(0u, ~column, key == best));
+  if start == 0u && first + thread / ROW_THREADS < params.rows {
+    ids[params.ids_offset + row * params.id_stride] = lowest;
   }
 }

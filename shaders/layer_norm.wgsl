@@ -3,9 +3,10 @@
 //   x (rows, columns), residual (rows, columns), weight (columns), bias (columns)
 //     -> y (rows, columns), sum (rows, columns) = s, statistics (rows, 2) = mean and 1 / √(variance + eps)
 //
-// ROW_THREADS threads share a row. The row's first element is subtracted before anything is summed and the variance takes
-// a second pass, so that neither a large mean nor a constant row with a tiny eps loses digits.
-// Loops: columns. Workgroup memory: shared/rows.wgsl. (Ba et al., arXiv 1607.06450)
+// ROW_THREADS threads share a row and keep its first GROUPS · STEP columns in registers, so that they are read once; what a row
+// has beyond is read in each pass. The row's first element is subtracted before anything is summed and the variance takes a
+// second pass, so that neither a large mean nor a constant row with a tiny eps loses digits.
+// Loops: columns. Entry point, workgroup memory: shared/rows.wgsl. (Ba et al., arXiv 1607.06450)
 
 struct Params {
   rows: u32,
@@ -18,6 +19,8 @@ struct Params {
   residual: u32,       // whether bound
   weight: u32,
   bias: u32,
+  sum: u32,
+  statistics: u32,
   eps: f32,
   x_offset: u32,
   residual_offset: u32,
@@ -35,60 +38,104 @@ struct Params {
 @group(1) @binding(1) var<storage, read> residual: array<Storage>;     // (rows, columns)
 @group(1) @binding(2) var<storage, read_write> y: array<Storage>;      // (rows, columns)
 
-fn weight4(at: u32) -> vec4<f32> {
+fn x4(row: u32, c: u32) -> vec4<f32> {
+  let at = params.x_offset + row * params.x_row + c;
+  return group4(x[at / LANES], x[(at + 1u) / LANES], x[(at + 2u) / LANES], x[(at + 3u) / LANES]);
+}
+
+fn residual4(row: u32, c: u32) -> vec4<f32> {
+  let at = params.residual_offset + row * params.residual_row + c;
+  return group4(residual[at / LANES], residual[(at + 1u) / LANES], residual[(at + 2u) / LANES], residual[(at + 3u) / LANES]);
+}
+
+fn weight4(c: u32) -> vec4<f32> {
+  let at = params.weight_offset + c;
   return group4(weight[at / LANES], weight[(at + 1u) / LANES], weight[(at + 2u) / LANES], weight[(at + 3u) / LANES]);
 }
 
-fn bias4(at: u32) -> vec4<f32> {
+fn bias4(c: u32) -> vec4<f32> {
+  let at = params.bias_offset + c;
   return group4(bias[at / LANES], bias[(at + 1u) / LANES], bias[(at + 2u) / LANES], bias[(at + 3u) / LANES]);
 }
 
 // x + residual, columns c .. c + 3.
 fn s4(row: u32, c: u32) -> vec4<f32> {
-  let at = params.x_offset + row * params.x_row + c;
-  var v = group4(x[at / LANES], x[(at + 1u) / LANES], x[(at + 2u) / LANES], x[(at + 3u) / LANES]);
-  if params.residual != 0u {
-    let r = params.residual_offset + row * params.residual_row + c;
-    v += group4(residual[r / LANES], residual[(r + 1u) / LANES], residual[(r + 2u) / LANES], residual[(r + 3u) / LANES]);
-  }
+  var v = x4(row, c);
+  if params.residual != 0u { v += residual4(row, c); }
   return v;
 }
 
-@compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn store(row: u32, c: u32, v: vec4<f32>) {
+  let at = params.y_offset + row * params.y_row + c;
+  for (var l = 0u; l < 4u / LANES; l++) {
+    if c + l * LANES < params.columns { y[at / LANES + l] = pick(v, l); }
+  }
+}
+
+fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
   let first = workgroup_number(id) * ROWS;
   if first >= params.rows { return; }
   let row = min(first + thread / ROW_THREADS, params.rows - 1u);
   let live = first + thread / ROW_THREADS < params.rows;
   let start = thread % ROW_THREADS * 4u;
+  let last = (params.columns - 1u) / 4u * 4u;
   let columns = f32(params.columns);
   let shift = s4(row, 0u).x;
 
+  // All loads stand before the first use. Groups behind the last one load that again: cheaper than a branch each.
+  var kept: array<vec4<f32>, GROUPS>;
+  for (var g = 0u; g < GROUPS; g++) {
+    if g * STEP < params.columns { kept[g] = x4(row, min(start + g * STEP, last)); }
+  }
+  if params.residual != 0u {
+    for (var g = 0u; g < GROUPS; g++) { kept[g] += residual4(row, min(start + g * STEP, last)); }
+  }
+
   var sum = vec4<f32>(0.0);
-  for (var c = start; c < params.columns; c += ROW_THREADS * 4u) {
+  for (var g = 0u; g < GROUPS; g++) {
+    let c = start + g * STEP;
+    if live && c < params.columns { store_sum(row, c, kept[g]); }
+    kept[g] -= shift;
+    sum += select(vec4<f32>(0.0), keep(kept[g], params.columns - c), c < params.columns);
+  }
+  for (var c = start + GROUPS * STEP; c < params.columns; c += STEP) {
     let s = s4(row, c);
     if live { store_sum(row, c, s); }
     sum += keep(s - shift, params.columns - c);
   }
-  let mean = row_sum(thread, (sum.x + sum.y) + (sum.z + sum.w)) / columns;
+  let mean = row_sum(0u, thread, subgroup, (sum.x + sum.y) + (sum.z + sum.w)) / columns;
 
   var squares = vec4<f32>(0.0);
-  for (var c = start; c < params.columns; c += ROW_THREADS * 4u) {
+  for (var g = 0u; g < GROUPS; g++) {
+    let c = start + g * STEP;
+    kept[g] -= mean;
+    let d = select(vec4<f32>(0.0), keep(kept[g], params.columns - c), c < params.columns);
+    squares = fma(d, d, squares);
+  }
+  for (var c = start + GROUPS * STEP; c < params.columns; c += STEP) {
     let d = keep(s4(row, c) - shift - mean, params.columns - c);
     squares = fma(d, d, squares);
   }
-  let variance = row_sum(thread, (squares.x + squares.y) + (squares.z + squares.w)) / columns;
+  let variance = row_sum(1u, thread, subgroup, (squares.x + squares.y) + (squares.z + squares.w)) / columns;
   let spread = variance + params.eps;
   let inverse = select(0.0, inverseSqrt(spread), spread > 0.0);  // a constant row with eps 0 has no deviations to scale
   if live && start == 0u { store_statistics(row, shift + mean, inverse); }
 
-  for (var c = start; live && c < params.columns; c += ROW_THREADS * 4u) {
+  for (var g = 0u; g < GROUPS; g++) { kept[g] *= inverse; }
+  if params.weight != 0u {
+    for (var g = 0u; g < GROUPS; g++) { kept[g] *= weight4(min(start + g * STEP, last)); }
+  }
+  if params.bias != 0u {
+    for (var g = 0u; g < GROUPS; g++) { kept[g] += bias4(min(start + g * STEP, last)); }
+  }
+  for (var g = 0u; g < GROUPS; g++) {
+    let c = start + g * STEP;
+    if live && c < params.columns { store(row, c, kept[g]); }
+  }
+  for (var c = start + GROUPS * STEP; live && c < params.columns; c += STEP) {
     var v = (s4(row, c) - shift - mean) * inverse;
-    if params.weight != 0u { v *= weight4(params.weight_offset + c); }
-    if params.bias != 0u { v += bias4(params.bias_offset + c); }
-    let at = params.y_offset + row * params.y_row + c;
-    for (var l = 0u; l < 4u / LANES; l++) {
-      if c + l * LANES < params.columns { y[at / LANES + l] = pick(v, l); }
-    }
+    if params.weight != 0u { v *= weight4(c); }
+    if params.bias != 0u { v += bias4(c); }
+    store(row, c, v);
   }
 }

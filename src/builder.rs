@@ -27,7 +27,7 @@ pub(crate) struct Launch<'a, P> {
 }
 
 /// The most threads of a workgroup, of any kernel.
-const THREADS: u32 = 64;
+const THREADS: u32 = 128;
 
 static NEXT_BUILDER: AtomicU64 = AtomicU64::new(0);
 

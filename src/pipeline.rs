@@ -10,7 +10,13 @@ use crate::error::{Error, Result};
 use crate::scratch::checked;
 use crate::storage::{DeviceClass, MatrixSize};
 use crate::tensor::Element;
-use crate::variant::{GRID_FOLD, Variant};
+use crate::variant::{Binding, GRID_FOLD, Variant};
+
+/// Bytes bound in place of an absent tensor: a multiple of every offset alignment.
+const NOTHING_BYTES: u64 = 256;
+
+/// More than any kernel's last binding number.
+const BINDINGS: u64 = 8;
 
 /// What holds for a whole device.
 #[derive(Clone, Debug, Default)]
@@ -141,8 +147,8 @@ struct Inner {
     class: DeviceClass,
     options: Options,
     pipelines: Mutex<HashMap<Variant, Pipeline>>,
-    /// Stands in for optional inputs that are left out.
-    nothing: wgpu::Buffer,
+    /// Stand in for tensors that are left out: inputs, outputs.
+    nothing: [wgpu::Buffer; 2],
 }
 
 impl fmt::Debug for Kernels {
@@ -171,12 +177,14 @@ impl Kernels {
                 return Err(Error::Limit { what: "the core tier".into(), limit, needed, allowed });
             }
         }
-        let nothing = checked(device, "a buffer in place of absent tensors", || {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("tileformer: no tensor"),
-                size: 256,
-                usage: wgpu::BufferUsages::STORAGE,
-                mapped_at_creation: false,
+        let nothing = checked(device, "buffers in place of absent tensors", || {
+            [1, BINDINGS].map(|bindings| {
+                device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("tileformer: no tensor"),
+                    size: NOTHING_BYTES * bindings,
+                    usage: wgpu::BufferUsages::STORAGE,
+                    mapped_at_creation: false,
+                })
             })
         })?;
         let mut class = DeviceClass::of(device, &options.cooperative_matrices);
@@ -218,8 +226,15 @@ impl Kernels {
         self.inner.limits.min_uniform_buffer_offset_alignment.max(16) as usize
     }
 
-    pub(crate) fn nothing(&self) -> &wgpu::Buffer {
-        &self.inner.nothing
+    /// What is bound in place of an absent tensor: buffer, offset, bytes. Outputs have a buffer of their own, and a part of it
+    /// each: no memory may be bound for writing twice.
+    pub(crate) fn nothing(&self, binding: &Binding) -> (&wgpu::Buffer, u64, u64) {
+        let [read, written] = &self.inner.nothing;
+        if binding.writes {
+            (written, NOTHING_BYTES * (u64::from(binding.binding) % BINDINGS), NOTHING_BYTES)
+        } else {
+            (read, 0, NOTHING_BYTES)
+        }
     }
 
     pub(crate) fn pipelines(&self) -> MutexGuard<'_, HashMap<Variant, Pipeline>> {

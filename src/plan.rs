@@ -204,14 +204,14 @@ impl Plan {
         let mut entries: [Vec<wgpu::BindGroupEntry<'_>>; 2] = Default::default();
         for operand in &dispatch.operands {
             let (buffer, offset, size) = match operand.tensor {
-                None => (inner.kernels.nothing(), 0, inner.kernels.nothing().size()),
+                None => inner.kernels.nothing(operand.binding),
                 Some(tensor) => {
                     let slot = &inner.slots[tensor.slot()];
                     let Some((buffer, first)) = self.locate(inner, tensor.slot(), tensor.offset()) else { continue };
                     let bytes = slot.element.size();
                     let remainder = first % inner.kernels.tensor_step(slot.element);
                     if operand.binding.load != Load::Single && !remainder.is_multiple_of(4) {
-                        variant.storage = variant.storage.in_groups(false);
+                        variant = variant.unaligned();
                     }
                     if operand.binding.load == Load::Grouped && !remainder.is_multiple_of(variant.storage.lanes()) {
                         let expected = "an even offset, as f16 is stored in pairs here";

@@ -41,11 +41,23 @@ pub(crate) const FEW_4: Class = Class { name: "4x16", constants: &[("THREADS", 6
 /// One row.
 pub(crate) const FEW_1: Class = Class { name: "1x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 1)] };
 
-/// Eight threads a row, eight rows a workgroup: short rows.
-pub(crate) const ROWS_SHORT: Class = Class { name: "rows8", constants: &[("THREADS", 64), ("ROW_THREADS", 8)] };
+/// 32 threads a row, four rows a workgroup; up to 1024 columns in registers, eight loads of 16 bytes under way a thread. A row is
+/// one subgroup on most GPUs, and 128 threads are whole subgroups of any size.
+pub(crate) const ROWS_32: Class =
+    Class { name: "rows32", constants: &[("THREADS", 128), ("ROW_THREADS", 32), ("GROUPS", 8)] };
 
-/// 64 threads a row: long rows.
-pub(crate) const ROWS_LONG: Class = Class { name: "row64", constants: &[("THREADS", 64), ("ROW_THREADS", 64)] };
+/// 128 threads a row, up to 4096 columns in registers.
+pub(crate) const ROW_128: Class =
+    Class { name: "row128", constants: &[("THREADS", 128), ("ROW_THREADS", 128), ("GROUPS", 8)] };
+
+/// Eight threads a row, one row a workgroup: a single vector of a CPU adapter, which a barrier does not suspend. What does not
+/// fit its registers is cheap to read again there.
+pub(crate) const ROW_8: Class = Class { name: "row8", constants: &[("THREADS", 8), ("ROW_THREADS", 8), ("GROUPS", 4)] };
+
+/// The class that serves views which are not aligned to four elements, of those that take at most as many workgroups.
+pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
+    if class.name == ROW_128.name { &ROWS_32 } else { class }
+}
 
 /// One element group a thread.
 pub(crate) const FLAT: Class = Class { name: "flat", constants: &[("THREADS", 64)] };
@@ -153,6 +165,13 @@ pub(crate) struct Case {
     pub(crate) ragged_columns: bool,
     /// Forbids choices by what a batch changes: `rows`, and ragged columns.
     pub(crate) invariant: bool,
+}
+
+impl Case {
+    /// Whether neither columns nor their alignment may decide: a batch changes both.
+    fn ragged(&self) -> bool {
+        self.invariant && self.ragged_columns
+    }
 }
 
 /// What the table answers.
@@ -339,20 +358,56 @@ static TABLE: &[Row] = &[
     Row {
         operation: Operation::Rows,
         kernel: "",
-        class: &ROWS_LONG,
-        tier: Tier::Core,
-        fits: ANY,
-        best: |c, _| c.columns > 1024 && !(c.invariant && c.ragged_columns),
-        why: "long rows: 64 threads read neighbouring groups",
+        class: &ROW_8,
+        tier: Tier::Subgroups,
+        fits: |c, _| c.storage == Storage::F32x4,
+        best: |c, d| d.cpu && !c.ragged(),
+        why: "a CPU adapter: a row is one vector, and shuffles suspend nothing",
     },
     Row {
         operation: Operation::Rows,
         kernel: "",
-        class: &ROWS_SHORT,
+        class: &ROW_8,
+        tier: Tier::Core,
+        fits: |c, _| Storage::WIDE.contains(&c.storage),
+        best: |_, d| d.cpu,
+        why: "a CPU adapter: a row is one vector, and barriers of one vector suspend nothing",
+    },
+    Row {
+        operation: Operation::Rows,
+        kernel: "",
+        class: &ROW_128,
+        tier: Tier::Subgroups,
+        fits: |c, _| c.storage.in_fours(),
+        best: |c, _| c.columns > 1024 && !c.ragged(),
+        why: "long rows: 4096 columns in registers, and few barriers",
+    },
+    Row {
+        operation: Operation::Rows,
+        kernel: "",
+        class: &ROW_128,
+        tier: Tier::Core,
+        fits: |c, _| c.storage.in_fours(),
+        best: |c, _| c.columns > 1024 && !c.ragged(),
+        why: "long rows: 4096 columns in registers",
+    },
+    Row {
+        operation: Operation::Rows,
+        kernel: "",
+        class: &ROWS_32,
+        tier: Tier::Subgroups,
+        fits: |c, _| c.storage.in_fours(),
+        best: |c, _| !c.ragged(),
+        why: "short rows: one subgroup each on most GPUs, and no barrier",
+    },
+    Row {
+        operation: Operation::Rows,
+        kernel: "",
+        class: &ROWS_32,
         tier: Tier::Core,
         fits: ANY,
         best: ANY,
-        why: "short rows: eight of them a workgroup, few threads idle",
+        why: "short rows in registers; rows that a batch makes longer, and unaligned ones of any length",
     },
 ];
 

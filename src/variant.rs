@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::storage::{Storage, Tier};
-use crate::tuning::{Choice, Class};
+use crate::tuning::{self, Choice, Class};
 
 /// The grid's x dimension where one line of workgroups is folded over two: the largest that every device has.
 pub(crate) const GRID_FOLD: u32 = 65_535;
@@ -120,6 +120,7 @@ fn matrix_source(size: u32) -> &'static Source {
 pub(crate) const GRID: Source = wgsl!("shared/grid.wgsl");
 pub(crate) const TILE: Source = wgsl!("shared/tile.wgsl");
 pub(crate) const ROWS: Source = wgsl!("shared/rows.wgsl");
+pub(crate) const ROWS_SUBGROUPS: Source = wgsl!("shared/rows_subgroups.wgsl");
 pub(crate) const ACTIVATE: Source = wgsl!("shared/activate.wgsl");
 pub(crate) const ATTENTION: Source = wgsl!("shared/attention.wgsl");
 pub(crate) const SCORES: Source = wgsl!("shared/scores.wgsl");
@@ -220,10 +221,12 @@ impl Variant {
         text
     }
 
-    /// The form that runs where a plan's views are not aligned to four elements: warm it up too where there are such.
+    /// The form that runs where a plan's views are not aligned to four elements: warm it up too where there are such. It needs no
+    /// subgroups, and no more workgroups.
     #[must_use]
     pub fn unaligned(&self) -> Self {
-        Self { storage: self.storage.in_groups(false), ..*self }
+        let tier = if self.tier == Tier::Subgroups { Tier::Core } else { self.tier };
+        Self { storage: self.storage.in_groups(false), class: tuning::unaligned(self.class), tier, ..*self }
     }
 
     /// The features that a device must have enabled to run it; none for the core tier.

@@ -311,7 +311,7 @@ fn limits() {
             let spec = EncoderLayer::new(64, 16, 64);
             spec.program(&e.kernels, &Inputs::new(BatchShape::padded(1, 8192))).map(drop)
         }),
-        ("more threads than 32 bits number", "Option", &["workgroups of embedding", "67108864", "34359738368"], |e| {
+        ("more threads than 32 bits number", "Option", &["workgroups of embedding", "33554432", "34359738368"], |e| {
             let mut b = e.builder();
             let (ids, token, y) = (b.u32("ids", &[1 << 20]), b.w("token", &[5, 4]), b.out("y", &[1 << 20, 4]));
             let sequences = Some((b.u32("sequences", &[1 << 21, 8]), 1 << 20));

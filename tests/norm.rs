@@ -5,8 +5,12 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Done, EPS, Place, Run, assert_all_variants, assert_close, floats, largest, on, pick, seeded, uniform, widen};
+use common::{
+    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, floats, largest, on, pick,
+    seeded, some, storage_floor, stored, stored_forms, uniform, widen,
+};
 use rand::RngExt;
+use tileformer::Element;
 use tileformer::kernels::LayerNorm;
 use tileformer::reference::{self, LayerNormOutput, Real};
 
@@ -22,6 +26,8 @@ struct Case {
     eps: f32,
     mean: f32,
     place: Place,
+    /// What everything but the statistics is stored as.
+    element: Element,
 }
 
 const PLAIN: Case = Case {
@@ -35,6 +41,7 @@ const PLAIN: Case = Case {
     eps: 1e-5,
     mean: 0.0,
     place: Place::DENSE,
+    element: Element::F32,
 };
 
 struct Data {
@@ -47,12 +54,10 @@ struct Data {
 fn data(case: &Case, seed: &str, number: u64) -> Data {
     let mut rng = seeded(seed, number);
     let len = case.rows * case.columns;
-    Data {
-        x: uniform(&mut rng, len, case.mean - 1.0, case.mean + 1.0),
-        residual: floats(&mut rng, len),
-        weight: floats(&mut rng, case.columns),
-        bias: floats(&mut rng, case.columns),
-    }
+    let x = uniform(&mut rng, len, case.mean - 1.0, case.mean + 1.0);
+    let [residual, weight, bias] = [len, case.columns, case.columns].map(|len| floats(&mut rng, len));
+    let [x, residual, weight, bias] = [x, residual, weight, bias].map(|values| stored(case.element, &values));
+    Data { x, residual, weight, bias }
 }
 
 fn twin<T: Real>(case: &Case, data: &Data) -> LayerNormOutput<T> {
@@ -70,9 +75,9 @@ fn twin<T: Real>(case: &Case, data: &Data) -> LayerNormOutput<T> {
     .unwrap()
 }
 
-fn run(case: &Case, data: &Data) -> Done {
+fn run(on: &On, case: &Case, data: &Data) -> Done {
     let Case { rows, columns, .. } = *case;
-    let mut run = Run::new(on(), "layer_norm", case.place);
+    let mut run = Run::stored(on, "layer_norm", case.place, case.element);
     let x = run.input("x", &[rows, columns], &data.x);
     let y = run.output("y", &[rows, columns]);
     let norm = LayerNorm {
@@ -81,7 +86,10 @@ fn run(case: &Case, data: &Data) -> Done {
         bias: case.bias.then(|| run.weight("bias", &[columns], &data.bias)),
         eps: case.eps,
         sum: case.sum.then(|| run.output("sum", &[rows, columns])),
-        statistics: case.statistics.then(|| run.output("statistics", &[rows, 2])),
+        statistics: case.statistics.then(|| {
+            let layout = case.place.layout(&[rows, 2]);
+            run.output_as("statistics", Element::F32, layout)
+        }),
         ..LayerNorm::new(x, y)
     };
     run.builder.layer_norm("norm", &norm).unwrap();
@@ -108,50 +116,79 @@ fn floors(case: &Case, data: &Data, right: &LayerNormOutput<f64>) -> (f64, f64, 
     (y, mean, inverse)
 }
 
-fn check(seed: &str, number: u64, case: Case) -> Done {
+/// Runs a case on each of `on` against one twin, and notes the variants that ran.
+fn check<'a>(on: impl IntoIterator<Item = &'a On>, seed: &str, number: u64, case: Case, reached: &mut BTreeSet<String>) {
     let data = data(&case, seed, number);
-    let done = run(&case, &data);
     let (found, right) = (twin::<f32>(&case, &data), twin::<f64>(&case, &data));
     let (y, mean, inverse) = floors(&case, &data, &right);
-    let name = format!("{seed} {number}: {case:?}");
-    assert_close(&name, &done.f32("y"), &found.y, &right.y, y);
-    if case.sum {
-        let terms: Vec<f64> =
-            data.x.iter().zip(&data.residual).map(|(x, r)| f64::from(x.abs()) + f64::from(r.abs())).collect();
-        assert_close(&format!("sum of {name}"), &done.f32("sum"), &found.sum, &right.sum, common::sum_floor(&terms));
+    for on in on {
+        let done = run(on, &case, &data);
+        let name = format!("{seed} {number}: {case:?} as {:?}", done.variants);
+        let floor = y + storage_floor(case.element, &right.y);
+        assert_close(&name, &done.f32("y"), &found.y, &right.y, floor);
+        if case.sum {
+            let terms: Vec<f64> =
+                data.x.iter().zip(&data.residual).map(|(x, r)| f64::from(x.abs()) + f64::from(r.abs())).collect();
+            let floor = common::sum_floor(&terms) + storage_floor(case.element, &right.sum);
+            assert_close(&format!("sum of {name}"), &done.f32("sum"), &found.sum, &right.sum, floor);
+        }
+        if case.statistics {
+            let of = |column: usize| done.f32("statistics").chunks_exact(2).map(|s| s[column]).collect::<Vec<_>>();
+            assert_close(&format!("mean of {name}"), &of(0), &found.mean, &right.mean, mean);
+            let name = format!("inverse deviation of {name}");
+            assert_close(&name, &of(1), &found.inverse_deviation, &right.inverse_deviation, inverse);
+        }
+        done.note(reached);
     }
-    if case.statistics {
-        let of = |column: usize| done.f32("statistics").chunks_exact(2).map(|s| s[column]).collect::<Vec<_>>();
-        assert_close(&format!("mean of {name}"), &of(0), &found.mean, &right.mean, mean);
-        let name = format!("inverse deviation of {name}");
-        assert_close(&name, &of(1), &found.inverse_deviation, &right.inverse_deviation, inverse);
-    }
-    done
 }
 
-/// Rule: every combination of operands and outputs is right, in short rows and long, in every compiled form.
+/// Rule: every combination of operands and outputs is right, in rows that fit the registers and in longer ones, in every
+/// compiled form.
 #[test]
 fn every_operand_and_output_in_every_form() {
-    let mut reached = BTreeSet::new();
+    let (forms, mut reached) = (stored_forms("layer_norm", Element::F32), BTreeSet::new());
     for bits in 0..32u64 {
-        for (i, columns) in [36, 23, 1028, 1029].into_iter().enumerate() {
+        for (i, columns) in [36, 23, 1028, 1029, 4100].into_iter().enumerate() {
             let has = |bit: u64| bits >> bit & 1 == 1;
-            let place = [Place::DENSE, Place::ODD, Place::STRIDED, Place::OFF_BY_ONE][i];
+            let place = [Place::DENSE, Place::ODD, Place::STRIDED, Place::OFF_BY_ONE, Place::DENSE][i];
             let rows = if columns > 1000 { 3 } else { 11 };
             let case = Case { residual: has(0), weight: has(1), bias: has(2), sum: has(3), statistics: has(4), ..PLAIN };
-            check("operands", bits, Case { rows, columns, place, ..case }).note(&mut reached);
+            let on = some(&forms, false, bits as usize + i);
+            check(on, "operands", bits, Case { rows, columns, place, ..case }, &mut reached);
         }
     }
     assert_all_variants("layer_norm", &reached);
 }
 
-/// Rule: the edges of rows, groups of rows and columns are right: eight threads take four columns each, or 64 do.
+/// Rule: the same stored as f16, in both of its forms: sums and statistics are f32, and only results are rounded.
+#[test]
+fn f16_in_every_form() {
+    let (forms, mut reached) = (stored_forms("layer_norm", Element::F16), BTreeSet::new());
+    for bits in 0..32u64 {
+        for (i, columns) in [36, 22, 1028, 4098, 4100].into_iter().enumerate() {
+            let has = |bit: u64| bits >> bit & 1 == 1;
+            let place = [Place::DENSE, Place::EVEN, Place::STRIDED, Place::EVEN, Place::DENSE][i];
+            let rows = if columns > 1000 { 2 } else { 9 };
+            let case = Case { residual: has(0), weight: has(1), bias: has(2), sum: has(3), statistics: has(4), ..PLAIN };
+            let case = Case { rows, columns, place, mean: [0.0, 30.0][i % 2], element: Element::F16, ..case };
+            check(some(&forms, false, bits as usize + i), "f16", bits, case, &mut reached);
+        }
+    }
+    assert_all_stored_variants("layer_norm", Element::F16, &reached);
+}
+
+/// Rule: the edges of rows, groups of rows and columns are right, and those of what a form keeps in registers: 128, 1024 and
+/// 4096 columns.
 #[test]
 fn edges_of_rows_and_columns() {
-    for rows in [1, 7, 8, 9, 17, 61] {
-        for (i, columns) in [1, 2, 3, 4, 5, 31, 32, 33, 67, 97, 1024, 1025, 1151].into_iter().enumerate() {
-            let case = Case { rows, columns, place: Place::ALL[(rows + i) % 4], ..PLAIN };
-            check("edges", i as u64, Case { weight: true, bias: true, ..case });
+    let (forms, mut reached) = (stored_forms("layer_norm", Element::F32), BTreeSet::new());
+    let columns =
+        [1, 2, 3, 4, 5, 31, 32, 33, 67, 97, 124, 127, 128, 129, 132, 1020, 1023, 1024, 1025, 1028, 1151, 4092, 4096, 4100];
+    for rows in [1, 3, 4, 5, 17, 61] {
+        for (i, columns) in columns.into_iter().enumerate().filter(|(_, columns)| rows <= 5 || *columns < 200) {
+            let place = if rows == 4 { Place::DENSE } else { Place::ALL[(rows + i) % 4] };
+            let case = Case { rows, columns, place, weight: true, bias: true, ..PLAIN };
+            check(some(&forms, rows == 3, rows + i), "edges", i as u64, case, &mut reached);
         }
     }
 }
@@ -159,6 +196,7 @@ fn edges_of_rows_and_columns() {
 /// Rule: no shape is special.
 #[test]
 fn random_shapes() {
+    let forms = stored_forms("layer_norm", Element::F32);
     for number in 0..40 {
         let mut rng = seeded("norm shapes", number);
         let long = number % 5 == 0;
@@ -173,8 +211,9 @@ fn random_shapes() {
             eps: pick(&mut rng, &[1e-5, 1e-6, 1e-12, 0.1]),
             mean: pick(&mut rng, &[0.0, -3.0, 100.0]),
             place: pick(&mut rng, &Place::ALL),
+            element: Element::F32,
         };
-        check("random", number, case);
+        check([on(), &forms[number as usize % forms.len()]], "random", number, case, &mut BTreeSet::new());
     }
 }
 
@@ -185,11 +224,11 @@ fn a_large_mean_costs_nothing() {
         for columns in [64, 61, 768, 1536] {
             for eps in [1e-5, 1e-12] {
                 let case = Case { rows: 5, columns, mean, eps, statistics: true, sum: true, ..PLAIN };
-                check("mean", number as u64, case);
+                check([on()], "mean", number as u64, case, &mut BTreeSet::new());
                 // The exact value, apart from what a twin of the same order of operations would share.
                 let data = data(&case, "mean", number as u64);
                 let x = widen(&data.x);
-                for (row, found) in x.chunks_exact(columns).zip(run(&case, &data).f32("y").chunks_exact(columns)) {
+                for (row, found) in x.chunks_exact(columns).zip(run(on(), &case, &data).f32("y").chunks_exact(columns)) {
                     let mean = row.iter().sum::<f64>() / columns as f64;
                     let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / columns as f64;
                     for (x, y) in row.iter().zip(found) {
@@ -207,7 +246,8 @@ fn a_large_mean_costs_nothing() {
 fn eps_stands_inside_the_root() {
     for (number, eps) in [0.0, 1e-12, 1e-5, 0.1, 10.0].into_iter().enumerate() {
         for columns in [4, 37, 1300] {
-            check("eps", number as u64, Case { rows: 9, columns, eps, statistics: true, weight: true, ..PLAIN });
+            let case = Case { rows: 9, columns, eps, statistics: true, weight: true, ..PLAIN };
+            check([on()], "eps", number as u64, case, &mut BTreeSet::new());
         }
     }
 }
@@ -215,7 +255,8 @@ fn eps_stands_inside_the_root() {
 /// Rule: a row without variance gives the bias, exactly, with an eps of 1e-12 and with one of 0; so does a single column.
 #[test]
 fn rows_without_variance_give_the_bias() {
-    for columns in [1, 4, 37, 1027, 1536] {
+    let forms = stored_forms("layer_norm", Element::F32);
+    for columns in [1, 4, 37, 1027, 1536, 4200] {
         for eps in [0.0, 1e-12, 1e-5] {
             for (number, value) in [0.0f32, 0.1, -1000.3, 1e30, 3.4e-30].into_iter().enumerate() {
                 let case = Case {
@@ -230,7 +271,7 @@ fn rows_without_variance_give_the_bias() {
                 };
                 let mut data = data(&case, "flat", number as u64);
                 data.x.fill(value);
-                let done = run(&case, &data);
+                let done = run(&forms[(columns + number) % forms.len()], &case, &data);
                 for row in done.f32("y").chunks_exact(columns) {
                     assert_eq!(row, data.bias, "{case:?}, rows of {value}");
                 }

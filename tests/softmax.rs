@@ -7,9 +7,11 @@ use std::collections::BTreeSet;
 
 use common::attention::{Case, FACTORS, MaskData, random_levels, softmax_errors};
 use common::{
-    Done, EPS, Place, Run, assert_all_variants, assert_close, largest, on, on_invariant, pick, seeded, uniform, widen,
+    Done, EPS, On, Place, Run, assert_all_variants, assert_close, largest, on, on_invariant, pick, seeded, some,
+    stored_forms, uniform, widen,
 };
 use rand::RngExt;
+use tileformer::Element;
 use tileformer::kernels::MaskedSoftmax;
 use tileformer::reference;
 
@@ -28,8 +30,8 @@ fn scores(case: &Case, name: &str, number: u64, most: f32) -> Vec<f32> {
     x
 }
 
-fn run(case: &Case, invariant: bool, x: &[f32]) -> Done {
-    let mut run = Run::new(if invariant { on_invariant() } else { on() }, "softmax", case.place);
+fn run(on: &On, case: &Case, x: &[f32]) -> Done {
+    let mut run = Run::new(on, "softmax", case.place);
     let (xt, y) = (run.input("x", &case.score_sizes(), x), run.output("y", &case.score_sizes()));
     let visibility = case.visibility(&mut run);
     run.builder.masked_softmax("softmax", &MaskedSoftmax { x: xt, visibility, y }).unwrap();
@@ -37,8 +39,12 @@ fn run(case: &Case, invariant: bool, x: &[f32]) -> Done {
 }
 
 fn check(name: &str, case: &Case, invariant: bool, x: &[f32]) -> Done {
-    let done = run(case, invariant, x);
-    let found = done.f32("y");
+    let mut all = check_on([if invariant { on_invariant() } else { on() }], name, case, x);
+    all.remove(0)
+}
+
+/// Runs a case on each of `on` against one twin.
+fn check_on<'a>(on: impl IntoIterator<Item = &'a On>, name: &str, case: &Case, x: &[f32]) -> Vec<Done> {
     let right32 = case.twin::<f32, _>(|att| reference::masked_softmax_options(att, x).unwrap());
     let right64 = case.twin::<f64, _>(|att| reference::masked_softmax_options(att, &widen(x)).unwrap());
     let [_, n, t, s] = case.score_sizes();
@@ -46,26 +52,37 @@ fn check(name: &str, case: &Case, invariant: bool, x: &[f32]) -> Done {
     let at = |b: usize, h: usize, i: usize, j: usize| f64::from(x[((b * n + h) * t + i) * s + j].abs());
     let product = |b, h, i, j| if at(b, h, i, j).is_finite() { 2.0 * EPS * scale * at(b, h, i, j) } else { 0.0 };
     let errors = softmax_errors(&right64, &case.score_errors(product), s);
-    let name = format!("{name}: {:?} of {:?} {:?}", case.options, case.shape, case.place);
-    assert_close(&name, &found, &right32, &right64, largest(&errors));
-    for (i, visible) in case.visible().into_iter().enumerate() {
-        let hidden = !visible || x[i] == f32::NEG_INFINITY;
-        assert!(!hidden || found[i].to_bits() == 0, "{name}: [{i}] is {} and hidden", found[i]);
+    let visible = case.visible();
+    let mut all = Vec::new();
+    for on in on {
+        let done = run(on, case, x);
+        let found = done.f32("y");
+        let name = format!("{name}: {:?} of {:?} {:?} as {:?}", case.options, case.shape, case.place, done.variants);
+        assert_close(&name, &found, &right32, &right64, largest(&errors));
+        for (i, visible) in visible.iter().enumerate() {
+            let hidden = !visible || x[i] == f32::NEG_INFINITY;
+            assert!(!hidden || found[i].to_bits() == 0, "{name}: [{i}] is {} and hidden", found[i]);
+        }
+        all.push(done);
     }
-    done
+    all
 }
 
-/// Rule: every edge of rows and columns is right, in every compiled form.
+/// Rule: every edge of rows and columns is right, and that of what a form keeps in registers (128, 1024 and 4096 keys), in every
+/// compiled form.
 #[test]
 fn edges_of_rows_and_columns_in_every_form() {
-    let mut reached = BTreeSet::new();
-    for (i, s) in [1, 2, 3, 4, 5, 31, 32, 33, 97, 1024, 1025, 1028, 2305].into_iter().enumerate() {
-        for (j, t) in [1, 2, 3, 7, 8, 9].into_iter().enumerate() {
+    let (forms, mut reached) = (stored_forms("masked_softmax", Element::F32), BTreeSet::new());
+    for (i, s) in [1, 2, 3, 4, 5, 31, 33, 97, 124, 127, 128, 132, 1023, 1024, 1028, 2305, 4096, 4100].into_iter().enumerate()
+    {
+        for (j, t) in [1, 3, 4, 5, 9].into_iter().enumerate().filter(|(_, t)| s < 1000 || *t < 4) {
             for (k, place) in Place::ALL.into_iter().enumerate() {
                 let (batch, heads) = [(1, 1), (2, 1), (1, 3), (2, 2)][(i + j + k) % 4];
                 let case = Case::plain([batch, t, s], [heads, heads], [1, 1], place);
                 let x = scores(&case, "edges", (i * 24 + j * 4 + k) as u64, 5.0);
-                check("edges", &case, j == 0, &x).note(&mut reached);
+                let invariant = (j == 0).then(on_invariant);
+                let some = some(&forms, t == 3, i + j + k);
+                check_on(some.iter().chain(invariant), "edges", &case, &x).iter().for_each(|done| done.note(&mut reached));
             }
         }
     }
@@ -75,6 +92,7 @@ fn edges_of_rows_and_columns_in_every_form() {
 /// Rule: every option does here what it does to scores, alone and with the others.
 #[test]
 fn options_at_random() {
+    let forms = stored_forms("masked_softmax", Element::F32);
     for number in 0..100 {
         let mut rng = seeded("softmax options", number);
         let mut levels = random_levels(&mut rng);
@@ -88,7 +106,8 @@ fn options_at_random() {
             (case.options.key_mask, case.options.mask) = (false, None);
         }
         let x = scores(&case, "softmax data", number, 8.0);
-        check(&format!("random {number}"), &case, levels[13] == 1, &x);
+        let on = [if levels[13] == 1 { on_invariant() } else { on() }, &forms[number as usize % forms.len()]];
+        check_on(on, &format!("random {number}"), &case, &x);
     }
 }
 
@@ -152,7 +171,7 @@ fn rows_sum_to_one() {
     for s in [1, 5, 64, 1024, 2047] {
         let case = Case::plain([1, 10, s], [1, 1], [1, 1], Place::DENSE);
         let x = uniform(&mut seeded("sum", s as u64), 10 * s, -20.0, 20.0);
-        for (row, y) in run(&case, false, &x).f32("y").chunks_exact(s).enumerate() {
+        for (row, y) in run(on(), &case, &x).f32("y").chunks_exact(s).enumerate() {
             let sum: f64 = y.iter().map(|p| f64::from(*p)).sum();
             assert!((sum - 1.0).abs() < 1e-5, "row {row} of {s} sums to {sum}");
         }
@@ -170,7 +189,7 @@ fn sentinels_are_added() {
         values.iter_mut().enumerate().for_each(|(i, v)| *v = pattern[i % 2]);
     }
     let x = uniform(&mut seeded("sentinels", 1), case.score_sizes().iter().product(), -5.0, 5.0);
-    for (i, p) in run(&case, false, &x).f32("y").into_iter().enumerate() {
+    for (i, p) in run(on(), &case, &x).f32("y").into_iter().enumerate() {
         assert!((p - [0.25, 0.0][i % 2]).abs() < 1e-6, "[{i}] {p}");
     }
 }

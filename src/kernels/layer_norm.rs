@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::layers::Norm;
 use crate::tensor::Element;
-use crate::variant::{Binding, Kernel, ROWS, Variant, wgsl};
+use crate::variant::{Binding, Kernel, ROWS, ROWS_SUBGROUPS, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -21,6 +21,8 @@ params! {
         residual: u32,
         weight: u32,
         bias: u32,
+        sum: u32,
+        statistics: u32,
         eps: f32,
         x_offset: u32,
         residual_offset: u32,
@@ -32,17 +34,14 @@ params! {
     }
 }
 
-const SUM: u8 = 1;
-const STATISTICS: u8 = 2;
+/// The form that has `sum_out` and `statistics`; one that is not wanted is bound to memory that nothing writes.
+const OUTPUTS: u8 = 1;
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "layer_norm",
     shared: &[&ROWS],
-    subgroups: &[],
-    parts: &[
-        (SUM, wgsl!("shared/norm_no_sum.wgsl"), wgsl!("shared/norm_sum.wgsl")),
-        (STATISTICS, wgsl!("shared/norm_no_statistics.wgsl"), wgsl!("shared/norm_statistics.wgsl")),
-    ],
+    subgroups: &[&ROWS_SUBGROUPS],
+    parts: &[(OUTPUTS, wgsl!("shared/norm_no_outputs.wgsl"), wgsl!("shared/norm_outputs.wgsl"))],
     source: wgsl!("layer_norm.wgsl"),
     bindings: &[
         Binding::read("weight", 0, 1, offset_of!(Params, weight_offset)),
@@ -50,8 +49,8 @@ pub(super) static KERNEL: Kernel = Kernel {
         Binding::read("x", 1, 0, offset_of!(Params, x_offset)),
         Binding::read("residual", 1, 1, offset_of!(Params, residual_offset)),
         Binding::write("y", 2, offset_of!(Params, y_offset)),
-        Binding::write("sum_out", 3, offset_of!(Params, sum_offset)).optional(SUM),
-        Binding::write("statistics", 4, offset_of!(Params, statistics_offset)).optional(STATISTICS).single(),
+        Binding::write("sum_out", 3, offset_of!(Params, sum_offset)).optional(OUTPUTS),
+        Binding::write("statistics", 4, offset_of!(Params, statistics_offset)).optional(OUTPUTS).single(),
     ],
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
@@ -131,18 +130,19 @@ impl Builder {
             residual: u32::from(residual.is_some()),
             weight: u32::from(weight.is_some()),
             bias: u32::from(bias.is_some()),
+            sum: u32::from(sum.is_some()),
+            statistics: u32::from(statistics.is_some()),
             eps,
             ..Params::default()
         };
-        let bit = |tensor: Option<Tensor>, bit: u8| if tensor.is_some() { bit } else { 0 };
-        let mut operands = vec![weight, bias, Some(x), residual, Some(y)];
-        operands.extend([sum, statistics].into_iter().filter(Option::is_some));
+        let outputs = if sum.is_some() || statistics.is_some() { OUTPUTS } else { 0 };
+        let operands = [weight, bias, Some(x), residual, Some(y), sum, statistics];
         self.launch(Launch {
             label,
-            variant: Variant::of(&KERNEL, &choice, storage, bit(sum, SUM) | bit(statistics, STATISTICS)),
+            variant: Variant::of(&KERNEL, &choice, storage, outputs),
             workgroups: u64::from((rows as u32).div_ceil(rows_per_group)),
             params,
-            operands: &operands,
+            operands: &operands[..if outputs == 0 { 5 } else { 7 }],
             flops: 8 * rows as u64 * columns as u64,
             bytes: None,
         })

@@ -29,8 +29,8 @@ pub use visibility::Visibility;
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
 use crate::tuning::{
-    Case, Class, FEW_1, FEW_4, FLAT, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation, ROWS_LONG,
-    ROWS_SHORT, TILE_8, TILE_32, TILE_64,
+    Case, Class, FEW_1, FEW_4, FLAT, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation, ROW_8,
+    ROW_128, ROWS_32, TILE_8, TILE_32, TILE_64,
 };
 use crate::variant::{Kernel, Variant};
 
@@ -45,6 +45,12 @@ struct Family {
 }
 
 const CORE: &[Tier] = &[Tier::Core];
+const CORE_AND_SUBGROUPS: &[Tier] = &[Tier::Core, Tier::Subgroups];
+
+/// The classes of reductions over rows: of f32 in fours and single, and of f16, for which CPU adapters have no class of their own.
+const ROWS_X4: &[&Class] = &[&ROW_8, &ROW_128, &ROWS_32];
+const ROWS_SINGLE: &[&Class] = &[&ROW_8, &ROWS_32];
+const NARROW_ROWS_X4: &[&Class] = &[&ROW_128, &ROWS_32];
 
 /// Operands of matrices are f16.
 const NARROW: &[Storage] = &[Storage::F16, Storage::F16x4];
@@ -57,6 +63,10 @@ const fn matrix_family(kernel: &'static Kernel, classes: &'static [&'static Clas
     Family { tiers: &[Tier::Matrix], ..family(kernel, classes, NARROW) }
 }
 
+const fn rows_x4(kernel: &'static Kernel, classes: &'static [&'static Class], storages: &'static [Storage]) -> Family {
+    Family { tiers: CORE_AND_SUBGROUPS, ..family(kernel, classes, storages) }
+}
+
 /// Every kernel with its forms.
 static FAMILIES: &[Family] = &[
     family(&linear::KERNEL, &[&TILE_64, &TILE_32], Storage::ALL),
@@ -65,11 +75,16 @@ static FAMILIES: &[Family] = &[
     family(&activation::KERNEL, &[&FLAT], Storage::ALL),
     family(&attention_scores::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], Storage::ALL),
     family(&additive_scores::KERNEL, &[&FLAT], Storage::ALL),
-    family(&masked_softmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], Storage::WIDE),
+    rows_x4(&masked_softmax::KERNEL, ROWS_X4, &[Storage::F32x4]),
+    family(&masked_softmax::KERNEL, ROWS_SINGLE, &[Storage::F32]),
     family(&attention_values::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], Storage::ALL),
-    Family { outputs: 2, ..family(&layer_norm::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], Storage::ALL) },
+    Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, ROWS_X4, &[Storage::F32x4]) },
+    Family { outputs: 1, ..family(&layer_norm::KERNEL, ROWS_SINGLE, &[Storage::F32]) },
+    Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, NARROW_ROWS_X4, &[Storage::F16x4, Storage::Packedx4]) },
+    Family { outputs: 1, ..family(&layer_norm::KERNEL, &[&ROWS_32], &[Storage::F16, Storage::Packed]) },
     family(&embedding::KERNEL, &[&FLAT], Storage::ALL),
-    family(&argmax::KERNEL, &[&ROWS_SHORT, &ROWS_LONG], Storage::WIDE),
+    rows_x4(&argmax::KERNEL, ROWS_X4, &[Storage::F32x4]),
+    family(&argmax::KERNEL, ROWS_SINGLE, &[Storage::F32]),
 ];
 
 /// Every variant that the crate can generate, for any device: [`Variant::features`] says what each needs.

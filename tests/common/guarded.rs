@@ -40,7 +40,7 @@ impl Place {
     pub const EVEN: Self = Self { offset: 2, gap: 6 };
     /// Odd in all.
     pub const ODD: Self = Self { offset: 3, gap: 5 };
-    /// All of them.
+    /// All that suit f32.
     pub const ALL: [Self; 4] = [Self::DENSE, Self::STRIDED, Self::OFF_BY_ONE, Self::ODD];
 
     /// The layout of a tensor of `sizes` here; the last dimension is dense.

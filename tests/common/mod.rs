@@ -5,12 +5,14 @@ pub mod attention;
 pub mod cases;
 pub mod close;
 pub mod floors;
+pub mod forms;
 pub mod guarded;
 pub mod random;
 pub mod refusals;
 pub mod run;
 
 pub use close::{EPS, activation_floor, assert_close, largest, storage_floor, stored, sum_floor, widen};
+pub use forms::{forms, some, stored_forms};
 pub use guarded::{Guarded, POISON, Place};
 pub use random::{floats, pick, primes, seeded, sizes, uniform};
 pub use run::{Done, On, Run, assert_all_stored_variants, assert_all_variants};
