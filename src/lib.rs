@@ -18,6 +18,7 @@ mod storage;
 pub mod tensor;
 mod timing;
 mod tuning;
+mod unroll;
 mod variant;
 mod warm_up;
 

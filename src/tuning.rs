@@ -35,6 +35,45 @@ pub(crate) const TILE_32: Class = Class {
 pub(crate) const TILE_8: Class =
     Class { name: "8x64x8", constants: &[("TILE_M", 8), ("TILE_N", 64), ("TILE_K", 8), ("THREAD_M", 4), ("THREAD_N", 4)] };
 
+/// `attention` with value heads of up to 32: 64 queries × 32 keys, 64 threads, 8×4 scores and 8×4 values each.
+pub(crate) const HEADS_32: Class = Class {
+    name: "64x32.v32",
+    constants: &[("GROUPS_M", 8), ("GROUPS_N", 8), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 1), ("TILE_K", 16), ("WRITERS", 4)],
+};
+
+/// Value heads of up to 64: 64 threads, 8×4 scores and 8×8 values each.
+pub(crate) const HEADS_64: Class = Class {
+    name: "64x32.v64",
+    constants: &[("GROUPS_M", 8), ("GROUPS_N", 8), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 2), ("TILE_K", 16), ("WRITERS", 4)],
+};
+
+/// Value heads of up to 80: 160 threads, five whole subgroups of 32, 4×4 scores and 4×8 values each.
+pub(crate) const HEADS_80: Class = Class {
+    name: "64x40.v80",
+    constants: &[("GROUPS_M", 16), ("GROUPS_N", 10), ("ROW_GROUPS", 1), ("VALUE_GROUPS", 2), ("TILE_K", 16), ("WRITERS", 5)],
+};
+
+/// Value heads of up to 96: 96 threads, 8×4 scores and 8×8 values each.
+pub(crate) const HEADS_96: Class = Class {
+    name: "64x48.v96",
+    constants: &[("GROUPS_M", 8), ("GROUPS_N", 12), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 2), ("TILE_K", 16), ("WRITERS", 4)],
+};
+
+/// Value heads of up to 128: 128 threads, 8×4 scores and 8×8 values each.
+pub(crate) const HEADS_128: Class = Class {
+    name: "64x64.v128",
+    constants: &[("GROUPS_M", 8), ("GROUPS_N", 16), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 2), ("TILE_K", 16), ("WRITERS", 4)],
+};
+
+/// Value heads of up to 256: 256 threads, 8×4 scores and 8×8 values each, in slices of eight so that they fit 16 KiB.
+pub(crate) const HEADS_256: Class = Class {
+    name: "64x128.v256",
+    constants: &[("GROUPS_M", 8), ("GROUPS_N", 32), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 2), ("TILE_K", 8), ("WRITERS", 2)],
+};
+
+/// Queries of a tile of `attention`, in every class: a plan may take another one for views that are not aligned.
+pub(crate) const HEADS_QUERIES: u32 = 64;
+
 /// Up to four rows at once, 16 threads along k for every four columns.
 pub(crate) const FEW_4: Class = Class { name: "4x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 4)] };
 
@@ -56,7 +95,13 @@ pub(crate) const ROW_8: Class = Class { name: "row8", constants: &[("THREADS", 8
 
 /// The class that serves views which are not aligned to four elements, of those that take at most as many workgroups.
 pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
-    if class.name == ROW_128.name { &ROWS_32 } else { class }
+    let same = |names: &[&Class]| names.iter().any(|c| c.name == class.name);
+    match class {
+        _ if same(&[&ROW_128]) => &ROWS_32,
+        _ if same(&[&HEADS_32]) => &HEADS_64,
+        _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128]) => &HEADS_256,
+        _ => class,
+    }
 }
 
 /// One element group a thread.
@@ -141,6 +186,8 @@ pub(crate) const MATRIX_32_M8: Class = Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Linear,
+    /// Columns are those of a value head, the depth the longest key.
+    Attention,
     AttentionScores,
     AttentionValues,
     /// `masked_softmax`, `layer_norm` and `argmax`: reductions over rows.
@@ -300,6 +347,60 @@ static TABLE: &[Row] = &[
         fits: ANY,
         best: ANY,
         why: "the most multiply-adds a load and a barrier",
+    },
+    Row {
+        operation: Operation::Attention,
+        kernel: "attention",
+        class: &HEADS_32,
+        tier: Tier::Core,
+        fits: |c, _| c.columns <= 32 && c.storage == Storage::F32x4,
+        best: ANY,
+        why: "the narrowest class that holds the value head",
+    },
+    Row {
+        operation: Operation::Attention,
+        kernel: "attention",
+        class: &HEADS_64,
+        tier: Tier::Core,
+        fits: |c, _| c.columns <= 64,
+        best: ANY,
+        why: "eight by eight values a thread, the most multiply-adds a load",
+    },
+    Row {
+        operation: Operation::Attention,
+        kernel: "attention",
+        class: &HEADS_80,
+        tier: Tier::Core,
+        fits: |c, _| c.columns <= 80 && c.storage == Storage::F32x4,
+        best: ANY,
+        why: "the narrowest class that holds the value head",
+    },
+    Row {
+        operation: Operation::Attention,
+        kernel: "attention",
+        class: &HEADS_96,
+        tier: Tier::Core,
+        fits: |c, _| c.columns <= 96 && c.storage == Storage::F32x4,
+        best: ANY,
+        why: "the narrowest class that holds the value head",
+    },
+    Row {
+        operation: Operation::Attention,
+        kernel: "attention",
+        class: &HEADS_128,
+        tier: Tier::Core,
+        fits: |c, _| c.columns <= 128 && c.storage.in_fours(),
+        best: ANY,
+        why: "the narrowest class that holds the value head",
+    },
+    Row {
+        operation: Operation::Attention,
+        kernel: "attention",
+        class: &HEADS_256,
+        tier: Tier::Core,
+        fits: |c, _| c.columns <= 256,
+        best: ANY,
+        why: "the widest value head that there is",
     },
     Row {
         operation: Operation::AttentionScores,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::storage::{Storage, Tier};
 use crate::tuning::{self, Choice, Class};
+use crate::unroll::unrolled;
 
 /// The grid's x dimension where one line of workgroups is folded over two: the largest that every device has.
 pub(crate) const GRID_FOLD: u32 = 65_535;
@@ -124,6 +125,7 @@ pub(crate) const ROWS_SUBGROUPS: Source = wgsl!("shared/rows_subgroups.wgsl");
 pub(crate) const ACTIVATE: Source = wgsl!("shared/activate.wgsl");
 pub(crate) const ATTENTION: Source = wgsl!("shared/attention.wgsl");
 pub(crate) const SCORES: Source = wgsl!("shared/scores.wgsl");
+pub(crate) const SOFTMAX: Source = wgsl!("shared/softmax.wgsl");
 
 /// What a kernel is to the host: its name, its WGSL, its bindings and the layout of its parameters.
 #[derive(Debug)]
@@ -218,7 +220,7 @@ impl Variant {
             add(if self.outputs & bit == 0 { without } else { with });
         }
         add(&self.kernel.source);
-        text
+        unrolled(&text, self.class)
     }
 
     /// The form that runs where a plan's views are not aligned to four elements: warm it up too where there are such. It needs no

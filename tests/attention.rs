@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::attention::{Case, FACTORS, Levels, assert_scores, can_meet, random_levels, softmax_errors};
+use common::attention::{Case, Data, FACTORS, assert_scores, can_meet, covering_array, random_levels, softmax_errors};
 use common::{
     Done, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_core, on_invariant,
     pick, seeded, storage_floor, stored, sum_floor, widen,
@@ -14,21 +14,6 @@ use rand::RngExt;
 use tileformer::kernels::{AttentionScores, AttentionValues, MaskedSoftmax, Visibility};
 use tileformer::reference::{self, Real};
 use tileformer::{AttentionOptions, Element, Sequence};
-
-struct Data {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-}
-
-impl Data {
-    fn of(case: &Case, name: &str, number: u64) -> Self {
-        let mut rng = seeded(name, number);
-        let q = case.queries(&mut rng);
-        let k = case.keys(&mut rng, case.head_size);
-        Self { q, k, v: case.keys(&mut rng, case.value_head_size) }
-    }
-}
 
 /// Scores, softmax and values in one program; q, k, v and out are stored as `element`.
 fn run(case: &Case, on: &On, element: Element, data: &Data) -> Done {
@@ -90,33 +75,6 @@ fn check_stored(name: &str, case: &Case, on: &On, element: Element, data: &Data)
         assert!(weight > 0.0 || out[i] == 0.0, "out of {name}: [{i}] is {} and all its keys are hidden", out[i]);
     }
     done
-}
-
-/// Levels in which every two levels of two factors that can meet do so: greedy, from seeded random candidates.
-fn covering_array() -> Vec<Levels> {
-    let mut rng = seeded("covering array", 0);
-    let mut missing = BTreeSet::new();
-    for (a, (_, levels_a)) in FACTORS.iter().enumerate() {
-        for (b, (_, levels_b)) in FACTORS.iter().enumerate().skip(a + 1) {
-            let pairs = (0..*levels_a).flat_map(|i| (0..*levels_b).map(move |j| ((a, i), (b, j))));
-            missing.extend(pairs.filter(|&(x, y)| can_meet(x, y)));
-        }
-    }
-    let pairs = |levels: &Levels| {
-        let levels = *levels;
-        (0..levels.len()).flat_map(move |a| (a + 1..levels.len()).map(move |b| ((a, levels[a]), (b, levels[b]))))
-    };
-    let mut rows = Vec::new();
-    while !missing.is_empty() {
-        let news = |levels: &Levels| pairs(levels).filter(|p| missing.contains(p)).count();
-        let candidates: Vec<Levels> = (0..60).map(|_| random_levels(&mut rng)).collect();
-        let Some(best) = candidates.into_iter().max_by_key(|c| news(c)) else { break };
-        if news(&best) > 0 {
-            missing.retain(|pair| !pairs(&best).any(|p| p == *pair));
-            rows.push(best);
-        }
-    }
-    rows
 }
 
 /// Rule: options combine freely, so every pair of them must be tested together.

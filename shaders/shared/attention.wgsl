@@ -46,3 +46,8 @@ fn key_exists(b: u32, s: Sequence, j: u32) -> bool {
   if (params.attention.flags & KEY_MASK) == 0u { return true; }
   return key_mask[params.attention.key_mask_offset + b * params.attention.key_mask_batch + j * params.attention.key_mask_key] != 0u;
 }
+
+// The same of keys j .. j + 3.
+fn keys_exist(b: u32, s: Sequence, j: u32) -> vec4<bool> {
+  return vec4<bool>(key_exists(b, s, j), key_exists(b, s, j + 1u), key_exists(b, s, j + 2u), key_exists(b, s, j + 3u));
+}

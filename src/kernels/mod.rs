@@ -7,6 +7,7 @@
 mod activation;
 mod additive_scores;
 mod argmax;
+mod attention;
 mod attention_scores;
 mod attention_values;
 mod embedding;
@@ -18,6 +19,7 @@ mod visibility;
 pub use activation::ActivationRows;
 pub use additive_scores::AdditiveScores;
 pub use argmax::Argmax;
+pub use attention::FusedAttention;
 pub use attention_scores::AttentionScores;
 pub use attention_values::AttentionValues;
 pub use embedding::EmbeddingRows;
@@ -29,8 +31,8 @@ pub use visibility::Visibility;
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
 use crate::tuning::{
-    Case, Class, FEW_1, FEW_4, FLAT, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation, ROW_8,
-    ROW_128, ROWS_32, TILE_8, TILE_32, TILE_64,
+    Case, Class, FEW_1, FEW_4, FLAT, HEADS_32, HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8,
+    MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation, ROW_8, ROW_128, ROWS_32, TILE_8, TILE_32, TILE_64,
 };
 use crate::variant::{Kernel, Variant};
 
@@ -73,6 +75,9 @@ static FAMILIES: &[Family] = &[
     family(&linear::KERNEL_FEW, &[&FEW_4, &FEW_1], Storage::ALL),
     matrix_family(&linear::KERNEL_MATRIX, &[&MATRIX_128, &MATRIX_64, &MATRIX_32, &MATRIX_64_M8, &MATRIX_32_M8]),
     family(&activation::KERNEL, &[&FLAT], Storage::ALL),
+    family(&attention::KERNEL, &[&HEADS_32, &HEADS_80, &HEADS_96], &[Storage::F32x4]),
+    family(&attention::KERNEL, &[&HEADS_128], Storage::IN_FOURS),
+    family(&attention::KERNEL, &[&HEADS_64, &HEADS_256], Storage::ALL),
     family(&attention_scores::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], Storage::ALL),
     family(&additive_scores::KERNEL, &[&FLAT], Storage::ALL),
     rows_x4(&masked_softmax::KERNEL, ROWS_X4, &[Storage::F32x4]),

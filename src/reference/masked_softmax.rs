@@ -55,6 +55,22 @@ pub fn masked_softmax_options<T: Real>(att: &Attention<'_, T>, x: &[T]) -> Resul
     Ok(probs)
 }
 
+/// ln Σ e^x of each row of x (rows, cols), as [`crate::kernels::FusedAttention`] gives it: −∞ for a row of nothing but −∞.
+///
+/// # Errors
+/// [`Error::Shape`] for a slice of another length, [`Error::Option`] for a size of 0.
+pub fn log_sum_exp<T: Real>(x: &[T], rows: usize, cols: usize) -> Result<Vec<T>> {
+    nonzero("rows", rows)?;
+    nonzero("cols", cols)?;
+    expect_len("x", &[rows, cols], x.len())?;
+    let row = |row: &[T]| {
+        let max = row.iter().copied().fold(T::neg_infinity(), T::max);
+        let sum = row.iter().fold(T::zero(), |sum, &x| sum + (x - max).exp());
+        if max == T::neg_infinity() { max } else { max + sum.ln() }
+    };
+    Ok(x.chunks_exact(cols).map(row).collect())
+}
+
 /// In place.
 fn softmax_row<T: Real>(row: &mut [T]) {
     // pass 1: the maximum, so that no exponential overflows
@@ -114,6 +130,14 @@ mod tests {
         assert!(masked_softmax(&[f64::NAN, 0.0], 1, 2, 1.0)?.iter().all(|p| p.is_nan()));
         assert!(masked_softmax(&[f64::NAN, MASKED], 1, 2, 1.0)?.iter().all(|p| p.is_nan()));
         assert!(masked_softmax(&x, 2, 2, 1.0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn logarithms_of_sums() -> Result<()> {
+        let found = log_sum_exp(&[0.0, 0.0, 1000.0, MASKED, MASKED, MASKED], 3, 2)?;
+        assert_eq!(found, [2.0f64.ln(), 1000.0, MASKED]);
+        assert!(log_sum_exp(&[0.0], 1, 2).is_err());
         Ok(())
     }
 

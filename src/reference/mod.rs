@@ -29,7 +29,7 @@ pub use attention_values::attention_values;
 pub use embedding::{EmbeddingInputs, add_positions, embedding};
 pub use layer_norm::{LayerNorm, LayerNormOutput, layer_norm};
 pub use linear::{Linear, linear};
-pub use masked_softmax::{masked_softmax, masked_softmax_options};
+pub use masked_softmax::{log_sum_exp, masked_softmax, masked_softmax_options};
 pub use real::Real;
 
 use crate::error::{Error, Result};

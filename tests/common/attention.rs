@@ -1,9 +1,11 @@
 //! A case of attention: options by their levels, data, the twins' view of it, and what error WGSL leaves it.
 
+use std::collections::BTreeSet;
+
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::{EPS, Place, Run, assert_close, floats, pick, uniform, widen};
+use super::{EPS, Place, Run, assert_close, floats, pick, seeded, uniform, widen};
 use tileformer::kernels::Visibility;
 use tileformer::reference::{self, Attention, MaskValues, Real};
 use tileformer::{AttentionOptions, BatchShape, Element, Mask, Sequence};
@@ -42,6 +44,33 @@ pub fn random_levels(rng: &mut StdRng) -> Levels {
         levels[1] = 0;
     }
     levels
+}
+
+/// Levels in which every two levels of two factors that can meet do so: greedy, from seeded random candidates.
+pub fn covering_array() -> Vec<Levels> {
+    let mut rng = seeded("covering array", 0);
+    let mut missing = BTreeSet::new();
+    for (a, (_, levels_a)) in FACTORS.iter().enumerate() {
+        for (b, (_, levels_b)) in FACTORS.iter().enumerate().skip(a + 1) {
+            let pairs = (0..*levels_a).flat_map(|i| (0..*levels_b).map(move |j| ((a, i), (b, j))));
+            missing.extend(pairs.filter(|&(x, y)| can_meet(x, y)));
+        }
+    }
+    let pairs = |levels: &Levels| {
+        let levels = *levels;
+        (0..levels.len()).flat_map(move |a| (a + 1..levels.len()).map(move |b| ((a, levels[a]), (b, levels[b]))))
+    };
+    let mut rows = Vec::new();
+    while !missing.is_empty() {
+        let news = |levels: &Levels| pairs(levels).filter(|p| missing.contains(p)).count();
+        let candidates: Vec<Levels> = (0..60).map(|_| random_levels(&mut rng)).collect();
+        let Some(best) = candidates.into_iter().max_by_key(|c| news(c)) else { break };
+        if news(&best) > 0 {
+            missing.retain(|pair| !pairs(&best).any(|p| p == *pair));
+            rows.push(best);
+        }
+    }
+    rows
 }
 
 #[derive(Clone, Debug)]
@@ -309,6 +338,22 @@ impl Case {
             let k = &k[((s.k_start as usize + j) * case.n_kv_heads + h / group) * d..][..d];
             2.0 * EPS * scale * q.iter().zip(k).map(|(q, k)| (q * k).abs()).sum::<f64>()
         }
+    }
+}
+
+/// Queries, keys and values of a case.
+pub struct Data {
+    pub q: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+}
+
+impl Data {
+    pub fn of(case: &Case, name: &str, number: u64) -> Self {
+        let mut rng = seeded(name, number);
+        let q = case.queries(&mut rng);
+        let k = case.keys(&mut rng, case.head_size);
+        Self { q, k, v: case.keys(&mut rng, case.value_head_size) }
     }
 }
 

@@ -1,0 +1,313 @@
+// attention: out = softmax(scores(q, k)) · v over tiles of keys, and the logarithm of each row's sum of exponentials
+//
+//   q (q_rows, NH, HS), k (k_rows, NH_kv, HS), v (k_rows, NH_kv, VS) -> out (q_rows, NH, VS), log_sum_exp (B, NH, T)
+//
+// A workgroup makes TILE_M queries of one head of one sequence and walks over the keys that any of them can see by position,
+// TILE_N at a time; scores are never stored. Thread (tx, ty) holds the groups of four rows ty + i · GROUPS_M, and of them
+// four scores and VALUE_SIZE / GROUPS_N columns of out in registers. A tile whose keys all its queries see looks at no option.
+// Workgroup memory: A_TILE + B_TILE groups of 16 bytes: slices of q and k, then of weights and v, each [depth][row or column].
+// Running maxima start at a finite value, and no infinity is computed with; keys past the length or hidden by the key mask are
+// zeros in v, so that NaN in them never arrives. Each thread keeps its share of a row's sum until the end.
+// Loops: keys up to k_len ≤ S, head_size. (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691)
+
+struct Params {
+  tiles_m: u32,
+  batch: u32,
+  n_heads: u32,
+  heads_per_kv: u32,   // query heads that share a key head
+  head_size: u32,
+  value_size: u32,
+  longest_q: u32,
+  longest_k: u32,
+  q_row: u32,          // strides
+  q_head: u32,
+  k_row: u32,
+  k_head: u32,
+  v_row: u32,
+  v_head: u32,
+  out_row: u32,
+  out_head: u32,
+  log_sum_exp: u32,    // whether wanted
+  log_sum_exp_batch: u32,
+  log_sum_exp_head: u32,
+  q_offset: u32,
+  k_offset: u32,
+  v_offset: u32,
+  out_offset: u32,
+  log_sum_exp_offset: u32,
+  attention: Attention,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> q: array<Storage>;                  // (q_rows, NH, HS)
+@group(1) @binding(1) var<storage, read> k: array<Storage>;                  // (k_rows, NH_kv, HS)
+@group(1) @binding(2) var<storage, read> v: array<Storage>;                  // (k_rows, NH_kv, VS)
+@group(1) @binding(3) var<storage, read> sequences: array<u32>;              // (B, 8)
+@group(1) @binding(4) var<storage, read> key_mask: array<u32>;               // (B, S)
+@group(1) @binding(5) var<storage, read> mask: array<u32>;                   // (B, NH, T, S)
+@group(1) @binding(6) var<storage, read_write> out: array<Storage>;          // (q_rows, NH, VS)
+@group(1) @binding(7) var<storage, read_write> log_sum_exp: array<u32>;      // (B, NH, T), by its bits
+
+const TILE_M: u32 = GROUPS_M * ROW_GROUPS * 4u;      // queries
+const TILE_N: u32 = GROUPS_N * 4u;                   // keys
+const TILE_P: u32 = WRITERS * 4u;                    // keys of a slice of weights, those of WRITERS values of tx
+const VALUE_SIZE: u32 = GROUPS_N * VALUE_GROUPS * 4u;
+const THREADS: u32 = GROUPS_M * GROUPS_N;
+const A_TILE: u32 = max(max(TILE_K, TILE_P), GROUPS_N) * TILE_M / 4u;
+const B_TILE: u32 = max(TILE_K * TILE_N, TILE_P * VALUE_SIZE) / 4u;
+
+alias Scores = array<vec4<f32>, ROW_GROUPS * 4u>;                  // rows of the thread, keys tx · 4 .. tx · 4 + 3
+alias Output = array<vec4<f32>, ROW_GROUPS * 4u * VALUE_GROUPS>;   // [row of the thread][group of columns]
+
+var<workgroup> a_tile: array<vec4<f32>, A_TILE>;  // q or weights: [k][m / 4]
+var<workgroup> b_tile: array<vec4<f32>, B_TILE>;  // k: [k][n / 4], or v: [key][column / 4]
+
+// For the loads: set once, from uniform values.
+var<private> batch_index: u32;
+var<private> head_index: u32;
+var<private> current: Sequence;
+var<private> q_first: u32;
+var<private> k_first: u32;
+var<private> v_first: u32;
+
+fn q4(i: u32, d: u32) -> vec4<f32> {
+  if d >= params.head_size { return vec4<f32>(0.0); }
+  let at = q_first + min(i, current.q_len - 1u) * params.q_row + d;
+  return keep(group4(q[at / LANES], q[(at + 1u) / LANES], q[(at + 2u) / LANES], q[(at + 3u) / LANES]), params.head_size - d);
+}
+
+fn k4(j: u32, d: u32) -> vec4<f32> {
+  if d >= params.head_size { return vec4<f32>(0.0); }
+  let at = k_first + min(j, current.k_len - 1u) * params.k_row + d;
+  return keep(group4(k[at / LANES], k[(at + 1u) / LANES], k[(at + 2u) / LANES], k[(at + 3u) / LANES]), params.head_size - d);
+}
+
+fn v4(j: u32, d: u32) -> vec4<f32> {
+  if d >= params.value_size { return vec4<f32>(0.0); }
+  let at = v_first + j * params.v_row + d;
+  return group4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]);
+}
+
+fn load_scores(thread: u32, i0: u32, j0: u32, d0: u32) {
+  for (var block = thread; block < TILE_M * TILE_K / 16u; block += THREADS) {
+    let d = block % (TILE_K / 4u) * 4u;
+    let m = block / (TILE_K / 4u);
+    let i = i0 + m * 4u;
+    let t = transpose(mat4x4<f32>(q4(i, d0 + d), q4(i + 1u, d0 + d), q4(i + 2u, d0 + d), q4(i + 3u, d0 + d)));
+    let at = d * (TILE_M / 4u) + m;
+    a_tile[at] = t[0];
+    a_tile[at + TILE_M / 4u] = t[1];
+    a_tile[at + TILE_M / 2u] = t[2];
+    a_tile[at + TILE_M / 4u * 3u] = t[3];
+  }
+  for (var block = thread; block < TILE_N * TILE_K / 16u; block += THREADS) {
+    let d = block % (TILE_K / 4u) * 4u;
+    let n = block / (TILE_K / 4u);
+    let j = j0 + n * 4u;
+    let t = transpose(mat4x4<f32>(k4(j, d0 + d), k4(j + 1u, d0 + d), k4(j + 2u, d0 + d), k4(j + 3u, d0 + d)));
+    let at = d * (TILE_N / 4u) + n;
+    b_tile[at] = t[0];
+    b_tile[at + TILE_N / 4u] = t[1];
+    b_tile[at + TILE_N / 2u] = t[2];
+    b_tile[at + TILE_N / 4u * 3u] = t[3];
+  }
+}
+
+// Values of the keys j0 .. j0 + TILE_P; `masked` where some of them may not exist.
+fn load_values(thread: u32, j0: u32, masked: bool) {
+  for (var item = thread; item < TILE_P * VALUE_SIZE / 4u; item += THREADS) {
+    let j = j0 + item / (VALUE_SIZE / 4u);
+    var found = vec4<f32>(0.0);
+    if !masked || key_exists(batch_index, current, j) { found = v4(j, item % (VALUE_SIZE / 4u) * 4u); }
+    b_tile[item] = found;
+  }
+}
+
+fn add_scores(scores: ptr<function, Scores>, tx: u32, ty: u32, depth: u32) {
+  for (var d = 0u; d < depth; d++) {
+    let b = b_tile[d * (TILE_N / 4u) + tx];
+    for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+      let a = a_tile[d * (TILE_M / 4u) + ty + i * GROUPS_M];
+      (*scores)[i * 4u] = fma(vec4<f32>(a.x), b, (*scores)[i * 4u]);
+      (*scores)[i * 4u + 1u] = fma(vec4<f32>(a.y), b, (*scores)[i * 4u + 1u]);
+      (*scores)[i * 4u + 2u] = fma(vec4<f32>(a.z), b, (*scores)[i * 4u + 2u]);
+      (*scores)[i * 4u + 3u] = fma(vec4<f32>(a.w), b, (*scores)[i * 4u + 3u]);
+    }
+  }
+}
+
+fn add_values(sum: ptr<function, Output>, tx: u32, ty: u32, depth: u32) {
+  for (var key = 0u; key < depth; key++) {
+    var b: array<vec4<f32>, VALUE_GROUPS>;
+    for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
+      b[j] = b_tile[key * (VALUE_SIZE / 4u) + tx + j * GROUPS_N];
+    }
+    for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+      let a = a_tile[key * (TILE_M / 4u) + ty + i * GROUPS_M];
+      for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
+        let at = i * 4u * VALUE_GROUPS + j;
+        (*sum)[at] = fma(vec4<f32>(a.x), b[j], (*sum)[at]);
+        (*sum)[at + VALUE_GROUPS] = fma(vec4<f32>(a.y), b[j], (*sum)[at + VALUE_GROUPS]);
+        (*sum)[at + VALUE_GROUPS * 2u] = fma(vec4<f32>(a.z), b[j], (*sum)[at + VALUE_GROUPS * 2u]);
+        (*sum)[at + VALUE_GROUPS * 3u] = fma(vec4<f32>(a.w), b[j], (*sum)[at + VALUE_GROUPS * 3u]);
+      }
+    }
+  }
+}
+
+// The finished scores of row i and keys j .. j + 3, by the bits of −∞ where one is hidden.
+fn finish(score: vec4<f32>, exist: vec4<bool>, i: u32, j: u32) -> vec4<f32> {
+  return bitcast<vec4<f32>>(finish_scores(score, exist, batch_index, head_index, current, i, j));
+}
+
+// A score that takes part in a maximum.
+fn shown(score: vec4<f32>) -> vec4<f32> { return select(score, vec4<f32>(LOWEST), is_hidden(score)); }
+
+// exp(score − top), 0 for a hidden one.
+fn weight4(score: vec4<f32>, top: f32) -> vec4<f32> {
+  return select(exp0(shown(score) - vec4<f32>(top)), vec4<f32>(0.0), is_hidden(score));
+}
+
+// By its bits −∞ where nothing was summed, and for a row that the sequence lacks.
+fn store_log_sum_exp(i: u32, top: f32, sum: f32) {
+  if params.log_sum_exp == 0u || i >= params.longest_q { return; }
+  let at = params.log_sum_exp_offset + batch_index * params.log_sum_exp_batch + head_index * params.log_sum_exp_head + i;
+  log_sum_exp[at] = select(MINUS_INFINITY, bitcast<u32>(top + log(sum)), sum > 0.0 && i < current.q_len);
+}
+
+// Columns d .. d + 3 of row i, as many of them as out has.
+fn store(value: vec4<f32>, i: u32, d: u32) {
+  if i >= current.q_len || d >= params.value_size { return; }
+  let at = params.out_offset + (current.q_start + i) * params.out_row + head_index * params.out_head + d;
+  for (var c = 0u; c < 4u / LANES; c++) {
+    if d + c * LANES < params.value_size { out[at / LANES + c] = pick(value, c); }
+  }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let number = workgroup_number(id);
+  if number >= params.tiles_m * params.n_heads * params.batch { return; }
+  // Under a causal mask the last queries see the most keys: they start first.
+  let i0 = (params.tiles_m - 1u - number % params.tiles_m) * TILE_M;
+  let h = number / params.tiles_m % params.n_heads;
+  let b = number / params.tiles_m / params.n_heads;
+  let s = sequence(b, params.longest_q, params.longest_k);
+  batch_index = b;
+  head_index = h;
+  current = s;
+  if i0 >= s.q_len {
+    for (var i = thread; i < TILE_M; i += THREADS) { store_log_sum_exp(i0 + i, 0.0, 0.0); }
+    return;
+  }
+  q_first = params.q_offset + s.q_start * params.q_row + h * params.q_head;
+  k_first = params.k_offset + s.k_start * params.k_row + h / params.heads_per_kv * params.k_head;
+  v_first = params.v_offset + s.k_start * params.v_row + h / params.heads_per_kv * params.v_head;
+
+  // All keys from `first` to `end`, and without a look at options those from `plain.x` to `plain.y`.
+  let count = min(TILE_M, s.q_len - i0);
+  let seen = key_range(s, i0, count);
+  let end = min(u32(max(seen.y + 1, 0)), s.k_len);
+  let options = (params.attention.flags & (KEY_MASK | BOOLEAN_MASK | ADDITIVE_MASK | ALIBI)) != 0u;
+  let plain = vec2<i32>(key_range(s, i0 + count - 1u, 1u).x, key_range(s, i0, 1u).y);
+
+  let tx = thread % GROUPS_N;
+  let ty = thread / GROUPS_N;
+  var sum: Output;
+  var largest: array<vec4<f32>, ROW_GROUPS>;  // running maxima of rows
+  var total: array<vec4<f32>, ROW_GROUPS>;    // what this thread's keys add to the sum of a row
+  for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+    largest[i] = vec4<f32>(LOWEST);
+  }
+
+  for (var j0 = u32(seen.x) / TILE_N * TILE_N; j0 < end; j0 += TILE_N) {
+    let masked = options || i32(j0) < plain.x || i32(j0 + TILE_N) > plain.y + 1;
+    var scores: Scores;
+    for (var d0 = 0u; d0 < params.head_size; d0 += TILE_K) {
+      load_scores(thread, i0, j0, d0);
+      workgroupBarrier();
+      add_scores(&scores, tx, ty, min(TILE_K, params.head_size - d0));
+      workgroupBarrier();
+    }
+    var exist = vec4<bool>(true);
+    if masked { exist = keys_exist(b, s, j0 + tx * 4u); }
+    for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+      let row = i0 + (ty + i * GROUPS_M) * 4u;
+      for (var r = 0u; r < 4u; r++) {  // unroll
+        scores[i * 4u + r] = scale_scores(scores[i * 4u + r]);
+        if masked { scores[i * 4u + r] = finish(scores[i * 4u + r], exist, row + r, j0 + tx * 4u); }
+      }
+      let t = transpose(mat4x4<f32>(shown(scores[i * 4u]), shown(scores[i * 4u + 1u]), shown(scores[i * 4u + 2u]),
+                                    shown(scores[i * 4u + 3u])));
+      a_tile[tx * (TILE_M / 4u) + ty + i * GROUPS_M] = max(max(t[0], t[1]), max(t[2], t[3]));
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+      var top = largest[i];
+      for (var t = 0u; t < GROUPS_N; t++) { top = max(top, a_tile[t * (TILE_M / 4u) + ty + i * GROUPS_M]); }
+      let factor = exp0(largest[i] - top);
+      largest[i] = top;
+      scores[i * 4u] = weight4(scores[i * 4u], top.x);
+      scores[i * 4u + 1u] = weight4(scores[i * 4u + 1u], top.y);
+      scores[i * 4u + 2u] = weight4(scores[i * 4u + 2u], top.z);
+      scores[i * 4u + 3u] = weight4(scores[i * 4u + 3u], top.w);
+      let t = transpose(mat4x4<f32>(scores[i * 4u], scores[i * 4u + 1u], scores[i * 4u + 2u], scores[i * 4u + 3u]));
+      total[i] = fma(total[i], factor, (t[0] + t[1]) + (t[2] + t[3]));
+      // From here on the four rows of a group are the components, ready to be stored.
+      scores[i * 4u] = t[0];
+      scores[i * 4u + 1u] = t[1];
+      scores[i * 4u + 2u] = t[2];
+      scores[i * 4u + 3u] = t[3];
+      for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
+        let at = i * 4u * VALUE_GROUPS + j;
+        sum[at] *= factor.x;
+        sum[at + VALUE_GROUPS] *= factor.y;
+        sum[at + VALUE_GROUPS * 2u] *= factor.z;
+        sum[at + VALUE_GROUPS * 3u] *= factor.w;
+      }
+    }
+    workgroupBarrier();
+
+    let keys = min(TILE_N, end - j0);
+    for (var first = 0u; first < keys; first += TILE_P) {
+      if tx / WRITERS == first / TILE_P {
+        for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+          let to = tx % WRITERS * TILE_M + ty + i * GROUPS_M;
+          a_tile[to] = scores[i * 4u];
+          a_tile[to + TILE_M / 4u] = scores[i * 4u + 1u];
+          a_tile[to + TILE_M / 2u] = scores[i * 4u + 2u];
+          a_tile[to + TILE_M / 4u * 3u] = scores[i * 4u + 3u];
+        }
+      }
+      load_values(thread, j0 + first, masked);
+      workgroupBarrier();
+      add_values(&sum, tx, ty, min(TILE_P, keys - first));
+      workgroupBarrier();
+    }
+  }
+
+  for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+    a_tile[tx * (TILE_M / 4u) + ty + i * GROUPS_M] = total[i];
+  }
+  workgroupBarrier();
+  for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+    var all = a_tile[ty + i * GROUPS_M];
+    for (var t = 1u; t < GROUPS_N; t++) { all += a_tile[t * (TILE_M / 4u) + ty + i * GROUPS_M]; }
+    let inverse = select(vec4<f32>(0.0), 1.0 / all, all > vec4<f32>(0.0));
+    let row = i0 + (ty + i * GROUPS_M) * 4u;
+    if tx == 0u {
+      store_log_sum_exp(row, largest[i].x, all.x);
+      store_log_sum_exp(row + 1u, largest[i].y, all.y);
+      store_log_sum_exp(row + 2u, largest[i].z, all.z);
+      store_log_sum_exp(row + 3u, largest[i].w, all.w);
+    }
+    for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
+      let at = i * 4u * VALUE_GROUPS + j;
+      let d = (tx + j * GROUPS_N) * 4u;
+      store(sum[at] * inverse.x, row, d);
+      store(sum[at + VALUE_GROUPS] * inverse.y, row + 1u, d);
+      store(sum[at + VALUE_GROUPS * 2u] * inverse.z, row + 2u, d);
+      store(sum[at + VALUE_GROUPS * 3u] * inverse.w, row + 3u, d);
+    }
+  }
+}

@@ -1,0 +1,214 @@
+//! `attention`: scores, softmax and values in one dispatch, nothing of size T · S in memory.
+
+use super::visibility::{Attention, Visibility, heads_divide, rows_fit};
+use crate::builder::{Builder, Launch};
+use crate::error::{Error, Result};
+use crate::program::{Tensor, params};
+use crate::shape::Layout;
+use crate::tensor::Element;
+use crate::tuning::{Case, HEADS_QUERIES, Operation};
+use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Variant, wgsl};
+use std::mem::offset_of;
+
+params! {
+    Params {
+        tiles_m: u32,
+        batch: u32,
+        n_heads: u32,
+        heads_per_kv: u32,
+        head_size: u32,
+        value_size: u32,
+        longest_q: u32,
+        longest_k: u32,
+        q_row: u32,
+        q_head: u32,
+        k_row: u32,
+        k_head: u32,
+        v_row: u32,
+        v_head: u32,
+        out_row: u32,
+        out_head: u32,
+        log_sum_exp: u32,
+        log_sum_exp_batch: u32,
+        log_sum_exp_head: u32,
+        q_offset: u32,
+        k_offset: u32,
+        v_offset: u32,
+        out_offset: u32,
+        log_sum_exp_offset: u32,
+        attention: Attention,
+    }
+}
+
+const OPTIONS: usize = offset_of!(Params, attention);
+
+pub(super) static KERNEL: Kernel = Kernel {
+    name: "attention",
+    shared: &[&ATTENTION, &SCORES, &SOFTMAX],
+    subgroups: &[],
+    parts: &[],
+    source: wgsl!("attention.wgsl"),
+    bindings: &[
+        Binding::read("q", 1, 0, offset_of!(Params, q_offset)),
+        Binding::read("k", 1, 1, offset_of!(Params, k_offset)),
+        Binding::read("v", 1, 2, offset_of!(Params, v_offset)),
+        Binding::read("sequences", 1, 3, OPTIONS + offset_of!(Attention, sequences_offset)).single(),
+        Binding::read("key_mask", 1, 4, OPTIONS + offset_of!(Attention, key_mask_offset)).single(),
+        Binding::read("mask", 1, 5, OPTIONS + offset_of!(Attention, mask_offset)).single(),
+        Binding::write("out", 6, offset_of!(Params, out_offset)),
+        Binding::write("log_sum_exp", 7, offset_of!(Params, log_sum_exp_offset)).single(),
+    ],
+    params_size: size_of::<Params>(),
+    params_fields: Params::FIELDS,
+};
+
+/// The widest value head that `attention` takes.
+pub(crate) const MAX_VALUE_SIZE: usize = 256;
+
+/// out = softmax(scores(q, k)) · v, streaming over the keys: as [`AttentionScores`](super::AttentionScores),
+/// [`MaskedSoftmax`](super::MaskedSoftmax) and [`AttentionValues`](super::AttentionValues) together, but with memory of O(T).
+///
+/// The attention weights are exp(score − `log_sum_exp`).
+#[derive(Clone, Debug)]
+pub struct FusedAttention {
+    /// (q_rows, NH, HS)
+    pub q: Tensor,
+    /// (k_rows, NH_kv, HS); NH_kv divides NH
+    pub k: Tensor,
+    /// (k_rows, NH_kv, VS), VS at most 256
+    pub v: Tensor,
+    /// B, T and S: how many sequences there are, and the longest of each kind.
+    pub sizes: [usize; 3],
+    /// Options and masks.
+    pub visibility: Visibility,
+    /// (q_rows, NH, VS); rows that no sequence has are not written
+    pub out: Tensor,
+    /// (B, NH, T): the logarithm of the sum of exponentials of a row's scores. −∞ for a row with no visible key, and for those
+    /// that a sequence lacks: every element is written.
+    pub log_sum_exp: Option<Tensor>,
+}
+
+impl Builder {
+    /// Appends attention from projected queries, keys and values to output.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for tensors that do not fit each other, [`Error::Option`] for value heads wider than 256, heads that do not
+    /// divide and as [`AttentionOptions::check`](crate::AttentionOptions::check), [`Error::Alias`] for an out that is also read,
+    /// [`Error::Limit`] for a tensor that exceeds a binding.
+    pub fn attention(&mut self, label: &str, args: &FusedAttention) -> Result<()> {
+        let FusedAttention { q, k, v, visibility, out, log_sum_exp, .. } = args;
+        let shape = Shape::check(self, label, args)?;
+        let Shape { element, batch, n_heads, n_kv_heads, head_size, value_size, longest_q, longest_k } = shape;
+        let storage = self.storage_of(label, element, &[Some(*q), Some(*k), Some(*v), Some(*out)], &[])?;
+        let choice = self.choose(&Case {
+            operation: Operation::Attention,
+            kernel: KERNEL.name,
+            storage,
+            rows: longest_q,
+            columns: value_size,
+            depth: longest_k,
+            ragged_columns: false,
+            invariant: self.batch_invariant(),
+        });
+        let tiles_m = (longest_q as u32).div_ceil(HEADS_QUERIES);
+        let sums = match log_sum_exp {
+            Some(tensor) => *tensor,
+            None => self.scratch("log_sum_exp", Element::F32, Layout::contiguous(&[1, 1, 1])?)?,
+        };
+        let params = Params {
+            tiles_m,
+            batch: batch as u32,
+            n_heads: n_heads as u32,
+            heads_per_kv: (n_heads / n_kv_heads) as u32,
+            head_size: head_size as u32,
+            value_size: value_size as u32,
+            longest_q: longest_q as u32,
+            longest_k: longest_k as u32,
+            q_row: q.layout().stride(0),
+            q_head: q.layout().stride(1),
+            k_row: k.layout().stride(0),
+            k_head: k.layout().stride(1),
+            v_row: v.layout().stride(0),
+            v_head: v.layout().stride(1),
+            out_row: out.layout().stride(0),
+            out_head: out.layout().stride(1),
+            log_sum_exp: u32::from(log_sum_exp.is_some()),
+            log_sum_exp_batch: sums.layout().stride(0),
+            log_sum_exp_head: sums.layout().stride(1),
+            attention: visibility.params(head_size),
+            ..Params::default()
+        };
+        let pairs = batch as u64 * n_heads as u64 * longest_q as u64 * longest_k as u64;
+        self.launch(Launch {
+            label,
+            variant: Variant::of(&KERNEL, &choice, storage, 0),
+            workgroups: u64::from(tiles_m) * batch as u64 * n_heads as u64,
+            params,
+            operands: &[
+                Some(*q),
+                Some(*k),
+                Some(*v),
+                visibility.sequences,
+                visibility.key_mask,
+                visibility.mask,
+                Some(*out),
+                Some(sums),
+            ],
+            flops: 2 * pairs * (head_size + value_size) as u64,
+            bytes: None,
+        })
+    }
+}
+
+/// The sizes of an attention, once its tensors are known to fit each other.
+struct Shape {
+    /// Of q, k, v and out.
+    element: Element,
+    batch: usize,
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_size: usize,
+    value_size: usize,
+    longest_q: usize,
+    longest_k: usize,
+}
+
+impl Shape {
+    fn check(builder: &Builder, label: &str, args: &FusedAttention) -> Result<Self> {
+        let FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp } = args;
+        let &[batch, longest_q, longest_k] = sizes;
+        for (name, size) in [("B", batch), ("T", longest_q), ("S", longest_k)] {
+            crate::shape::nonzero(name, size)?;
+        }
+        let &[q_rows, n_heads, head_size] = q.layout().sizes() else {
+            return Err(Error::shape("q", "(q_rows, NH, HS)", q.layout()));
+        };
+        let &[k_rows, n_kv_heads, _] = k.layout().sizes() else {
+            return Err(Error::shape("k", "(k_rows, NH_kv, HS)", k.layout()));
+        };
+        let &[_, _, value_size] = v.layout().sizes() else {
+            return Err(Error::shape("v", "(k_rows, NH_kv, VS)", v.layout()));
+        };
+        if value_size > MAX_VALUE_SIZE {
+            return Err(Error::option(
+                format!("value head size of {label}"),
+                format!("at most {MAX_VALUE_SIZE}"),
+                value_size,
+            ));
+        }
+        let scores = [batch, n_heads, longest_q, longest_k];
+        let element = builder.float(label, "q", *q)?;
+        builder.expect(label, "q", *q, element, &[q_rows, n_heads, head_size])?;
+        builder.expect(label, "k", *k, element, &[k_rows, n_kv_heads, head_size])?;
+        builder.expect(label, "v", *v, element, &[k_rows, n_kv_heads, value_size])?;
+        builder.expect(label, "out", *out, element, &[q_rows, n_heads, value_size])?;
+        if let Some(sums) = log_sum_exp {
+            builder.expect(label, "log_sum_exp", *sums, Element::F32, &[batch, n_heads, longest_q])?;
+        }
+        heads_divide(n_heads, n_kv_heads)?;
+        rows_fit("q", visibility, q_rows, batch, longest_q)?;
+        rows_fit("k", visibility, k_rows, batch, longest_k)?;
+        visibility.check(builder, label, scores)?;
+        Ok(Self { element, batch, n_heads, n_kv_heads, head_size, value_size, longest_q, longest_k })
+    }
+}

@@ -1,0 +1,299 @@
+//! Fused attention against the twins of the separate kernels.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::attention::{
+    Case, Data, FACTORS, MaskData, SENTINEL, assert_scores, covering_array, random_levels, softmax_errors,
+};
+use common::{
+    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_core,
+    on_invariant, pick, seeded, storage_floor, stored, sum_floor,
+};
+use rand::RngExt;
+use tileformer::kernels::FusedAttention;
+use tileformer::reference::{self, Real};
+use tileformer::{AttentionOptions, Element, Sequence};
+
+/// Keys of the smallest tile: a row's maximum may change, and its sum be rescaled, that often.
+const TILE: usize = 32;
+
+/// q, k, v and out are stored as `element`.
+fn run(case: &Case, on: &On, element: Element, data: &Data) -> Done {
+    let mut run = Run::stored(on, "fused", case.place, element);
+    let (n, kv) = (case.n_heads, case.n_kv_heads);
+    let [batch, _, t, s] = case.score_sizes();
+    let q = run.input("q", &[case.shape.q_rows, n, case.head_size], &data.q);
+    let k = run.input("k", &[case.shape.k_rows, kv, case.head_size], &data.k);
+    let v = run.input("v", &[case.shape.k_rows, kv, case.value_head_size], &data.v);
+    let out = run.output("out", &[case.shape.q_rows, n, case.value_head_size]);
+    let sums = run.output_as("sums", Element::F32, case.place.layout(&[batch, n, t]));
+    let visibility = case.visibility(&mut run);
+    let args = FusedAttention { q, k, v, sizes: [batch, t, s], visibility, out, log_sum_exp: Some(sums) };
+    run.builder.attention("attention", &args).unwrap();
+    run.go()
+}
+
+/// What the twins give: scores, their log-sum-exp, weights, out.
+struct Twin<T> {
+    scores: Vec<T>,
+    sums: Vec<T>,
+    probs: Vec<T>,
+    out: Vec<T>,
+}
+
+fn twin<T: Real>(case: &Case, data: &Data) -> Twin<T> {
+    let real = |values: &[f32]| values.iter().map(|&v| T::of(v)).collect::<Vec<_>>();
+    let [q, k, v] = [&data.q, &data.k, &data.v].map(|values| real(values));
+    let [batch, n, t, s] = case.score_sizes();
+    case.twin::<T, _>(|att| {
+        let (out, probs) = reference::attention(att, &q, &k, &v).unwrap();
+        let scores = reference::attention_scores(att, &q, &k).unwrap();
+        let sums = reference::log_sum_exp(&scores, batch * n * t, s).unwrap();
+        Twin { scores, sums, probs, out }
+    })
+}
+
+fn check(name: &str, case: &Case, invariant: bool, data: &Data) -> Done {
+    check_stored(name, case, if invariant { on_invariant() } else { on() }, Element::F32, data)
+}
+
+fn check_stored(name: &str, case: &Case, on: &On, element: Element, data: &Data) -> Done {
+    let done = run(case, on, element, data);
+    let (twin32, twin64) = (twin::<f32>(case, data), twin::<f64>(case, data));
+    let name = format!("{name}: {:?} of {:?} {:?}", case.options, case.shape, case.place);
+    let columns = case.shape.longest_k;
+
+    // A score that is off moves its weight, and the sum by as much; so does each rescaling of the running sum.
+    let errors = case.score_errors(case.dot_errors(&data.q, &data.k));
+    let steps = columns.div_ceil(TILE) as f64 * 4.0 * EPS;
+    let sums = done.tensor("sums").bits().into_iter().map(f32::from_bits).collect::<Vec<_>>();
+    let magnitude = largest(&twin64.sums.iter().map(|s| if s.abs() < 1e30 { *s } else { 0.0 }).collect::<Vec<_>>());
+    let distance =
+        magnitude + largest(&twin64.scores.iter().map(|s| if s.abs() < 1e30 { *s } else { 0.0 }).collect::<Vec<_>>());
+    let floor = largest(&errors) + steps + (2.0 * magnitude + 3.0 + 2.0 * (columns as f64).ln().min(distance)) * EPS;
+    assert_scores(&format!("log_sum_exp of {name}"), &sums, &twin32.sums, &twin64.sums, floor);
+
+    let errors = softmax_errors(&twin64.probs, &errors, columns);
+    let width = case.n_heads * case.value_head_size;
+    let out = done.tensor("out").f32_where(|i| case.owns_query(i / width));
+    let v: Vec<f64> = data.v.iter().map(|v| f64::from(v.abs())).collect();
+    let weigh = |probs: &[f64]| case.twin::<f64, _>(|att| reference::attention_values(att, probs, &v).unwrap());
+    let weights = weigh(&twin64.probs);
+    let floor =
+        largest(&weigh(&errors)) + sum_floor(&weights) + steps * largest(&weights) + storage_floor(element, &twin64.out);
+    assert_close(&format!("out of {name}"), &out, &twin32.out, &twin64.out, floor);
+    for (i, weight) in weights.into_iter().enumerate() {
+        assert!(weight > 0.0 || out[i] == 0.0, "out of {name}: [{i}] is {} and all its keys are hidden", out[i]);
+    }
+    done
+}
+
+/// Rule: options combine freely: all pairs of them.
+#[test]
+fn options_pairwise() {
+    for (number, levels) in covering_array().iter().enumerate() {
+        let mut rng = seeded("pairwise", number as u64);
+        let size = rng.random_range(3..24);
+        let case = Case::of(levels, size, &mut rng);
+        let data = Data::of(&case, "pairwise data", number as u64);
+        check(&format!("pairwise {number}"), &case, levels[13] == 1, &data);
+    }
+}
+
+/// Rule: options combine freely, at the edges of tiles too.
+#[test]
+fn options_at_random() {
+    for number in 0..60 {
+        let mut rng = seeded("fused options at random", number);
+        let levels = random_levels(&mut rng);
+        let size = pick(&mut rng, &[2, 9, 31, 32, 33, 37, 63, 64, 65, 97]);
+        let case = Case::of(&levels, size, &mut rng);
+        let data = Data::of(&case, "random data", number);
+        check(&format!("random {number}"), &case, levels[13] == 1, &data);
+    }
+}
+
+/// Rule: every edge of a tile is right, in every compiled form: queries, keys, head sizes of both kinds.
+#[test]
+fn edges_of_tiles_in_every_form() {
+    let mut reached = BTreeSet::new();
+    let lengths = [1, 9, 31, 33, 40, 63, 64, 65, 81, 127, 129];
+    let sizes = [1, 15, 16, 17, 31, 32, 33, 64, 65, 76, 80, 81, 96, 97, 128, 129, 252, 256];
+    for (i, value_size) in sizes.into_iter().enumerate() {
+        for (j, t) in lengths.into_iter().enumerate().filter(|(j, _)| (i + j) % 5 == 0) {
+            let s = lengths[(5 * i + 3 * j) % lengths.len()];
+            let heads = [sizes[(7 * i + j) % sizes.len()], value_size];
+            let number = (i * lengths.len() + j) as u64;
+            let case = Case::plain([1 + j % 2, t, s], [2, 1 + j % 2], heads, Place::ALL[(i + j) % 4]);
+            check("edges", &case, number % 5 == 0, &Data::of(&case, "edges", number)).note(&mut reached);
+        }
+    }
+    for (number, place) in Place::ALL.into_iter().enumerate() {
+        for size in [32, 64, 80, 96, 128, 256] {
+            for causal in [false, true] {
+                let mut case = Case::plain([1, 70, 150], [2, 1], [size, size], place);
+                case.options.causal = causal;
+                check("classes", &case, false, &Data::of(&case, "classes", number as u64)).note(&mut reached);
+            }
+        }
+    }
+    assert_all_variants("attention", &reached);
+}
+
+/// Rule: q, k, v and out in f16, as the type or in pairs, change nothing but the rounding of what is stored.
+#[test]
+fn f16_in_both_forms() {
+    let mut reached = BTreeSet::new();
+    let mut both = |name: &str, number: u64, case: &Case, place: usize| {
+        for packed in [false, true] {
+            // Pairs want everything even.
+            let even = |size: usize| if packed { size.next_multiple_of(2) } else { size };
+            let mut case = case.clone();
+            (case.head_size, case.value_head_size) = (even(case.head_size), even(case.value_head_size));
+            let places = if packed { [Place::DENSE, Place::STRIDED, Place::EVEN, Place::EVEN] } else { Place::ALL };
+            case.place = places[place];
+            let mut data = Data::of(&case, name, number);
+            for values in [&mut data.q, &mut data.k, &mut data.v] {
+                *values = stored(Element::F16, values);
+            }
+            let on = if packed { on_core() } else { on() };
+            check_stored(&format!("{name} {number}"), &case, on, Element::F16, &data).note(&mut reached);
+        }
+    };
+    for (number, size) in [64, 128, 256].into_iter().enumerate() {
+        both("f16 groups of four", number as u64, &Case::plain([1, 70, 81], [2, 1], [36, size], Place::DENSE), number % 2);
+    }
+    both("f16", 0, &Case::plain([1, 65, 70], [2, 2], [13, 39], Place::DENSE), 2);
+    both("f16", 1, &Case::plain([1, 65, 70], [1, 1], [70, 131], Place::DENSE), 3);
+    for number in 0..10 {
+        let mut rng = seeded("fused f16 options", number);
+        let case = Case::of(&random_levels(&mut rng), 20, &mut rng);
+        both("f16 options", number, &case, number as usize % 4);
+    }
+    assert_all_stored_variants("attention", Element::F16, &reached);
+}
+
+/// Rule: logits of ±1e4 overflow nothing, whatever tile the largest is in.
+#[test]
+fn huge_logits() {
+    for number in 0..12u64 {
+        let mut rng = seeded("huge", number);
+        let mut levels = random_levels(&mut rng);
+        (levels[7], levels[8]) = (number as usize % 2, 1);
+        (levels[0], levels[1], levels[5]) = (levels[0] % 3, 0, 0);
+        let mut case = Case::of(&levels, 20 + 13 * number as usize, &mut rng);
+        case.options.softcap = case.options.softcap.map(|_| 30.0);
+        let mut data = Data::of(&case, "huge data", number);
+        let factor = (1e4 / (case.head_size as f32).sqrt()).sqrt() * 1.7;
+        data.q.iter_mut().chain(&mut data.k).for_each(|v| *v *= factor);
+        check(&format!("huge {number}"), &case, false, &data);
+    }
+}
+
+/// Rule: a row whose every key is hidden, by whichever option, gives exact zeros and a log-sum-exp of −∞.
+#[test]
+fn rows_without_a_key_give_zeros() {
+    for (number, way) in ["length", "key mask", "boolean", "additive", "causal", "window"].into_iter().enumerate() {
+        for (place, size) in [(Place::DENSE, 21), (Place::ODD, 70)] {
+            let mut levels = [0; FACTORS.len()];
+            (levels[0], levels[2]) = (1, usize::from(way == "key mask"));
+            levels[3] = [0, 1, 4][usize::from(way == "boolean") + 2 * usize::from(way == "additive")];
+            let mut case = Case::of(&levels, size, &mut seeded("fully masked", number as u64));
+            case.place = place;
+            match way {
+                "length" => case.sequences[1].k_len = 0,
+                "key mask" => case.key_mask.as_mut().unwrap().1.fill(0),
+                "causal" => (case.options.causal, case.sequences[1].offset) = (true, -100),
+                "window" => (case.options.window_left, case.sequences[1].offset) = (Some(3), 150),
+                _ => match case.mask.as_mut().unwrap() {
+                    (_, MaskData::Boolean(values)) => values.fill(0),
+                    (_, MaskData::Additive(values)) => values.fill(f32::NEG_INFINITY),
+                },
+            }
+            let done = check(way, &case, false, &Data::of(&case, "fully masked", number as u64));
+            let [_, n_heads, t, _] = case.score_sizes();
+            let sums = done.tensor("sums").bits();
+            assert!(sums[n_heads * t..2 * n_heads * t].iter().all(|s| *s == 0xff80_0000), "{way}: log_sum_exp");
+            let row = n_heads * case.value_head_size;
+            let out = done.tensor("out").f32_where(|i| case.owns_query(i / row));
+            assert!(out[t * row..2 * t * row].iter().all(|p| *p == 0.0), "{way}: output");
+        }
+    }
+}
+
+/// Rule: a finite sentinel in an additive mask is only added: alone in its row it leaves an even softmax, f32's lowest too.
+#[test]
+fn a_sentinel_hides_nothing_when_all_have_it() {
+    for sentinel in [SENTINEL, f32::MIN] {
+        let mut levels = [0; FACTORS.len()];
+        levels[3] = 4;
+        let mut case = Case::of(&levels, 70, &mut seeded("sentinel", 0));
+        if let Some((_, MaskData::Additive(values))) = &mut case.mask {
+            values.fill(sentinel);
+        }
+        let mut data = Data::of(&case, "sentinel", 0);
+        // Scores that vanish in either sentinel; values that count their rows.
+        let width = case.n_kv_heads * case.value_head_size;
+        data.v.iter_mut().enumerate().for_each(|(i, v)| *v = (i / width % case.shape.longest_k) as f32);
+        let mean = (case.shape.longest_k - 1) as f32 / 2.0;
+        for out in run(&case, on(), Element::F32, &data).f32("out") {
+            assert!((out - mean).abs() < 1e-4, "{out} where {mean} is right");
+        }
+    }
+}
+
+/// Rule: positions are right however far the offset: up to 2³⁰ either way.
+#[test]
+fn far_offsets() {
+    for (number, offset) in [(1 << 30) - 1, -(1 << 30) + 1, 1 << 29, 70_000].into_iter().enumerate() {
+        for (causal, window_left, window_right) in [
+            (false, None, None),
+            (true, None, None),
+            (false, Some(5), None),
+            (false, None, Some(1 << 30)),
+            (true, Some(1 << 30), None),
+        ] {
+            let mut case = Case::plain([2, 5, 100], [2, 2], [8, 8], Place::DENSE);
+            case.bound = true;
+            case.sequences.iter_mut().for_each(|s| *s = Sequence { offset, ..*s });
+            case.options = AttentionOptions { causal, window_left, window_right, ..AttentionOptions::default() };
+            check(&format!("offset {offset}"), &case, false, &Data::of(&case, "far", number as u64));
+        }
+    }
+}
+
+/// Rule: windows that begin and end anywhere inside tiles see exactly their keys.
+#[test]
+fn windows_across_tiles() {
+    for number in 0..24u64 {
+        let mut rng = seeded("windows", number);
+        let mut size = |most: usize| rng.random_range(1..most);
+        let mut case = Case::plain([1, size(150), size(300)], [1, 1], [8, 8], Place::DENSE);
+        case.bound = true;
+        case.sequences[0].offset = size(200) as i32 - 60;
+        let (left, right) = (size(140) as u32, size(140) as u32);
+        case.options = AttentionOptions {
+            causal: number % 3 == 0,
+            window_left: (number % 4 != 0).then_some(left),
+            window_right: (number % 4 != 1).then_some(right),
+            ..AttentionOptions::default()
+        };
+        check(&format!("windows {number}"), &case, number % 2 == 0, &Data::of(&case, "windows", number));
+    }
+}
+
+/// Rule: no shape is special.
+#[test]
+fn random_shapes() {
+    for number in 0..30 {
+        let mut rng = seeded("fused shapes", number);
+        let mut size = |most: usize| rng.random_range(1..most);
+        let (shape, heads) = ([size(4), size(90), size(300)], [size(140), size(257)]);
+        let (place, groups) = (pick(&mut rng, &Place::ALL), pick(&mut rng, &[[1, 1], [2, 2], [6, 3], [3, 1]]));
+        let case = Case::plain(shape, groups, heads, place);
+        check("shapes", &case, number % 3 == 0, &Data::of(&case, "shapes", number));
+    }
+}
