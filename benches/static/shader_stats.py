@@ -41,7 +41,7 @@ def compile_one(wgsl, family, tools, unchecked):
     try:
         # wgpu checks indices, and leaves whole buffers to the driver's robust access.
         run(["naga", "--index-bounds-check-policy", checks, "--buffer-bounds-check-policy", "Unchecked", str(wgsl), str(spirv)], timeout=120)
-        out = run([str(tools / "compile_spirv"), str(spirv), uniform[1] if uniform else "-1"], env=environment, timeout=300)
+        out = run([str(tools / "compile_spirv"), str(spirv), uniform[1] if uniform else "-1"], env=environment, timeout=900)
     except (Failed, subprocess.TimeoutExpired) as error:
         return str(error)
     found = {}
