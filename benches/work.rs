@@ -1,8 +1,8 @@
 //! The programs of the speed table's rows: from a task to dispatches.
 
 use tileformer::kernels::{
-    ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, EmbeddingRows, LayerNorm, Linear,
-    MaskedSoftmax, Visibility,
+    ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, EmbeddingRows, FusedAttention, LayerNorm,
+    Linear, MaskedSoftmax, Visibility,
 };
 use tileformer::layers::{DecoderLayer, Encoder, EncoderLayer, Inputs};
 use tileformer::{Activation, AttentionOptions, BatchShape, Builder, Element, Kernels, Layout, Program, Result, Tensor};
@@ -80,16 +80,10 @@ fn attention(rows: &mut Rows<'_>, heads: &Heads) -> Result<()> {
     let v = rows.input("v", &[batch * s, n_heads, size])?;
     let sequences = Some(rows.input_u32("sequences", &[batch, 8])?);
     let out = rows.output("out", &[batch * t, n_heads, size])?;
-    let square = Layout::contiguous(&[batch, n_heads, t, s])?;
-    let scores = rows.b.scratch("scores", Element::F32, square)?;
-    let probs = rows.b.scratch("probs", Element::F32, square)?;
     let options = AttentionOptions { causal, ..AttentionOptions::default() };
     let visibility = Visibility { options, sequences, ..Visibility::default() };
-    rows.b.attention_scores("scores", &AttentionScores { q, k, visibility, scores })?;
-    let plain = Visibility::new(AttentionOptions { scale: Some(1.0), ..AttentionOptions::default() });
-    rows.b.masked_softmax("softmax", &MaskedSoftmax { x: scores, visibility: plain, y: probs })?;
-    let visibility = Visibility { sequences, ..Visibility::default() };
-    rows.b.attention_values("values", &AttentionValues { probs, v, visibility, out })
+    let sizes = [batch, t, s];
+    rows.b.attention("attention", &FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp: None })
 }
 
 fn scores(rows: &mut Rows<'_>, heads: &Heads) -> Result<()> {
