@@ -5,10 +5,13 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Done, Place, Run, activation_floor, assert_all_variants, assert_close, on, pick, seeded, uniform, widen};
+use common::{
+    Done, Place, Run, activation_floor, assert_all_stored_variants, assert_all_variants, assert_close, on, on_core, pick,
+    seeded, storage_floor, stored, uniform, widen,
+};
 use rand::RngExt;
 use tileformer::kernels::ActivationRows;
-use tileformer::{Activation, reference};
+use tileformer::{Activation, Element, reference};
 
 const ALL: [Activation; 6] =
     [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Tanh];
@@ -51,6 +54,33 @@ fn every_function_at_every_edge() {
         }
     }
     assert_all_variants("activation", &reached);
+}
+
+/// Rule: the same stored as f16, in both of its forms: only the result is rounded.
+#[test]
+fn f16_in_every_form() {
+    let mut reached = BTreeSet::new();
+    for on in [on(), on_core()] {
+        for (number, kind) in ALL.into_iter().enumerate() {
+            for (i, sizes) in [[1, 2], [1, 4], [2, 6], [64, 4], [65, 4], [3, 254], [31, 98]].into_iter().enumerate() {
+                let mut rng = seeded("activation f16", (number * 100 + i) as u64);
+                let x = stored(Element::F16, &uniform(&mut rng, sizes[0] * sizes[1], -6.0, 6.0));
+                for place in [Place::DENSE, Place::STRIDED, Place::EVEN] {
+                    let mut run = Run::stored(on, "activation", place, Element::F16);
+                    let (xt, y) = (run.input("x", &sizes, &x), run.output("y", &sizes));
+                    run.builder.activation("activation", &ActivationRows { x: xt, activation: kind, y }).unwrap();
+                    let done = run.go();
+                    let (found, right) =
+                        (reference::activation_rows(&x, kind), reference::activation_rows(&widen(&x), kind));
+                    let floor = activation_floor(&widen(&x), kind) + common::sum_floor(&widen(&x));
+                    let floor = floor + storage_floor(Element::F16, &right);
+                    assert_close(&format!("f16 {kind:?} {sizes:?} {place:?}"), &done.f32("y"), &found, &right, floor);
+                    done.note(&mut reached);
+                }
+            }
+        }
+    }
+    assert_all_stored_variants("activation", Element::F16, &reached);
 }
 
 /// Rule: no shape is special.

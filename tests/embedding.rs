@@ -5,13 +5,16 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Done, On, Place, Run, assert_all_variants, assert_close, floats, on, pick, seeded, sum_floor};
+use common::{
+    Done, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, floats, on, on_core, pick, seeded,
+    storage_floor, stored, sum_floor,
+};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tileformer::kernels::EmbeddingRows;
 use tileformer::reference::{self, EmbeddingInputs, Real};
 use tileformer::spec::layers::Embedding;
-use tileformer::{Sequence, Sequences};
+use tileformer::{Element, Sequence, Sequences};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -27,6 +30,8 @@ struct Case {
     /// Whether ids, segment ids and positions may lie outside their tables.
     outside: bool,
     place: Place,
+    /// What tables, `add` and y are stored as.
+    element: Element,
 }
 
 const PLAIN: Case = Case {
@@ -41,6 +46,7 @@ const PLAIN: Case = Case {
     first_position: 0,
     outside: false,
     place: Place::DENSE,
+    element: Element::F32,
 };
 
 struct Data {
@@ -61,11 +67,12 @@ fn ids(rng: &mut StdRng, rows: usize, table: usize, outside: bool) -> Vec<u32> {
 
 fn data(case: &Case, rng: &mut StdRng) -> Data {
     let (positions, segments) = (case.positions.unwrap_or(1), case.segments.unwrap_or(1));
+    let mut table = |rows: usize| stored(case.element, &floats(rng, rows * case.columns));
     Data {
-        token: floats(rng, case.vocabulary * case.columns),
-        position: floats(rng, positions * case.columns),
-        segment: floats(rng, segments * case.columns),
-        add: floats(rng, case.rows * case.columns),
+        token: table(case.vocabulary),
+        position: table(positions),
+        segment: table(segments),
+        add: table(case.rows),
         ids: ids(rng, case.rows, case.vocabulary, case.outside),
         segment_ids: ids(rng, case.rows, segments, case.outside),
     }
@@ -103,7 +110,7 @@ fn twin<T: Real>(case: &Case, data: &Data, map: impl Fn(f32) -> f64) -> Vec<T> {
 
 fn run(on: &On, case: &Case, data: &Data) -> Done {
     let Case { rows, columns, vocabulary, .. } = *case;
-    let mut run = Run::new(on, "embedding", case.place);
+    let mut run = Run::stored(on, "embedding", case.place, case.element);
     let token = run.weight("token", &[vocabulary, columns], &data.token);
     let ids = run.words("ids", &[rows], &data.ids);
     let y = run.output("y", &[rows, columns]);
@@ -141,7 +148,8 @@ fn check(on: &On, seed: &str, number: u64, case: &Case) -> Done {
         twins.1[row * case.columns..][..case.columns].fill(0.0);
     }
     let terms = twin::<f64>(case, &data, |v| f64::from(v.abs()));
-    assert_close(&format!("{seed} {number}: {case:?}"), &found, &twins.0, &twins.1, sum_floor(&terms));
+    let floor = sum_floor(&terms) + storage_floor(case.element, &twins.1);
+    assert_close(&format!("{seed} {number}: {case:?}"), &found, &twins.0, &twins.1, floor);
     done
 }
 
@@ -187,6 +195,33 @@ fn every_option_in_every_form() {
     assert_all_variants("embedding", &reached);
 }
 
+/// Rule: the same stored as f16, in both of its forms: only the sum is rounded.
+#[test]
+fn f16_in_every_form() {
+    let mut reached = BTreeSet::new();
+    for on in [on(), on_core()] {
+        for bits in 0..16u64 {
+            for (i, place) in [Place::DENSE, Place::STRIDED, Place::EVEN].into_iter().enumerate() {
+                let has = |bit: u64| bits >> bit & 1 == 1;
+                let case = Case {
+                    rows: 41,
+                    columns: [12, 20, 6, 34][(bits as usize + i) % 4],
+                    positions: has(0).then_some(60),
+                    segments: has(1).then_some(3),
+                    add: has(2),
+                    outside: has(3),
+                    scale: if has(0) { 1.0 } else { -2.5 },
+                    place,
+                    element: Element::F16,
+                    ..PLAIN
+                };
+                check(on, "f16", bits * 3 + i as u64, &case).note(&mut reached);
+            }
+        }
+    }
+    assert_all_stored_variants("embedding", Element::F16, &reached);
+}
+
 /// Rule: no shape is special.
 #[test]
 fn random_shapes() {
@@ -205,6 +240,7 @@ fn random_shapes() {
             scale: pick(&mut rng, &[1.0, 8.0, 22.627417]),
             first_position: pick(&mut rng, &[0, 2]),
             place: pick(&mut rng, &Place::ALL),
+            element: Element::F32,
         };
         check(on(), "random", number, &case);
     }
