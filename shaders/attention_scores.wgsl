@@ -44,24 +44,36 @@ var<private> k_first: u32;
 var<private> q_last: u32;
 var<private> k_last: u32;
 
-fn q4(i: u32, d: u32) -> vec4<f32> {
-  if d >= params.head_size { return vec4<f32>(0.0); }
-  let at = q_first + min(i, q_last) * params.q_row + d;
-  return keep(group4(q[at / LANES], q[(at + 1u) / LANES], q[(at + 2u) / LANES], q[(at + 3u) / LANES]), params.head_size - d);
+fn a_rows(i: u32) -> vec4<u32> {
+  return (q_first + min(vec4<u32>(i, i + 1u, i + 2u, i + 3u), vec4<u32>(q_last)) * params.q_row) / LANES;
 }
 
-fn k4(j: u32, d: u32) -> vec4<f32> {
-  if d >= params.head_size { return vec4<f32>(0.0); }
-  let at = k_first + min(j, k_last) * params.k_row + d;
-  return keep(group4(k[at / LANES], k[(at + 1u) / LANES], k[(at + 2u) / LANES], k[(at + 3u) / LANES]), params.head_size - d);
+fn b_rows(j: u32) -> vec4<u32> {
+  return (k_first + min(vec4<u32>(j, j + 1u, j + 2u, j + 3u), vec4<u32>(k_last)) * params.k_row) / LANES;
 }
 
-fn a_block(i: u32, d: u32) -> mat4x4<f32> {
-  return transpose(mat4x4<f32>(q4(i, d), q4(i + 1u, d), q4(i + 2u, d), q4(i + 3u, d)));
+fn q4(row: u32, d: u32, tail: bool) -> vec4<f32> {
+  if tail && d >= params.head_size { return vec4<f32>(0.0); }
+  let at = row + d / LANES;
+  let four = group4(q[at], q[at + 1u / LANES], q[at + 2u / LANES], q[at + 3u / LANES]);
+  if tail { return keep(four, params.head_size - d); }
+  return four;
 }
 
-fn b_block(j: u32, d: u32) -> mat4x4<f32> {
-  return transpose(mat4x4<f32>(k4(j, d), k4(j + 1u, d), k4(j + 2u, d), k4(j + 3u, d)));
+fn k4(row: u32, d: u32, tail: bool) -> vec4<f32> {
+  if tail && d >= params.head_size { return vec4<f32>(0.0); }
+  let at = row + d / LANES;
+  let four = group4(k[at], k[at + 1u / LANES], k[at + 2u / LANES], k[at + 3u / LANES]);
+  if tail { return keep(four, params.head_size - d); }
+  return four;
+}
+
+fn a_block(rows: vec4<u32>, d: u32, tail: bool) -> mat4x4<f32> {
+  return transpose(mat4x4<f32>(q4(rows.x, d, tail), q4(rows.y, d, tail), q4(rows.z, d, tail), q4(rows.w, d, tail)));
+}
+
+fn b_block(rows: vec4<u32>, d: u32, tail: bool) -> mat4x4<f32> {
+  return transpose(mat4x4<f32>(k4(rows.x, d, tail), k4(rows.y, d, tail), k4(rows.z, d, tail), k4(rows.w, d, tail)));
 }
 
 @compute @workgroup_size(THREADS)
@@ -82,14 +94,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     k_first = params.k_offset + s.k_start * params.k_row + h / params.heads_per_kv * params.k_head;
     q_last = s.q_len - 1u;
     k_last = s.k_len - 1u;
-    multiply(&sum, thread, i0, j0, params.head_size);
+    multiply(&sum, thread, i0, j0, 0u, params.head_size);
   }
 
-  for (var i = 0u; i < ROW_GROUPS; i++) {
-    for (var r = 0u; r < 4u; r++) {
-      for (var j = 0u; j < COLUMN_GROUPS; j++) {
-        store_scores(sum[(i * 4u + r) * COLUMN_GROUPS + j], b, h, s, i0 + tile_row(thread, i) + r, j0 + tile_column(thread, j));
-      }
+  for (var i = 0u; i < THREAD_M; i++) {
+    var sums = take_row(&sum);
+    for (var j = 0u; j < COLUMN_GROUPS; j++) {
+      store_scores(sums[j], b, h, s, i0 + tile_row(thread, i), j0 + tile_column(thread, j));
     }
   }
 }

@@ -43,24 +43,36 @@ var<private> current: Sequence;
 var<private> probs_first: u32;
 var<private> v_first: u32;
 
-fn probs4(i: u32, j: u32) -> vec4<f32> {
-  if j >= current.k_len { return vec4<f32>(0.0); }
-  let at = probs_first + min(i, current.q_len - 1u) * params.probs_row + j;
-  let found = wide4(probs[at / WIDE_LANES], probs[(at + 1u) / WIDE_LANES], probs[(at + 2u) / WIDE_LANES], probs[(at + 3u) / WIDE_LANES]);
-  return select(vec4<f32>(0.0), found, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(current.k_len - j));
+fn a_rows(i: u32) -> vec4<u32> {
+  let row = min(vec4<u32>(i, i + 1u, i + 2u, i + 3u), vec4<u32>(current.q_len - 1u));
+  return (probs_first + row * params.probs_row) / WIDE_LANES;
 }
 
-fn v4(j: u32, d: u32) -> vec4<f32> {
+// The columns d .. d + 3 of v begin in one place; rows of v are keys.
+fn b_rows(d: u32) -> vec4<u32> { return vec4<u32>(v_first + d, d, 0u, 0u); }
+
+fn probs4(row: u32, j: u32, tail: bool) -> vec4<f32> {
+  if tail && j >= current.k_len { return vec4<f32>(0.0); }
+  let at = row + j / WIDE_LANES;
+  let four = wide4(probs[at], probs[at + 1u / WIDE_LANES], probs[at + 2u / WIDE_LANES], probs[at + 3u / WIDE_LANES]);
+  if tail { return select(vec4<f32>(0.0), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(current.k_len - j)); }
+  return four;
+}
+
+fn v4(first: u32, d: u32, j: u32) -> vec4<f32> {
   if d >= params.head_size || !key_exists(batch_index, current, j) { return vec4<f32>(0.0); }
-  let at = v_first + j * params.v_row + d;
+  let at = first + j * params.v_row;
   return group4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]);
 }
 
-fn a_block(i: u32, j: u32) -> mat4x4<f32> {
-  return transpose(mat4x4<f32>(probs4(i, j), probs4(i + 1u, j), probs4(i + 2u, j), probs4(i + 3u, j)));
+fn a_block(rows: vec4<u32>, j: u32, tail: bool) -> mat4x4<f32> {
+  return transpose(
+    mat4x4<f32>(probs4(rows.x, j, tail), probs4(rows.y, j, tail), probs4(rows.z, j, tail), probs4(rows.w, j, tail)));
 }
 
-fn b_block(d: u32, j: u32) -> mat4x4<f32> { return mat4x4<f32>(v4(j, d), v4(j + 1u, d), v4(j + 2u, d), v4(j + 3u, d)); }
+fn b_block(at: vec4<u32>, j: u32, tail: bool) -> mat4x4<f32> {
+  return mat4x4<f32>(v4(at.x, at.y, j), v4(at.x, at.y, j + 1u), v4(at.x, at.y, j + 2u), v4(at.x, at.y, j + 3u));
+}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -79,18 +91,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   v_first = params.v_offset + s.k_start * params.v_row + h / params.heads_per_kv * params.v_head;
 
   var sum: Accumulator;
-  multiply(&sum, thread, i0, d0, s.k_len);
+  multiply(&sum, thread, i0, d0, 0u, s.k_len);
 
-  for (var i = 0u; i < ROW_GROUPS; i++) {
-    for (var r = 0u; r < 4u; r++) {
-      for (var j = 0u; j < COLUMN_GROUPS; j++) {
-        let row = i0 + tile_row(thread, i) + r;
-        let d = d0 + tile_column(thread, j);
-        if row < s.q_len && d < params.head_size {
-          let at = params.out_offset + (s.q_start + row) * params.out_row + h * params.out_head + d;
-          for (var c = 0u; c < 4u / LANES; c++) {
-            if d + c * LANES < params.head_size { out[at / LANES + c] = pick(sum[(i * 4u + r) * COLUMN_GROUPS + j], c); }
-          }
+  for (var i = 0u; i < THREAD_M; i++) {
+    var sums = take_row(&sum);
+    let row = i0 + tile_row(thread, i);
+    for (var j = 0u; j < COLUMN_GROUPS; j++) {
+      let d = d0 + tile_column(thread, j);
+      if row < s.q_len && d < params.head_size {
+        let at = params.out_offset + (s.q_start + row) * params.out_row + h * params.out_head + d;
+        for (var c = 0u; c < 4u / LANES; c++) {
+          if d + c * LANES < params.head_size { out[at / LANES + c] = pick(sums[j], c); }
         }
       }
     }

@@ -9,7 +9,7 @@
 // other rows. A matrix shows its elements in workgroup memory only: sums pass through it to the epilogue, one matrix of each
 // part at a time.
 // Workgroup memory: STAGES · (TILE_M + TILE_N) · (TILE_K + 8) · 2 bytes of operands, PARTS · MATRIX² · 4 bytes of sums.
-// Loops: k up to d_in. Parameters, bindings and epilogue: shared/linear.wgsl. Matrices: shared/matrix_16.wgsl or matrix_8.wgsl.
+// Loops: k up to d_in. Parameters, bindings and epilogue: shared/linear*.wgsl. Matrices: shared/matrix_16.wgsl or matrix_8.wgsl.
 
 const ROW: u32 = TILE_K + 8u;                    // between rows of a tile; the padding spreads them over the banks
 const B_AT: u32 = TILE_M * ROW;                  // where the tile of W begins, behind that of x
@@ -86,10 +86,12 @@ fn multiply_stage(sum: ptr<function, Accumulator>, part: u32, stage: u32) {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32,
         @builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32) {
+  let tiles_m = (params.rows + TILE_M - 1u) / TILE_M;
+  let tiles_n = (params.d_out + TILE_N - 1u) / TILE_N;
   let tile = workgroup_number(id);
-  if tile >= params.tiles_m * params.tiles_n { return; }
-  let m0 = tile % params.tiles_m * TILE_M;
-  let n0 = tile / params.tiles_m * TILE_N;
+  if tile >= tiles_m * tiles_n { return; }
+  let m0 = tile % tiles_m * TILE_M;
+  let n0 = tile / tiles_m * TILE_N;
 
   for (var first = 0u; first < PARTS; first += subgroups) {
     let part = min(first + subgroup, PARTS - 1u);

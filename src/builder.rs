@@ -26,7 +26,7 @@ pub(crate) struct Launch<'a, P> {
     pub(crate) bytes: Option<u64>,
 }
 
-/// The most threads of a workgroup, of any kernel.
+/// The most threads of a workgroup, in kernels that number theirs across workgroups.
 const THREADS: u32 = 128;
 
 static NEXT_BUILDER: AtomicU64 = AtomicU64::new(0);
@@ -279,6 +279,13 @@ impl Builder {
 
     /// Appends a dispatch.
     pub(crate) fn launch<P: bytemuck::Pod>(&mut self, launch: Launch<'_, P>) -> Result<()> {
+        let workgroups = launch.workgroups;
+        self.launch_in_forms(launch, workgroups)
+    }
+
+    /// Appends a dispatch that takes `unaligned` workgroups where its views are not aligned to groups of four, and another class
+    /// stands in for the variant's.
+    pub(crate) fn launch_in_forms<P: bytemuck::Pod>(&mut self, launch: Launch<'_, P>, unaligned: u64) -> Result<()> {
         let Launch { label, variant, workgroups, mut params, operands, flops, bytes } = launch;
         let operands: Vec<Operand> =
             variant.bindings().zip(operands).map(|(binding, &tensor)| Operand { binding, tensor }).collect();
@@ -304,12 +311,12 @@ impl Builder {
         self.check_roles(label, &operands)?;
         // Threads are numbered in 32 bits; the folded grid holds more.
         let allowed = (1 << 32) / u64::from(THREADS);
-        if workgroups > allowed {
+        if workgroups.max(unaligned) > allowed {
             let expected = format!("at most {allowed}, as threads are numbered in 32 bits");
-            return Err(Error::option(format!("workgroups of {label}"), expected, workgroups));
+            return Err(Error::option(format!("workgroups of {label}"), expected, workgroups.max(unaligned)));
         }
         let fold = u64::from(GRID_FOLD);
-        let grid = [workgroups.min(fold) as u32, workgroups.div_ceil(fold) as u32, 1];
+        let [grid, unaligned_grid] = [workgroups, unaligned].map(|n| [n.min(fold) as u32, n.div_ceil(fold) as u32, 1]);
         let all = || {
             operands
                 .iter()
@@ -322,7 +329,16 @@ impl Builder {
         for slot in operands.iter().filter(|o| o.binding.writes).filter_map(Operand::slot) {
             self.slots[slot].written = true;
         }
-        self.dispatches.push(Dispatch { label: label.to_owned(), variant, grid, flops, bytes, params, operands });
+        self.dispatches.push(Dispatch {
+            label: label.to_owned(),
+            variant,
+            grid,
+            unaligned_grid,
+            flops,
+            bytes,
+            params,
+            operands,
+        });
         Ok(())
     }
 

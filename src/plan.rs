@@ -211,7 +211,7 @@ impl Plan {
                     let bytes = slot.element.size();
                     let remainder = first % inner.kernels.tensor_step(slot.element);
                     if operand.binding.load != Load::Single && !remainder.is_multiple_of(4) {
-                        variant = variant.unaligned();
+                        variant = dispatch.variant.unaligned();
                     }
                     if operand.binding.load == Load::Grouped && !remainder.is_multiple_of(variant.storage.lanes()) {
                         let expected = "an even offset, as f16 is stored in pairs here";
@@ -252,7 +252,8 @@ impl Plan {
         // Group 0 stays while parameters, pipeline and whatever stands in for weights do.
         let kept = old.filter(|o| o.variant == variant).map(|o| o.groups[0].clone());
         let groups = checked(inner.kernels.device(), &dispatch.label, || [kept.unwrap_or_else(|| group(0)), group(1)])?;
-        Ok(Bound { pipeline: pipeline.pipeline, groups, grid: dispatch.grid, variant })
+        let grid = if variant == dispatch.variant { dispatch.grid } else { dispatch.unaligned_grid };
+        Ok(Bound { pipeline: pipeline.pipeline, groups, grid, variant })
     }
 
     /// Records the dispatches into a compute pass of the caller's. Afterwards the pass's pipeline and bind groups 0 and 1 are

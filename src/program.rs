@@ -154,6 +154,8 @@ pub struct Dispatch {
     pub(crate) label: String,
     pub(crate) variant: Variant,
     pub(crate) grid: [u32; 3],
+    /// The grid of the variant's unaligned form.
+    pub(crate) unaligned_grid: [u32; 3],
     pub(crate) flops: u64,
     pub(crate) bytes: u64,
     pub(crate) params: std::ops::Range<usize>,

@@ -24,6 +24,8 @@ impl Storage {
     pub(crate) const ALL: &'static [Self] = &[Self::F32, Self::F32x4, Self::F16, Self::F16x4, Self::Packed, Self::Packedx4];
     /// Those in groups of four.
     pub(crate) const IN_FOURS: &'static [Self] = &[Self::F32x4, Self::F16x4, Self::Packedx4];
+    /// Those in groups that fit any alignment, or nearly.
+    pub(crate) const SINGLES: &'static [Self] = &[Self::F32, Self::F16, Self::Packed];
     /// Those of f32: for kernels whose tensors are never narrower.
     pub(crate) const WIDE: &'static [Self] = &[Self::F32, Self::F32x4];
 

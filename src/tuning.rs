@@ -17,23 +17,60 @@ impl Class {
     }
 }
 
-/// 64×64 outputs a workgroup of 64 threads, 8×8 each: 120 registers and no spill on RDNA3; the most multiply-adds a load and
-/// a barrier, which is what CPU adapters reward too.
-pub(crate) const TILE_64: Class = Class {
-    name: "64x64x16",
-    constants: &[("TILE_M", 64), ("TILE_N", 64), ("TILE_K", 16), ("THREAD_M", 8), ("THREAD_N", 8)],
-};
+/// A class of shared/tile.wgsl: outputs of a workgroup and k at a time, outputs of a thread, tiles in workgroup memory at once, how
+/// many k of the product are unrolled, and whether the loads of the next tile go ahead of it.
+macro_rules! tile {
+    ($name:literal, [$m:literal, $n:literal, $k:literal], [$thread_m:literal, $thread_n:literal], $stages:literal, $unroll:literal, $ahead:literal) => {
+        Class {
+            name: $name,
+            constants: &[
+                ("TILE_M", $m),
+                ("TILE_N", $n),
+                ("TILE_K", $k),
+                ("THREAD_M", $thread_m),
+                ("THREAD_N", $thread_n),
+                ("STAGES", $stages),
+                ("UNROLL", $unroll),
+                ("AHEAD", $ahead),
+            ],
+        }
+    };
+}
 
-/// 32×32 outputs, 4×4 a thread: four times the workgroups, for outputs that would leave most of a 64×64 tile or of the device
-/// empty.
-pub(crate) const TILE_32: Class = Class {
-    name: "32x32x16",
-    constants: &[("TILE_M", 32), ("TILE_N", 32), ("TILE_K", 16), ("THREAD_M", 4), ("THREAD_N", 4)],
-};
+/// 256 threads, 8×8 outputs each, two tiles in 32 KiB: a barrier less a tile, and the least traffic from the cache for large
+/// products: 8 bytes a clock for a core of 128 multiply-adds.
+pub(crate) const TILE_128: Class = tile!("128x128x16-double", [128, 128, 16], [8, 8], 2, 4, 1);
 
-/// 8×64 outputs, 4×4 a thread, 32 threads: attention of one to a few queries, of which a larger tile would be mostly empty.
-pub(crate) const TILE_8: Class =
-    Class { name: "8x64x8", constants: &[("TILE_M", 8), ("TILE_N", 64), ("TILE_K", 8), ("THREAD_M", 4), ("THREAD_N", 4)] };
+/// 128 threads, 8×8 outputs each, in 12 KiB: twice the workgroups, at 12 bytes a clock.
+pub(crate) const TILE_128X64: Class = tile!("128x64x16", [128, 64, 16], [8, 8], 1, 4, 1);
+
+/// 64 threads, 8×8 outputs each, in 8 KiB: four times the workgroups, where parts of k are shared out too.
+pub(crate) const TILE_64: Class = tile!("64x64x16", [64, 64, 16], [8, 8], 1, 4, 1);
+
+/// 64 threads, 4×4 outputs each, k by 32: few rows, where the way through memory counts and not the product.
+pub(crate) const TILE_32: Class = tile!("32x32x32", [32, 32, 32], [4, 4], 1, 4, 1);
+
+/// The same loops as a CPU adapter wants them: it keeps no registers over a barrier, so that nothing is loaded ahead, and unrolls
+/// too much as it is. 128×128 outputs have half the barriers of 64×64 for the work.
+pub(crate) const PLAIN_128: Class = tile!("128x128x16-plain", [128, 128, 16], [8, 8], 1, 1, 0);
+
+/// 64×64 outputs, 64 threads of 8×8: any device, any storage.
+pub(crate) const PLAIN_64: Class = tile!("64x64x16-plain", [64, 64, 16], [8, 8], 1, 1, 0);
+
+/// 8×64 outputs, 4×4 a thread, 32 threads: attention of few queries, of which a larger tile would be mostly empty.
+pub(crate) const PLAIN_8: Class = tile!("8x64x8-plain", [8, 64, 8], [4, 4], 1, 1, 0);
+
+/// One row, 16 threads along k for every four columns: sixteen columns a workgroup.
+pub(crate) const FEW_1: Class = Class { name: "1x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 1)] };
+
+/// Eight rows at once.
+pub(crate) const FEW_8: Class = Class { name: "8x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 8)] };
+
+/// One row, 64 threads along k: a subgroup reads half a KiB of a row at once, and four times the threads keep loads in flight.
+pub(crate) const FEW_1_WIDE: Class = Class { name: "1x64", constants: &[("THREADS", 64), ("K_THREADS", 64), ("ROWS", 1)] };
+
+/// Eight rows at once, 64 threads along k.
+pub(crate) const FEW_8_WIDE: Class = Class { name: "8x64", constants: &[("THREADS", 64), ("K_THREADS", 64), ("ROWS", 8)] };
 
 /// `attention` with value heads of up to 32: 64 queries × 32 keys, 64 threads, 8×4 scores and 8×4 values each.
 pub(crate) const HEADS_32: Class = Class {
@@ -74,12 +111,6 @@ pub(crate) const HEADS_256: Class = Class {
 /// Queries of a tile of `attention`, in every class: a plan may take another one for views that are not aligned.
 pub(crate) const HEADS_QUERIES: u32 = 64;
 
-/// Up to four rows at once, 16 threads along k for every four columns.
-pub(crate) const FEW_4: Class = Class { name: "4x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 4)] };
-
-/// One row.
-pub(crate) const FEW_1: Class = Class { name: "1x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 1)] };
-
 /// 32 threads a row, four rows a workgroup; up to 1024 columns in registers, eight loads of 16 bytes under way a thread. A row is
 /// one subgroup on most GPUs, and 128 threads are whole subgroups of any size.
 pub(crate) const ROWS_32: Class =
@@ -92,17 +123,6 @@ pub(crate) const ROW_128: Class =
 /// Eight threads a row, one row a workgroup: a single vector of a CPU adapter, which a barrier does not suspend. What does not
 /// fit its registers is cheap to read again there.
 pub(crate) const ROW_8: Class = Class { name: "row8", constants: &[("THREADS", 8), ("ROW_THREADS", 8), ("GROUPS", 4)] };
-
-/// The class that serves views which are not aligned to four elements, of those that take at most as many workgroups.
-pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
-    let same = |names: &[&Class]| names.iter().any(|c| c.name == class.name);
-    match class {
-        _ if same(&[&ROW_128]) => &ROWS_32,
-        _ if same(&[&HEADS_32]) => &HEADS_64,
-        _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128]) => &HEADS_256,
-        _ => class,
-    }
-}
 
 /// One element group a thread.
 pub(crate) const FLAT: Class = Class { name: "flat", constants: &[("THREADS", 64)] };
@@ -206,7 +226,6 @@ pub(crate) struct Case {
     /// Columns of the output; for reductions, of the input.
     pub(crate) columns: usize,
     /// What is summed over.
-    #[allow(dead_code)]
     pub(crate) depth: usize,
     /// Whether `columns` depend on a batch, as a longest key does: with `invariant` they must not decide then.
     pub(crate) ragged_columns: bool,
@@ -245,8 +264,46 @@ struct Row {
 
 const ANY: fn(&Case, &DeviceClass) -> bool = |_, _| true;
 
-/// Rows up to which a projection takes the few-row form, and attention the tile for few queries.
-const FEW_ROWS: usize = 8;
+/// Workgroups that keep a large GPU busy: two for each of the 132 multiprocessors of an H100, more than any smaller one needs.
+const BUSY: usize = 264;
+
+/// The shortest part of k that is worth a workgroup of its own.
+const SHORTEST_SPLIT: usize = 128;
+
+impl Case {
+    /// Tiles of `m` × `n` that cover the output.
+    fn tiles(&self, m: usize, n: usize) -> usize {
+        self.rows.div_ceil(m).saturating_mul(self.columns.div_ceil(n))
+    }
+
+    /// Whether the rows decide, and are at most `rows`.
+    fn has_few(&self, rows: usize) -> bool {
+        !self.invariant && self.rows <= rows
+    }
+
+    /// How long the parts of k are, and how many, for a kernel of `class` that shares k out: as many as keep a device busy, and at
+    /// most `most`. Lengths are a multiple of every tile's, and the same for every run of a shape.
+    pub(crate) fn split(&self, class: &Class, most: usize) -> (usize, usize) {
+        let tiles = self.tiles(class.get("TILE_M") as usize, class.get("TILE_N") as usize).max(1);
+        let parts = (2 * BUSY).div_ceil(tiles).min(self.depth / SHORTEST_SPLIT).min(most).max(1);
+        let length = self.depth.div_ceil(parts).next_multiple_of(32);
+        (length, self.depth.div_ceil(length))
+    }
+}
+
+const FOURS: fn(&Case, &DeviceClass) -> bool = |c, _| c.storage.in_fours();
+
+/// A row of the core tier.
+const fn row(
+    operation: Operation,
+    kernel: &'static str,
+    class: &'static Class,
+    fits: fn(&Case, &DeviceClass) -> bool,
+    best: fn(&Case, &DeviceClass) -> bool,
+    why: &'static str,
+) -> Row {
+    Row { operation, kernel, class, tier: Tier::Core, fits, best, why }
+}
 
 /// Whether matrices of this size serve a case, in so many bytes of workgroup memory.
 fn on_matrices<const SIZE: u32, const BYTES: u32>(case: &Case, device: &DeviceClass) -> bool {
@@ -272,24 +329,22 @@ const fn matrix(
 
 /// Read from above: the first row that fits, on a device that has what its tier needs.
 static TABLE: &[Row] = &[
-    Row {
-        operation: Operation::Linear,
-        kernel: "linear_few",
-        class: &FEW_1,
-        tier: Tier::Core,
-        fits: ANY,
-        best: |c, _| c.rows == 1 && !c.invariant,
-        why: "one row: every weight is read once and no tile is left empty",
-    },
-    Row {
-        operation: Operation::Linear,
-        kernel: "linear_few",
-        class: &FEW_4,
-        tier: Tier::Core,
-        fits: ANY,
-        best: |c, _| c.rows <= FEW_ROWS && !c.invariant,
-        why: "few rows: each weight is read once for four of them",
-    },
+    row(
+        Operation::Linear,
+        "linear_few",
+        &FEW_1,
+        FOURS,
+        |c, d| d.cpu && c.has_few(1),
+        "one row on a CPU: every weight is read once, and a reduction of 16 is short",
+    ),
+    row(
+        Operation::Linear,
+        "linear_few",
+        &FEW_1_WIDE,
+        FOURS,
+        |c, d| !d.cpu && c.has_few(1),
+        "one row on a GPU: memory is the limit, so whole subgroups read one row, and many of them",
+    ),
     matrix(
         Operation::Linear,
         "linear_matrix",
@@ -311,7 +366,7 @@ static TABLE: &[Row] = &[
         "linear_matrix",
         &MATRIX_32,
         on_matrices::<16, 31_744>,
-        |c, _| c.rows > FEW_ROWS || c.invariant,
+        |c, _| c.rows > 8 || c.invariant,
         "few rows or columns: less of a tile is empty, and more workgroups stream the weight",
     ),
     matrix(
@@ -327,27 +382,81 @@ static TABLE: &[Row] = &[
         "linear_matrix",
         &MATRIX_32_M8,
         on_matrices::<8, 31_744>,
-        |c, _| c.rows > FEW_ROWS || c.invariant,
+        |c, _| c.rows > 8 || c.invariant,
         "few rows or columns: less of a tile is empty",
     ),
-    Row {
-        operation: Operation::Linear,
-        kernel: "linear",
-        class: &TILE_32,
-        tier: Tier::Core,
-        fits: ANY,
-        best: |c, _| c.columns <= 32 || (c.rows <= 32 && !c.invariant),
-        why: "outputs that would leave most of a 64×64 tile empty",
-    },
-    Row {
-        operation: Operation::Linear,
-        kernel: "linear",
-        class: &TILE_64,
-        tier: Tier::Core,
-        fits: ANY,
-        best: ANY,
-        why: "the most multiply-adds a load and a barrier",
-    },
+    row(
+        Operation::Linear,
+        "linear_few",
+        &FEW_8_WIDE,
+        FOURS,
+        |c, d| !d.cpu && c.has_few(16),
+        "few rows on a GPU: memory is the limit still, and the second eight rows find the weights in the cache",
+    ),
+    row(
+        Operation::Linear,
+        "linear_few",
+        &FEW_8,
+        ANY,
+        |c, d| c.columns <= 32 || c.has_few(if d.cpu { 40 } else { 16 }),
+        "few rows or columns: no tile is left empty, and none goes through workgroup memory",
+    ),
+    row(
+        Operation::Linear,
+        "linear",
+        &PLAIN_128,
+        FOURS,
+        |c, d| d.cpu && !c.invariant && 40 * c.tiles(128, 128) <= 11 * c.tiles(64, 64),
+        "a CPU, where no more of the larger tile is empty, or hardly: half the barriers for the work",
+    ),
+    row(
+        Operation::Linear,
+        "linear",
+        &TILE_128,
+        |c, d| c.storage.in_fours() && d.workgroup_bytes >= 32_768,
+        |c, d| !d.cpu && !c.invariant && d.workgroup_bytes >= 49_152 && c.tiles(128, 128) >= BUSY,
+        "large products that keep a large GPU busy at two workgroups a core; twice 32 KiB should fit",
+    ),
+    row(
+        Operation::Linear,
+        "linear",
+        &TILE_128X64,
+        FOURS,
+        |c, d| !d.cpu && (c.invariant || c.depth < 2 * SHORTEST_SPLIT || c.tiles(128, 64) >= BUSY * 3 / 4),
+        "what keeps a large GPU busy in smaller pieces, or cannot be split",
+    ),
+    row(
+        Operation::Linear,
+        "linear_split",
+        &TILE_32,
+        FOURS,
+        |c, d| !d.cpu && c.rows <= 48,
+        "skinny: the weights are read once from all over a GPU, parts of k beside each other",
+    ),
+    row(
+        Operation::Linear,
+        "linear_split",
+        &TILE_64,
+        FOURS,
+        |_, d| !d.cpu,
+        "too few tiles for a large GPU: parts of k are shared out, and their sums added by linear_sum",
+    ),
+    row(
+        Operation::Linear,
+        "linear",
+        &PLAIN_64,
+        ANY,
+        ANY,
+        "any device and any storage: the most multiply-adds a load and a barrier in 8 KiB",
+    ),
+    row(
+        Operation::Linear,
+        "linear_split",
+        &PLAIN_64,
+        ANY,
+        |_, _| false,
+        "never chosen: stands in for the other tiles where views are not aligned",
+    ),
     Row {
         operation: Operation::Attention,
         kernel: "attention",
@@ -402,60 +511,10 @@ static TABLE: &[Row] = &[
         best: ANY,
         why: "the widest value head that there is",
     },
-    Row {
-        operation: Operation::AttentionScores,
-        kernel: "",
-        class: &TILE_8,
-        tier: Tier::Core,
-        fits: ANY,
-        best: |c, _| c.rows <= FEW_ROWS && !c.invariant,
-        why: "few queries leave a larger tile mostly empty",
-    },
-    Row {
-        operation: Operation::AttentionScores,
-        kernel: "",
-        class: &TILE_32,
-        tier: Tier::Core,
-        fits: ANY,
-        best: |c, _| (c.rows <= 32 || c.columns <= 32) && !c.invariant,
-        why: "short sequences leave a 64×64 tile mostly empty",
-    },
-    Row {
-        operation: Operation::AttentionScores,
-        kernel: "",
-        class: &TILE_64,
-        tier: Tier::Core,
-        fits: ANY,
-        best: ANY,
-        why: "the most multiply-adds a load and a barrier",
-    },
-    Row {
-        operation: Operation::AttentionValues,
-        kernel: "",
-        class: &TILE_8,
-        tier: Tier::Core,
-        fits: ANY,
-        best: |c, _| c.rows <= FEW_ROWS && !c.invariant,
-        why: "few queries leave a larger tile mostly empty",
-    },
-    Row {
-        operation: Operation::AttentionValues,
-        kernel: "",
-        class: &TILE_32,
-        tier: Tier::Core,
-        fits: ANY,
-        best: |c, _| c.columns <= 32 || (c.rows <= 32 && !c.invariant),
-        why: "short sequences and small heads leave a 64×64 tile mostly empty",
-    },
-    Row {
-        operation: Operation::AttentionValues,
-        kernel: "",
-        class: &TILE_64,
-        tier: Tier::Core,
-        fits: ANY,
-        best: ANY,
-        why: "the most multiply-adds a load and a barrier",
-    },
+    row(Operation::AttentionScores, "", &PLAIN_8, ANY, |c, _| c.has_few(32), "few queries leave a larger tile mostly empty"),
+    row(Operation::AttentionScores, "", &PLAIN_64, ANY, ANY, "the most multiply-adds a load and a barrier in 8 KiB"),
+    row(Operation::AttentionValues, "", &PLAIN_8, ANY, |c, _| c.has_few(32), "few queries leave a larger tile mostly empty"),
+    row(Operation::AttentionValues, "", &PLAIN_64, ANY, ANY, "the most multiply-adds a load and a barrier in 8 KiB"),
     Row {
         operation: Operation::Rows,
         kernel: "",
@@ -511,6 +570,19 @@ static TABLE: &[Row] = &[
         why: "short rows in registers; rows that a batch makes longer, and unaligned ones of any length",
     },
 ];
+
+/// The class that stands in for `class` where tensors are not aligned to groups of four: the fast ones come in those alone.
+pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
+    let same = |names: &[&Class]| names.iter().any(|c| c.name == class.name);
+    match class {
+        _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &PLAIN_128]) => &PLAIN_64,
+        _ if same(&[&FEW_1, &FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_8,
+        _ if same(&[&ROW_128]) => &ROWS_32,
+        _ if same(&[&HEADS_32]) => &HEADS_64,
+        _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128]) => &HEADS_256,
+        _ => class,
+    }
+}
 
 /// The variant for a case: the first of `pinned` that can run it, else the table's.
 pub(crate) fn choose(case: &Case, device: &DeviceClass, pinned: &[Variant]) -> Choice {

@@ -1,4 +1,4 @@
-//! `linear` and `linear_few` against their twin.
+//! `linear` in all its forms against its twin.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;
@@ -10,7 +10,7 @@ use common::{
     seeded, storage_floor, stored, sum_floor, widen,
 };
 use rand::RngExt;
-use tileformer::{Activation, Element, Variant, kernels, reference};
+use tileformer::{Activation, Element, Options, Variant, kernels, reference};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -99,10 +99,9 @@ fn random_case(rng: &mut rand::rngs::StdRng) -> Case {
     }
 }
 
-/// Rule: every edge of a tile, in every dimension, aligned or not, is right; and every compiled form is seen.
+/// Rule: whatever form the table takes, every edge of a tile, in every dimension, aligned or not, is right.
 #[test]
-fn edges_of_tiles_in_every_form() {
-    let mut reached = BTreeSet::new();
+fn edges_of_tiles() {
     let mut number = 0;
     let rows = [1, 2, 4, 5, 8, 9, 31, 32, 33, 63, 64, 65, 67, 131];
     let columns = [1, 3, 4, 31, 32, 33, 63, 64, 65, 131];
@@ -113,9 +112,9 @@ fn edges_of_tiles_in_every_form() {
             let d_in = depths[(i + j) % depths.len()];
             let place = Place::ALL[(i + j + j / 4) % 4];
             let case = Case { rows, d_in, d_out, bias: true, activation: Activation::Identity, residual: false, place };
-            note(&mut reached, &check(on(), "edges", number, case));
+            check(on(), "edges", number, case);
             if j % 3 == i % 3 {
-                note(&mut reached, &check(on_invariant(), "edges", number, case));
+                check(on_invariant(), "edges", number, case);
             }
             number += 1;
         }
@@ -125,13 +124,55 @@ fn edges_of_tiles_in_every_form() {
             for rows in [1, 6, 64] {
                 let case =
                     Case { rows, d_in, d_out: 64, bias: false, activation: Activation::Identity, residual: true, place };
-                note(&mut reached, &check(on(), "depths", number, case));
+                check(on(), "depths", number, case);
                 number += 1;
             }
         }
     }
-    assert_all_variants("linear", &reached);
-    assert_all_variants("linear_few", &reached);
+}
+
+/// Rows and columns that pass the edges of every tile, and depths that pass those of tiles and of parts of k. All are multiples of
+/// four in the last dimension, so that only the place decides whether groups of four are aligned.
+const EDGES: [(usize, usize, usize); 7] =
+    [(1, 300, 4), (9, 16, 12), (33, 36, 36), (64, 300, 132), (65, 16, 64), (129, 420, 68), (130, 256, 260)];
+
+/// Runs every form of linear over the edges of its tiles by pinning it, and says which variants ran.
+fn pinned(gpu: &tileformer::convenience::Gpu, element: Element, edges: &[(usize, usize, usize)]) -> BTreeSet<String> {
+    let mut reached = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for variant in kernels::variants() {
+        let name = variant.name();
+        let parts: Vec<&str> = name.split('.').collect();
+        let tiled = ["linear", "linear_few", "linear_split"].contains(&parts[0]);
+        if !tiled
+            || !variant.features().difference(gpu.device.features()).is_empty()
+            || !seen.insert([parts[0], parts[2]].join("."))
+        {
+            continue;
+        }
+        let on = On::new(gpu.clone(), Options::default().with_pinned(variant));
+        for (number, &(rows, d_in, d_out)) in (0..).zip(edges) {
+            let activation = ACTIVATIONS[number as usize % 2 * 2];
+            let places = match element {
+                Element::F16 => [Place::DENSE, Place::STRIDED, Place::EVEN],
+                _ => [Place::DENSE, Place::STRIDED, Place::OFF_BY_ONE],
+            };
+            let case =
+                Case { rows, d_in, d_out, bias: true, activation, residual: true, place: places[number as usize % 3] };
+            note(&mut reached, &check_stored(&on, element, &name, number, case));
+        }
+    }
+    reached
+}
+
+/// Rule: every form is right at the edges of its tiles, at the seams of split sums, and where unaligned views have another form
+/// stand in for it.
+#[test]
+fn every_form_at_its_edges() {
+    let reached = pinned(common::gpu(), Element::F32, &EDGES);
+    for kernel in ["linear", "linear_few", "linear_split", "linear_sum"] {
+        assert_all_variants(kernel, &reached);
+    }
 }
 
 /// Rule: f16, as the type or in pairs, changes nothing but the rounding of what is stored.
@@ -149,8 +190,13 @@ fn f16_in_both_forms() {
         let case = Case { d_in: multiple(case.d_in, 2), d_out: multiple(case.d_out, 2), place, ..case };
         note(&mut reached, &check_stored(on_core(), Element::F16, "f16 in pairs", number, case));
     }
-    assert_all_stored_variants("linear", Element::F16, &reached);
-    assert_all_stored_variants("linear_few", Element::F16, &reached);
+    let (few, edges) = ([(1, 300, 4), (9, 16, 132)], [(65, 260, 132), (33, 36, 36)]);
+    reached.extend(pinned(common::gpu(), Element::F16, &[few, edges].concat()));
+    // No features, so that f16 lies in pairs, but all the workgroup memory that there is.
+    reached.extend(pinned(&common::small_bindings_gpu(1 << 27), Element::F16, &[few, edges].concat()));
+    for kernel in ["linear", "linear_few", "linear_split", "linear_sum"] {
+        assert_all_stored_variants(kernel, Element::F16, &reached);
+    }
 }
 
 /// Rule: every combination of bias, activation and residual is right on each of the paths.

@@ -304,8 +304,7 @@ fn programs_describe_themselves() {
     let rest = ["norm1", "linear1", "linear2", "norm2"].map(str::to_owned);
     assert_eq!(labels, [&attention[..], &rest[..]].concat());
     let text = program.describe();
-    for part in labels.iter().copied().chain(["encoder layer", "linear_few.f32x4.4x16", "layer_norm.f32x4", "9 dispatches"])
-    {
+    for part in labels.iter().copied().chain(["encoder layer", "linear_few.f32x4.8x", "layer_norm.f32x4", "9 dispatches"]) {
         assert!(text.contains(part), "no {part} in\n{text}");
     }
     let in_proj = &program.dispatches()[0];

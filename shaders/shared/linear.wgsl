@@ -1,15 +1,16 @@
-// What both forms of linear have in common: parameters, bindings, and what happens to the sums.
+// The parameters that all forms of linear have in common.
 
 struct Params {
   rows: u32,
   d_in: u32,
   d_out: u32,
-  tiles_m: u32,        // workgroups along rows and columns
-  tiles_n: u32,
+  split: u32,          // how many k one workgroup takes, where several share them
+  splits: u32,
   x_row: u32,          // strides
   weight_row: u32,
   residual_row: u32,
   y_row: u32,
+  partial_row: u32,
   activation: u32,
   bias: u32,           // whether bound
   residual: u32,
@@ -18,35 +19,7 @@ struct Params {
   bias_offset: u32,
   residual_offset: u32,
   y_offset: u32,
+  partial_offset: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weight: array<Storage>;  // (d_out, d_in)
-@group(0) @binding(2) var<storage, read> bias: array<Storage>;       // (d_out)
-@group(1) @binding(0) var<storage, read> x: array<Storage>;          // (rows, d_in)
-@group(1) @binding(1) var<storage, read> residual: array<Storage>;   // (rows, d_out)
-@group(1) @binding(2) var<storage, read_write> y: array<Storage>;    // (rows, d_out)
-
-// activation(sum + bias) + residual for columns n .. n + 3 of row m.
-fn epilogue(sum: vec4<f32>, m: u32, n: u32) -> vec4<f32> {
-  var v = sum;
-  if params.bias != 0u {
-    let at = params.bias_offset + n;
-    v += group4(bias[at / LANES], bias[(at + 1u) / LANES], bias[(at + 2u) / LANES], bias[(at + 3u) / LANES]);
-  }
-  v = activate(v, params.activation);
-  if params.residual != 0u {
-    let at = params.residual_offset + m * params.residual_row + n;
-    v += group4(residual[at / LANES], residual[(at + 1u) / LANES], residual[(at + 2u) / LANES], residual[(at + 3u) / LANES]);
-  }
-  return v;
-}
-
-// Columns n .. n + 3 of row m, as many of them as y has.
-fn store(m: u32, n: u32, v: vec4<f32>) {
-  if m >= params.rows || n >= params.d_out { return; }
-  let at = params.y_offset + m * params.y_row + n;
-  for (var c = 0u; c < 4u / LANES; c++) {
-    if n + c * LANES < params.d_out { y[at / LANES + c] = pick(v, c); }
-  }
-}

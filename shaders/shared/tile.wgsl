@@ -1,76 +1,143 @@
 // A register-tiled matrix product: the workgroup makes TILE_M × TILE_N outputs, TILE_K at a time through workgroup memory
-// (TILE_K · (TILE_M + TILE_N) · 4 bytes), each thread THREAD_M × THREAD_N of them in registers.
+// (STAGES · TILE_K · (TILE_M + TILE_N) · 4 bytes), each thread THREAD_M × THREAD_N of them in registers.
 //
-// The kernel defines where operands come from, four by four, zeros behind the last k:
-//   fn a_block(m: u32, k: u32) -> mat4x4<f32>   column c: rows m .. m + 3 of A at k + c
-//   fn b_block(n: u32, k: u32) -> mat4x4<f32>   column c: columns n .. n + 3 of B at k + c
-// Thread (tx, ty) holds the groups of four rows ty + i · GROUPS_M and of four columns tx + j · GROUPS_N: neighbours in a
-// workgroup read neighbouring groups.
+// The kernel defines where operands come from, four rows of A or four columns of B at a time:
+//   fn a_rows(m: u32) -> vec4<u32>                                  where rows m .. m + 3 of A begin
+//   fn a_block(rows: vec4<u32>, k: u32, tail: bool) -> mat4x4<f32>  column c: those rows at k + c
+// and b_rows, b_block for columns of B. `tail` is a constant where they are called: whether k may pass the last one, behind
+// which are zeros. With AHEAD the loads of the next TILE_K are under way while the ones before are multiplied.
 
-const GROUPS_M: u32 = TILE_M / THREAD_M;
+const GROUPS_M: u32 = TILE_M / THREAD_M;  // threads along m
 const GROUPS_N: u32 = TILE_N / THREAD_N;
-const ROW_GROUPS: u32 = THREAD_M / 4u;
+const ROW_GROUPS: u32 = THREAD_M / 4u;    // groups of four of a thread
 const COLUMN_GROUPS: u32 = THREAD_N / 4u;
 const THREADS: u32 = GROUPS_M * GROUPS_N;
-const BLOCKS_A: u32 = TILE_M * TILE_K / 16u;
-const BLOCKS_B: u32 = TILE_N * TILE_K / 16u;
+const K4: u32 = TILE_K / 4u;
+const BLOCKS_A: u32 = TILE_M / 4u * K4;   // blocks of 4 × 4
+const BLOCKS_AB: u32 = BLOCKS_A + TILE_N / 4u * K4;
+const BLOCKS: u32 = (BLOCKS_AB + THREADS - 1u) / THREADS;  // those of a thread
 
 alias Accumulator = array<vec4<f32>, THREAD_M * COLUMN_GROUPS>;  // [row of the thread][group of columns]
 
-var<workgroup> a_tile: array<vec4<f32>, TILE_K * TILE_M / 4u>;  // [k][m / 4]
-var<workgroup> b_tile: array<vec4<f32>, TILE_K * TILE_N / 4u>;  // [k][n / 4]
+// [stage][k / UNROLL][k % UNROLL][m / 4], the groups of m in an order of their own: swizzle_a.
+var<workgroup> a_tile: array<array<array<vec4<f32>, TILE_M / 4u>, UNROLL>, STAGES * TILE_K / UNROLL>;
+var<workgroup> b_tile: array<array<array<vec4<f32>, TILE_N / 4u>, UNROLL>, STAGES * TILE_K / UNROLL>;
 
-fn load_tiles(thread: u32, m0: u32, n0: u32, k0: u32) {
-  for (var block = thread; block < BLOCKS_A + BLOCKS_B; block += THREADS) {
-    if block < BLOCKS_A {
-      let k = block % (TILE_K / 4u) * 4u;
-      let m = block / (TILE_K / 4u);
-      let v = a_block(m0 + m * 4u, k0 + k);
-      let at = k * (TILE_M / 4u) + m;
-      a_tile[at] = v[0];
-      a_tile[at + TILE_M / 4u] = v[1];
-      a_tile[at + TILE_M / 2u] = v[2];
-      a_tile[at + TILE_M / 4u * 3u] = v[3];
+// The blocks that a thread carries from memory to workgroup memory.
+struct Carried {
+  rows: array<vec4<u32>, BLOCKS>,
+  block: array<mat4x4<f32>, BLOCKS>,
+}
+
+// Threads that store blocks of neighbouring k at once meet in the same banks, unless each k has its groups in another order.
+fn swizzle_a(group: u32, k4: u32) -> u32 { return group ^ (k4 * (32u / TILE_K) & (min(TILE_M / 4u, 8u) - 1u)); }
+fn swizzle_b(group: u32, k4: u32) -> u32 { return group ^ (k4 * (32u / TILE_K) & (min(TILE_N / 4u, 8u) - 1u)); }
+
+fn find_rows(carried: ptr<function, Carried>, thread: u32, m0: u32, n0: u32) {
+  for (var i = 0u; i < BLOCKS; i++) {
+    let group = (thread + i * THREADS) / K4;
+    if only_a(i) || !only_b(i) && group < TILE_M / 4u {
+      (*carried).rows[i] = a_rows(m0 + group * 4u);
     } else {
-      let k = (block - BLOCKS_A) % (TILE_K / 4u) * 4u;
-      let n = (block - BLOCKS_A) / (TILE_K / 4u);
-      let v = b_block(n0 + n * 4u, k0 + k);
-      let at = k * (TILE_N / 4u) + n;
-      b_tile[at] = v[0];
-      b_tile[at + TILE_N / 4u] = v[1];
-      b_tile[at + TILE_N / 2u] = v[2];
-      b_tile[at + TILE_N / 4u * 3u] = v[3];
+      (*carried).rows[i] = b_rows(n0 + (group - TILE_M / 4u) * 4u);
     }
   }
 }
 
-fn multiply_tiles(sum: ptr<function, Accumulator>, tx: u32, ty: u32) {
-  for (var k = 0u; k < TILE_K; k++) {
-    var b: array<vec4<f32>, COLUMN_GROUPS>;
-    for (var j = 0u; j < COLUMN_GROUPS; j++) { b[j] = b_tile[k * (TILE_N / 4u) + tx + j * GROUPS_N]; }
-    for (var i = 0u; i < ROW_GROUPS; i++) {
-      let a = a_tile[k * (TILE_M / 4u) + ty + i * GROUPS_M];
-      for (var j = 0u; j < COLUMN_GROUPS; j++) {
-        let at = i * 4u * COLUMN_GROUPS + j;
-        (*sum)[at] = fma(vec4<f32>(a.x), b[j], (*sum)[at]);
-        (*sum)[at + COLUMN_GROUPS] = fma(vec4<f32>(a.y), b[j], (*sum)[at + COLUMN_GROUPS]);
-        (*sum)[at + COLUMN_GROUPS * 2u] = fma(vec4<f32>(a.z), b[j], (*sum)[at + COLUMN_GROUPS * 2u]);
-        (*sum)[at + COLUMN_GROUPS * 3u] = fma(vec4<f32>(a.w), b[j], (*sum)[at + COLUMN_GROUPS * 3u]);
+// Whether block number `i` of every thread belongs to A, and whether to B: constants, once the loops over blocks are unrolled.
+fn only_a(i: u32) -> bool { return (i + 1u) * THREADS <= BLOCKS_A; }
+fn only_b(i: u32) -> bool { return i * THREADS >= BLOCKS_A; }
+
+fn load_blocks(carried: ptr<function, Carried>, thread: u32, k0: u32, tail: bool) {
+  for (var i = 0u; i < BLOCKS; i++) {
+    let block = thread + i * THREADS;
+    let k = k0 + block % K4 * 4u;
+    if only_a(i) || !only_b(i) && block < BLOCKS_A {
+      (*carried).block[i] = a_block((*carried).rows[i], k, tail);
+    } else if block < BLOCKS_AB {
+      (*carried).block[i] = b_block((*carried).rows[i], k, tail);
+    }
+  }
+}
+
+// The blocks at k0, up to `end`; only the last ones are tested, and all where code counts more than tests.
+fn load(carried: ptr<function, Carried>, thread: u32, k0: u32, end: u32) {
+  if AHEAD != 0u && k0 + TILE_K <= end { load_blocks(carried, thread, k0, false); } else if k0 < end { load_blocks(carried, thread, k0, true); }
+}
+
+fn store_blocks(carried: ptr<function, Carried>, thread: u32, stage: u32) {
+  for (var i = 0u; i < BLOCKS; i++) {
+    let block = thread + i * THREADS;
+    let k4 = block % K4;
+    let v = (*carried).block[i];
+    if only_a(i) || !only_b(i) && block < BLOCKS_A {
+      let m = swizzle_a(block / K4, k4);
+      for (var c = 0u; c < 4u; c++) { a_tile[(stage + k4 * 4u + c) / UNROLL][c % UNROLL][m] = v[c]; }
+    } else if block < BLOCKS_AB {
+      let n = swizzle_b(block / K4 - TILE_M / 4u, k4);
+      for (var c = 0u; c < 4u; c++) { b_tile[(stage + k4 * 4u + c) / UNROLL][c % UNROLL][n] = v[c]; }
+    }
+  }
+}
+
+fn multiply_tiles(sum: ptr<function, Accumulator>, tx: u32, ty: u32, stage: u32) {
+  for (var k = 0u; k < TILE_K; k += UNROLL) {
+    for (var c = 0u; c < UNROLL; c++) {
+      var b: array<vec4<f32>, COLUMN_GROUPS>;
+      for (var j = 0u; j < COLUMN_GROUPS; j++) { b[j] = b_tile[(stage + k) / UNROLL][c][swizzle_b(tx + j * GROUPS_N, k / 4u)]; }
+      for (var i = 0u; i < ROW_GROUPS; i++) {
+        let a = a_tile[(stage + k) / UNROLL][c][swizzle_a(ty + i * GROUPS_M, k / 4u)];
+        for (var j = 0u; j < COLUMN_GROUPS; j++) {
+          let at = i * 4u * COLUMN_GROUPS + j;
+          (*sum)[at] = fma(vec4<f32>(a.x), b[j], (*sum)[at]);
+          (*sum)[at + COLUMN_GROUPS] = fma(vec4<f32>(a.y), b[j], (*sum)[at + COLUMN_GROUPS]);
+          (*sum)[at + COLUMN_GROUPS * 2u] = fma(vec4<f32>(a.z), b[j], (*sum)[at + COLUMN_GROUPS * 2u]);
+          (*sum)[at + COLUMN_GROUPS * 3u] = fma(vec4<f32>(a.w), b[j], (*sum)[at + COLUMN_GROUPS * 3u]);
+        }
       }
     }
   }
 }
 
-// sum += A[m0 .., 0 .. depth] · B[0 .. depth, n0 ..]; all threads of the workgroup together, `depth` the same for all.
-fn multiply(sum: ptr<function, Accumulator>, thread: u32, m0: u32, n0: u32, depth: u32) {
-  for (var k0 = 0u; k0 < depth; k0 += TILE_K) {
-    load_tiles(thread, m0, n0, k0);
-    workgroupBarrier();
-    multiply_tiles(sum, thread % GROUPS_N, thread / GROUPS_N);
-    workgroupBarrier();
+// sum += A[m0 .., begin .. end] · B[begin .. end, n0 ..]; all threads of the workgroup together, `begin` and `end` the same for
+// all.
+fn multiply(sum: ptr<function, Accumulator>, thread: u32, m0: u32, n0: u32, begin: u32, end: u32) {
+  var carried: Carried;
+  find_rows(&carried, thread, m0, n0);
+  var stage = 0u;
+  // Each round multiplies the tile of the round before: the first has none yet, and the one past the end loads no more.
+  for (var k0 = begin; k0 < end + TILE_K; k0 += TILE_K) {
+    if AHEAD != 0u { load(&carried, thread, k0, end); }
+    if k0 > begin {
+      multiply_tiles(sum, tile_x(thread), tile_y(thread), stage);
+      if STAGES == 2u { stage = TILE_K - stage; } else { workgroupBarrier(); }
+    }
+    if k0 < end {
+      if AHEAD == 0u { load(&carried, thread, k0, end); }
+      // With two stages this one was last read before the barrier of the round before.
+      store_blocks(&carried, thread, stage);
+      workgroupBarrier();
+    }
   }
 }
 
-// The first row of the thread's row group `i`, and the first column of its column group `j`, inside the tile.
-fn tile_row(thread: u32, i: u32) -> u32 { return (thread / GROUPS_N + i * GROUPS_M) * 4u; }
-fn tile_column(thread: u32, j: u32) -> u32 { return (thread % GROUPS_N + j * GROUPS_N) * 4u; }
+alias RowOfSums = array<vec4<f32>, COLUMN_GROUPS>;
+
+// Takes a row of sums off the front. Only constants index the sums, so that they stay in registers though the loop around, which
+// finishes one row after the other, is too long to unroll.
+fn take_row(sum: ptr<function, Accumulator>) -> RowOfSums {
+  var row: RowOfSums;
+  for (var j = 0u; j < COLUMN_GROUPS; j++) { row[j] = (*sum)[j]; }
+  for (var at = COLUMN_GROUPS; at < THREAD_M * COLUMN_GROUPS; at++) { (*sum)[at - COLUMN_GROUPS] = (*sum)[at]; }
+  return row;
+}
+
+// Threads stand in patches of 8 × 4, so that those of a subgroup read few different groups.
+const PATCH_M: u32 = min(GROUPS_M, 4u);
+const PATCHES_N: u32 = GROUPS_N / 8u;
+fn tile_x(thread: u32) -> u32 { return thread % 8u + thread / (8u * PATCH_M) % PATCHES_N * 8u; }
+fn tile_y(thread: u32) -> u32 { return thread / 8u % PATCH_M + thread / (8u * PATCH_M * PATCHES_N) * PATCH_M; }
+
+// The thread's row `i`, and the first column of its column group `j`, inside the tile.
+fn tile_row(thread: u32, i: u32) -> u32 { return (tile_y(thread) + i / 4u * GROUPS_M) * 4u + i % 4u; }
+fn tile_column(thread: u32, j: u32) -> u32 { return (tile_x(thread) + j * GROUPS_N) * 4u; }

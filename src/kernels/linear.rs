@@ -1,11 +1,13 @@
-//! `linear` and `linear_few`: y = activation(x · Wᵀ + bias) + residual, as tiles or for a few rows.
+//! y = activation(x · Wᵀ + bias) + residual: `linear` as tiles, `linear_few` for a few rows, `linear_split` and `linear_sum` where
+//! too few tiles would keep a device busy.
 
 use super::stride;
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::Activation;
-use crate::tuning::{Case, Operation};
+use crate::tensor::Element;
+use crate::tuning::{self, Case, Choice, Class, FLAT, Operation};
 use crate::variant::{ACTIVATE, Binding, Kernel, Source, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
@@ -14,12 +16,13 @@ params! {
         rows: u32,
         d_in: u32,
         d_out: u32,
-        tiles_m: u32,
-        tiles_n: u32,
+        split: u32,
+        splits: u32,
         x_row: u32,
         weight_row: u32,
         residual_row: u32,
         y_row: u32,
+        partial_row: u32,
         activation: u32,
         bias: u32,
         residual: u32,
@@ -28,36 +31,56 @@ params! {
         bias_offset: u32,
         residual_offset: u32,
         y_offset: u32,
+        partial_offset: u32,
     }
 }
 
-const COMMON: Source = wgsl!("shared/linear.wgsl");
+const PARAMS: Source = wgsl!("shared/linear.wgsl");
+const OPERANDS: Source = wgsl!("shared/linear_operands.wgsl");
+const EPILOGUE: Source = wgsl!("shared/linear_epilogue.wgsl");
 
-/// The bindings of both forms.
-const BINDINGS: &[Binding] = &[
-    Binding::read("weight", 0, 1, offset_of!(Params, weight_offset)),
-    Binding::read("bias", 0, 2, offset_of!(Params, bias_offset)),
-    Binding::read("x", 1, 0, offset_of!(Params, x_offset)),
-    Binding::read("residual", 1, 1, offset_of!(Params, residual_offset)),
-    Binding::write("y", 2, offset_of!(Params, y_offset)),
-];
+const WEIGHT: Binding = Binding::read("weight", 0, 1, offset_of!(Params, weight_offset));
+const BIAS: Binding = Binding::read("bias", 0, 2, offset_of!(Params, bias_offset));
+const X: Binding = Binding::read("x", 1, 0, offset_of!(Params, x_offset));
+const RESIDUAL: Binding = Binding::read("residual", 1, 1, offset_of!(Params, residual_offset));
+const Y: Binding = Binding::write("y", 2, offset_of!(Params, y_offset));
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear",
-    shared: &[&TILE, &ACTIVATE, &COMMON],
+    shared: &[&TILE, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
     subgroups: &[],
     parts: &[],
     source: wgsl!("linear.wgsl"),
-    bindings: BINDINGS,
+    bindings: &[WEIGHT, BIAS, X, RESIDUAL, Y],
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
 };
 
-pub(super) static KERNEL_FEW: Kernel =
-    Kernel { name: "linear_few", shared: &[&ACTIVATE, &COMMON], source: wgsl!("linear_few.wgsl"), ..KERNEL };
+pub(super) static KERNEL_FEW: Kernel = Kernel {
+    name: "linear_few",
+    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
+    source: wgsl!("linear_few.wgsl"),
+    ..KERNEL
+};
+
+pub(super) static KERNEL_SPLIT: Kernel = Kernel {
+    name: "linear_split",
+    shared: &[&TILE, &PARAMS, &OPERANDS],
+    source: wgsl!("linear_split.wgsl"),
+    bindings: &[WEIGHT, X, Binding::write("partial", 1, offset_of!(Params, partial_offset)).wide()],
+    ..KERNEL
+};
+
+pub(super) static KERNEL_SUM: Kernel = Kernel {
+    name: "linear_sum",
+    shared: &[&ACTIVATE, &PARAMS, &EPILOGUE],
+    source: wgsl!("linear_sum.wgsl"),
+    bindings: &[BIAS, Binding::read("partial", 1, 0, offset_of!(Params, partial_offset)).wide(), RESIDUAL, Y],
+    ..KERNEL
+};
 
 pub(super) static KERNEL_MATRIX: Kernel =
-    Kernel { name: "linear_matrix", shared: &[&ACTIVATE, &COMMON], source: wgsl!("linear_matrix.wgsl"), ..KERNEL };
+    Kernel { name: "linear_matrix", source: wgsl!("linear_matrix.wgsl"), ..KERNEL_FEW };
 
 /// y = activation(x · Wᵀ + bias) + residual, everything in one dispatch.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +110,8 @@ impl Linear {
 impl Builder {
     /// Appends y = activation(x · Wᵀ + bias) + residual.
     ///
-    /// One to eight rows take a form that reads each weight once and has no tile to leave empty, unless
+    /// Few rows take a form that reads each weight once and has no tile to leave empty; outputs with too few tiles for a large GPU
+    /// take two dispatches, parts of k side by side and their sum. Neither happens where
     /// [`Options::batch_invariant`](crate::Options) is set.
     ///
     /// # Errors
@@ -136,7 +160,7 @@ impl Builder {
         let (rows, d_in, d_out) = (x_layout.sizes()[0], x_layout.sizes()[1], y_layout.sizes()[1]);
         let invariant = self.batch_invariant();
         let storage = self.storage_of(label, self.element(x), &[Some(x), Some(weight), bias, residual, Some(y)], &[])?;
-        let choice = self.choose(&Case {
+        let case = Case {
             operation: Operation::Linear,
             kernel: "",
             storage,
@@ -145,22 +169,12 @@ impl Builder {
             depth: d_in,
             ragged_columns: false,
             invariant,
-        });
-        let class = choice.class;
-        let (kernel, tile_m, tile_n) = if choice.kernel == KERNEL_FEW.name {
-            (&KERNEL_FEW, class.get("ROWS"), 4 * class.get("THREADS") / class.get("K_THREADS"))
-        } else if choice.kernel == KERNEL_MATRIX.name {
-            (&KERNEL_MATRIX, class.get("TILE_M"), class.get("TILE_N"))
-        } else {
-            (&KERNEL, class.get("TILE_M"), class.get("TILE_N"))
         };
-        let (tiles_m, tiles_n) = ((rows as u32).div_ceil(tile_m), (d_out as u32).div_ceil(tile_n));
+        let choice = self.choose(&case);
         let params = Params {
             rows: rows as u32,
             d_in: d_in as u32,
             d_out: d_out as u32,
-            tiles_m,
-            tiles_n,
             x_row: x_layout.stride(0),
             weight_row: weight.layout().stride(0),
             residual_row: stride(residual, 0),
@@ -170,14 +184,62 @@ impl Builder {
             residual: u32::from(residual.is_some()),
             ..Params::default()
         };
-        self.launch(Launch {
+        let flops = 2 * rows as u64 * d_in as u64 * d_out as u64;
+        if choice.kernel == KERNEL_SPLIT.name {
+            return self.linear_split(label, linear, &case, &choice, params);
+        }
+        let kernels = [&KERNEL_FEW, &KERNEL_MATRIX];
+        let kernel = kernels.into_iter().find(|k| k.name == choice.kernel).unwrap_or(&KERNEL);
+        let launch = Launch {
             label,
             variant: Variant::of(kernel, &choice, storage, 0),
-            workgroups: u64::from(tiles_m) * u64::from(tiles_n),
+            workgroups: tiles(choice.class, rows, d_out),
             params,
             operands: &[Some(weight), bias, Some(x), residual, Some(y)],
-            flops: 2 * rows as u64 * d_in as u64 * d_out as u64,
+            flops,
+            bytes: None,
+        };
+        self.launch_in_forms(launch, tiles(tuning::unaligned(choice.class), rows, d_out))
+    }
+
+    /// Parts of k side by side into scratch, then their sum with all that follows it.
+    fn linear_split(&mut self, label: &str, linear: &Linear, case: &Case, choice: &Choice, params: Params) -> Result<()> {
+        let &Linear { x, weight, bias, residual, y, .. } = linear;
+        let &Case { rows, columns, depth, storage, .. } = case;
+        let row = columns.next_multiple_of(4);
+        let most = self.binding_elements(Element::F32) / (rows as u64 * row as u64).max(1);
+        let (split, splits) = case.split(choice.class, most as usize);
+        let partial = self.scratch_rows("partial", &[splits, rows, columns])?;
+        let params = Params { split: split as u32, splits: splits as u32, partial_row: row as u32, ..params };
+        let outputs = rows as u64 * columns as u64;
+        let workgroups = |class| tiles(class, rows, columns) * splits as u64;
+        let launch = Launch {
+            label,
+            variant: Variant::of(&KERNEL_SPLIT, choice, storage, 0),
+            workgroups: workgroups(choice.class),
+            params,
+            operands: &[Some(weight), Some(x), Some(partial)],
+            flops: 2 * outputs * depth as u64,
+            bytes: None,
+        };
+        self.launch_in_forms(launch, workgroups(tuning::unaligned(choice.class)))?;
+        self.launch(Launch {
+            label,
+            variant: Variant::core(&KERNEL_SUM, &FLAT, storage),
+            workgroups: (rows as u64 * columns.div_ceil(4) as u64).div_ceil(u64::from(FLAT.get("THREADS"))),
+            params,
+            operands: &[bias, Some(partial), residual, Some(y)],
+            flops: outputs * splits as u64,
             bytes: None,
         })
     }
+}
+
+/// The workgroups of `class` that cover the output.
+fn tiles(class: &Class, rows: usize, columns: usize) -> u64 {
+    // A constant that a class lacks is 1: few-row classes have no tile, and tiles no rows.
+    let m = class.get("TILE_M") * class.get("ROWS");
+    let n =
+        class.get("TILE_N") * if class.get("TILE_N") == 1 { 4 * class.get("THREADS") / class.get("K_THREADS") } else { 1 };
+    (rows as u64).div_ceil(u64::from(m)) * (columns as u64).div_ceil(u64::from(n))
 }

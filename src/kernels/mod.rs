@@ -31,8 +31,9 @@ pub use visibility::Visibility;
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
 use crate::tuning::{
-    Case, Class, FEW_1, FEW_4, FLAT, HEADS_32, HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8,
-    MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation, ROW_8, ROW_128, ROWS_32, TILE_8, TILE_32, TILE_64,
+    Case, Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HEADS_32, HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
+    MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation, PLAIN_8, PLAIN_64, PLAIN_128, ROW_8, ROW_128,
+    ROWS_32, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::variant::{Kernel, Variant};
 
@@ -71,18 +72,23 @@ const fn rows_x4(kernel: &'static Kernel, classes: &'static [&'static Class], st
 
 /// Every kernel with its forms.
 static FAMILIES: &[Family] = &[
-    family(&linear::KERNEL, &[&TILE_64, &TILE_32], Storage::ALL),
-    family(&linear::KERNEL_FEW, &[&FEW_4, &FEW_1], Storage::ALL),
+    family(&linear::KERNEL, &[&TILE_128, &TILE_128X64, &PLAIN_128], Storage::IN_FOURS),
+    family(&linear::KERNEL, &[&PLAIN_64], Storage::ALL),
+    family(&linear::KERNEL_SPLIT, &[&TILE_64, &TILE_32], Storage::IN_FOURS),
+    family(&linear::KERNEL_SPLIT, &[&PLAIN_64], Storage::SINGLES),
+    family(&linear::KERNEL_SUM, &[&FLAT], Storage::ALL),
+    family(&linear::KERNEL_FEW, &[&FEW_1, &FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
+    family(&linear::KERNEL_FEW, &[&FEW_8], Storage::ALL),
     matrix_family(&linear::KERNEL_MATRIX, &[&MATRIX_128, &MATRIX_64, &MATRIX_32, &MATRIX_64_M8, &MATRIX_32_M8]),
     family(&activation::KERNEL, &[&FLAT], Storage::ALL),
     family(&attention::KERNEL, &[&HEADS_32, &HEADS_80, &HEADS_96], &[Storage::F32x4]),
     family(&attention::KERNEL, &[&HEADS_128], Storage::IN_FOURS),
     family(&attention::KERNEL, &[&HEADS_64, &HEADS_256], Storage::ALL),
-    family(&attention_scores::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], Storage::ALL),
+    family(&attention_scores::KERNEL, &[&PLAIN_64, &PLAIN_8], Storage::ALL),
     family(&additive_scores::KERNEL, &[&FLAT], Storage::ALL),
     rows_x4(&masked_softmax::KERNEL, ROWS_X4, &[Storage::F32x4]),
     family(&masked_softmax::KERNEL, ROWS_SINGLE, &[Storage::F32]),
-    family(&attention_values::KERNEL, &[&TILE_64, &TILE_32, &TILE_8], Storage::ALL),
+    family(&attention_values::KERNEL, &[&PLAIN_64, &PLAIN_8], Storage::ALL),
     Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, ROWS_X4, &[Storage::F32x4]) },
     Family { outputs: 1, ..family(&layer_norm::KERNEL, ROWS_SINGLE, &[Storage::F32]) },
     Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, NARROW_ROWS_X4, &[Storage::F16x4, Storage::Packedx4]) },
