@@ -8,7 +8,7 @@ use tileformer::kernels::{
     ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, EmbeddingRows, LayerNorm, Linear,
     MaskedSoftmax, Visibility,
 };
-use tileformer::layers::{EncoderLayer, Inputs};
+use tileformer::layers::{AttentionPath, EncoderLayer, Inputs};
 use tileformer::{Activation, AttentionOptions, BatchShape, Element, Layout, Mask, Result};
 
 /// Names, parts and ends of programs.
@@ -308,7 +308,8 @@ fn limits() {
             })
         }),
         ("scores larger than a binding", "Limit", &["scores", "max_storage_buffer_binding_size"], |e| {
-            let spec = EncoderLayer::new(64, 16, 64);
+            let mut spec = EncoderLayer::new(64, 16, 64);
+            spec.attention.path = AttentionPath::Separate;
             spec.program(&e.kernels, &Inputs::new(BatchShape::padded(1, 8192))).map(drop)
         }),
         ("more threads than 32 bits number", "Option", &["workgroups of embedding", "33554432", "34359738368"], |e| {

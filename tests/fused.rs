@@ -128,7 +128,7 @@ fn edges_of_tiles_in_every_form() {
             let heads = [sizes[(7 * i + j) % sizes.len()], value_size];
             let number = (i * lengths.len() + j) as u64;
             let case = Case::plain([1 + j % 2, t, s], [2, 1 + j % 2], heads, Place::ALL[(i + j) % 4]);
-            check("edges", &case, number % 5 == 0, &Data::of(&case, "edges", number)).note(&mut reached);
+            check("edges", &case, number.is_multiple_of(5), &Data::of(&case, "edges", number)).note(&mut reached);
         }
     }
     for (number, place) in Place::ALL.into_iter().enumerate() {

@@ -6,7 +6,7 @@ mod common;
 use common::cases::{Data, Made, Side, kernels};
 use common::{Guarded, Place, gpu, seeded, uniform};
 use tileformer::kernels::{ActivationRows, Linear};
-use tileformer::layers::{Encoder, EncoderLayer, Inputs, Placement};
+use tileformer::layers::{AttentionPath, Encoder, EncoderLayer, Inputs, MultiHeadAttention, Placement};
 use tileformer::wgpu::{self, CommandEncoderDescriptor, ComputePassDescriptor};
 use tileformer::{
     Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Error, Kernels, Layout, Plan, Program, Scratch,
@@ -300,11 +300,11 @@ fn programs_describe_themselves() {
     let spec = EncoderLayer::new(8, 2, 16);
     let program = spec.program(kernels(), &Inputs::new(BatchShape::padded(1, 4))).unwrap();
     let labels: Vec<&str> = program.dispatches().iter().map(tileformer::Dispatch::label).collect();
-    let attention = ["in_proj", "scores", "softmax", "values", "out_proj"].map(|name| format!("self_attn.{name}"));
+    let attention = ["in_proj", "attention", "out_proj"].map(|name| format!("self_attn.{name}"));
     let rest = ["norm1", "linear1", "linear2", "norm2"].map(str::to_owned);
     assert_eq!(labels, [&attention[..], &rest[..]].concat());
     let text = program.describe();
-    for part in labels.iter().copied().chain(["encoder layer", "linear_few.f32x4.8x", "layer_norm.f32x4", "9 dispatches"]) {
+    for part in labels.iter().copied().chain(["encoder layer", "linear_few.f32x4.8x", "layer_norm.f32x4", "7 dispatches"]) {
         assert!(text.contains(part), "no {part} in\n{text}");
     }
     let in_proj = &program.dispatches()[0];
@@ -336,13 +336,30 @@ fn bert_base_in_numbers() {
     spec.feed_forward.activation = Activation::Gelu;
     let program = spec.program(kernels(), &Inputs::new(BatchShape::padded(1, 128))).unwrap();
     println!("{}", program.describe());
-    assert_eq!(program.dispatches().len(), 9);
+    assert_eq!(program.dispatches().len(), 7);
     let flops: u64 = program.dispatches().iter().map(tileformer::Dispatch::flops).sum();
     let projections = 2 * 128 * 768 * (4 * 768 + 2 * 3072) as u64;
     let attention = 2 * 2 * 12 * 128 * 128 * 64;
     assert!(flops >= projections + attention && flops < (projections + attention) * 101 / 100, "{flops}");
-    // no more than q, k, v or the hidden columns, the weights of all heads twice, and rows
-    assert!(program.scratch_bytes() <= 4 * 128 * (3072 + 3 * 768 + 2 * 12 * 128), "{}", program.scratch_bytes());
+    // no more than q, k, v or the hidden columns, and rows
+    assert!(program.scratch_bytes() <= 4 * 128 * (3072 + 3 * 768), "{}", program.scratch_bytes());
+
+    // Scores are stored where they are asked for only.
+    spec.attention.path = AttentionPath::Separate;
+    let separate = spec.program(kernels(), &Inputs::new(BatchShape::padded(1, 128))).unwrap();
+    assert_eq!(separate.dispatches().len(), 9);
+    assert!(separate.scratch_bytes() >= 2 * 4 * 12 * 128 * 128 + 4 * 128 * 3072, "{}", separate.scratch_bytes());
+}
+
+/// Rule: memory of attention is O(T): no T × S is ever stored.
+#[test]
+fn long_sequences_need_no_square() {
+    let bytes = |t: usize| {
+        let program = MultiHeadAttention::new(96, 12).program(kernels(), &Inputs::new(BatchShape::padded(1, t))).unwrap();
+        program.scratch_bytes()
+    };
+    assert_eq!(bytes(16384), 2 * bytes(8192));
+    assert!(bytes(16384) <= 4 * 16384 * 4 * 96, "{}", bytes(16384));
 }
 
 /// Every dispatch has a time on a device with timestamps.

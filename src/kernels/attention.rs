@@ -1,10 +1,10 @@
 //! `attention`: scores, softmax and values in one dispatch, nothing of size T · S in memory.
 
+use super::stride;
 use super::visibility::{Attention, Visibility, heads_divide, rows_fit};
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
-use crate::shape::Layout;
 use crate::tensor::Element;
 use crate::tuning::{Case, HEADS_QUERIES, Operation};
 use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Variant, wgsl};
@@ -63,7 +63,7 @@ pub(super) static KERNEL: Kernel = Kernel {
 };
 
 /// The widest value head that `attention` takes.
-pub(crate) const MAX_VALUE_SIZE: usize = 256;
+pub const MAX_VALUE_SIZE: usize = 256;
 
 /// out = softmax(scores(q, k)) · v, streaming over the keys: as [`AttentionScores`](super::AttentionScores),
 /// [`MaskedSoftmax`](super::MaskedSoftmax) and [`AttentionValues`](super::AttentionValues) together, but with memory of O(T).
@@ -111,10 +111,6 @@ impl Builder {
             invariant: self.batch_invariant(),
         });
         let tiles_m = (longest_q as u32).div_ceil(HEADS_QUERIES);
-        let sums = match log_sum_exp {
-            Some(tensor) => *tensor,
-            None => self.scratch("log_sum_exp", Element::F32, Layout::contiguous(&[1, 1, 1])?)?,
-        };
         let params = Params {
             tiles_m,
             batch: batch as u32,
@@ -133,8 +129,8 @@ impl Builder {
             out_row: out.layout().stride(0),
             out_head: out.layout().stride(1),
             log_sum_exp: u32::from(log_sum_exp.is_some()),
-            log_sum_exp_batch: sums.layout().stride(0),
-            log_sum_exp_head: sums.layout().stride(1),
+            log_sum_exp_batch: stride(*log_sum_exp, 0),
+            log_sum_exp_head: stride(*log_sum_exp, 1),
             attention: visibility.params(head_size),
             ..Params::default()
         };
@@ -152,7 +148,7 @@ impl Builder {
                 visibility.key_mask,
                 visibility.mask,
                 Some(*out),
-                Some(sums),
+                *log_sum_exp,
             ],
             flops: 2 * pairs * (head_size + value_size) as u64,
             bytes: None,

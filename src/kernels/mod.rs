@@ -19,7 +19,7 @@ mod visibility;
 pub use activation::ActivationRows;
 pub use additive_scores::AdditiveScores;
 pub use argmax::Argmax;
-pub use attention::FusedAttention;
+pub use attention::{FusedAttention, MAX_VALUE_SIZE};
 pub use attention_scores::AttentionScores;
 pub use attention_values::AttentionValues;
 pub use embedding::EmbeddingRows;

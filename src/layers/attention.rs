@@ -3,12 +3,14 @@
 use super::{Batch, Inputs};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::kernels::{AdditiveScores, AttentionScores, AttentionValues, Linear, MaskedSoftmax, Visibility};
+use crate::kernels::{
+    AdditiveScores, AttentionScores, AttentionValues, FusedAttention, Linear, MAX_VALUE_SIZE, MaskedSoftmax, Visibility,
+};
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::AttentionOptions;
-use crate::spec::layers::{MultiHeadAttention, Projection, Score};
+use crate::spec::layers::{AttentionPath, MultiHeadAttention, Projection, Score};
 
 /// The tensors of one multi-head attention.
 #[derive(Clone, Copy, Debug)]
@@ -86,8 +88,10 @@ impl Builder {
     ///
     /// ```text
     /// x (q_rows, d_model) -> q (q_rows, NH, HS) ; memory (k_rows, ·) -> k, v (k_rows, NH_kv, HS)
-    /// q, k -> scores -> probs (B, NH, T, S) ; probs, v -> heads (q_rows, NH · HS) -> y (q_rows, d_model)
+    /// q, k, v -> heads (q_rows, NH · HS) -> y (q_rows, d_model)
     /// ```
+    ///
+    /// From q, k and v to the heads it goes by [`AttentionPath`]: in one kernel, or by scores and weights that are stored.
     ///
     /// Heads are split by strides: q, k and v of self-attention are columns of one projection. Rows of y that no sequence has
     /// are computed from whatever the scratch holds.
@@ -110,11 +114,44 @@ impl Builder {
         let [q, k, v] = self.project(prefix, spec, rows)?;
         let options = spec.scored_options();
         let shape = batch.shape;
+        let width = spec.n_heads.saturating_mul(spec.value_head_size);
+        let heads = self.scratch("heads", self.storage(), Layout::contiguous(&[shape.q_rows, width])?)?;
+        let out = heads.split_heads(spec.n_heads, spec.value_head_size)?;
+        let v = v.split_heads(spec.n_kv_heads, spec.value_head_size)?;
+        let additive = matches!(spec.score, Score::Additive { .. });
+        let fused = spec.path == AttentionPath::Fused && spec.value_head_size <= MAX_VALUE_SIZE && rows.weights.is_none();
+        if fused && !additive {
+            let [q, k] = self.score_operands(prefix, spec, [q, k])?;
+            let sizes = [shape.sequences, shape.longest_q, shape.longest_k];
+            let visibility = batch.visibility(options);
+            let attention = FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp: None };
+            self.attention(&format!("{prefix}attention"), &attention)?;
+        } else {
+            self.attend_separately(prefix, spec, batch, rows.weights, [q, k, v], out)?;
+        }
+
+        let label = format!("{prefix}out_proj");
+        let weight = self.weight(&format!("{label}.weight"), Layout::contiguous(&[spec.d_model, width])?)?;
+        let bias = self.vector(spec.bias, &format!("{label}.bias"), spec.d_model)?;
+        self.linear(&label, &Linear { bias, residual: rows.residual, ..Linear::new(heads, weight, rows.y) })
+    }
+
+    /// Scores, softmax and weighted values, each stored: q and k (rows, heads · size), v (k_rows, NH_kv, VS) to out (q_rows, NH, VS).
+    fn attend_separately(
+        &mut self,
+        prefix: &str,
+        spec: &MultiHeadAttention,
+        batch: &Batch,
+        weights: Option<Tensor>,
+        [q, k, v]: [Tensor; 3],
+        out: Tensor,
+    ) -> Result<()> {
+        let shape = batch.shape;
         let sizes = [shape.sequences, spec.n_heads, shape.longest_q, shape.longest_k];
         let scores = self.scratch_rows("scores", &sizes)?;
-        self.score(prefix, spec, [q, k], batch.visibility(options), scores)?;
+        self.score(prefix, spec, [q, k], batch.visibility(spec.scored_options()), scores)?;
 
-        let probs = match rows.weights {
+        let probs = match weights {
             Some(weights) => weights,
             None => self.scratch_rows("probs", &sizes)?,
         };
@@ -122,17 +159,8 @@ impl Builder {
         let label = format!("{prefix}softmax");
         self.masked_softmax(&label, &MaskedSoftmax { x: scores, visibility: plain, y: probs })?;
 
-        let width = spec.n_heads.saturating_mul(spec.value_head_size);
-        let heads = self.scratch("heads", self.storage(), Layout::contiguous(&[shape.q_rows, width])?)?;
-        let out = heads.split_heads(spec.n_heads, spec.value_head_size)?;
-        let v = v.split_heads(spec.n_kv_heads, spec.value_head_size)?;
         let visibility = Visibility { sequences: Some(batch.sequences), key_mask: batch.key_mask, ..Visibility::default() };
-        self.attention_values(&format!("{prefix}values"), &AttentionValues { probs, v, visibility, out })?;
-
-        let label = format!("{prefix}out_proj");
-        let weight = self.weight(&format!("{label}.weight"), Layout::contiguous(&[spec.d_model, width])?)?;
-        let bias = self.vector(spec.bias, &format!("{label}.bias"), spec.d_model)?;
-        self.linear(&label, &Linear { bias, residual: rows.residual, ..Linear::new(heads, weight, rows.y) })
+        self.attention_values(&format!("{prefix}values"), &AttentionValues { probs, v, visibility, out })
     }
 
     /// q, k and v: one projection for what comes from the same rows, as far as the weights lie together.
@@ -183,27 +211,33 @@ impl Builder {
         scores: Tensor,
     ) -> Result<()> {
         let label = format!("{prefix}scores");
+        let [q, k] = self.score_operands(prefix, spec, [q, k])?;
+        match spec.score {
+            Score::Dot | Score::General => self.attention_scores(&label, &AttentionScores { q, k, visibility, scores }),
+            Score::Additive { .. } => {
+                let sizes = &q.layout().sizes()[1..];
+                let vector = self.weight(&format!("{prefix}score_vector"), Layout::contiguous(sizes)?)?;
+                self.additive_scores(&label, &AdditiveScores { q, k, vector, visibility, scores })
+            }
+        }
+    }
+
+    /// q and k (rows, heads · size) as heads of what the score function compares.
+    fn score_operands(&mut self, prefix: &str, spec: &MultiHeadAttention, [q, k]: [Tensor; 2]) -> Result<[Tensor; 2]> {
         let [q_width, k_width, _] = spec.widths();
         match spec.score {
             Score::Dot => {
-                let q = q.split_heads(spec.n_heads, spec.head_size)?;
-                let k = k.split_heads(spec.n_kv_heads, spec.head_size)?;
-                self.attention_scores(&label, &AttentionScores { q, k, visibility, scores })
+                Ok([q.split_heads(spec.n_heads, spec.head_size)?, k.split_heads(spec.n_kv_heads, spec.head_size)?])
             }
             Score::General => {
                 let k = self.project_score(prefix, "score_weight", k, q_width, k_width)?;
-                let q = q.split_heads(spec.n_heads, spec.head_size)?;
-                let k = k.split_heads(spec.n_heads, spec.head_size)?;
-                self.attention_scores(&label, &AttentionScores { q, k, visibility, scores })
+                Ok([q.split_heads(spec.n_heads, spec.head_size)?, k.split_heads(spec.n_heads, spec.head_size)?])
             }
             Score::Additive { width } => {
                 let size = width.checked_div(spec.n_heads).ok_or_else(|| Error::option("n_heads", "at least 1", 0))?;
                 let q = self.project_score(prefix, "score_query_weight", q, width, q_width)?;
                 let k = self.project_score(prefix, "score_key_weight", k, width, k_width)?;
-                let name = format!("{prefix}score_vector");
-                let vector = self.weight(&name, Layout::contiguous(&[spec.n_heads, size])?)?;
-                let (q, k) = (q.split_heads(spec.n_heads, size)?, k.split_heads(spec.n_heads, size)?);
-                self.additive_scores(&label, &AdditiveScores { q, k, vector, visibility, scores })
+                Ok([q.split_heads(spec.n_heads, size)?, k.split_heads(spec.n_heads, size)?])
             }
         }
     }

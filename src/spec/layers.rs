@@ -16,6 +16,17 @@ pub enum Projection {
     Separate,
 }
 
+/// How attention gets from queries, keys and values to its output. Both give the same within rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionPath {
+    /// One kernel that streams over the keys, with memory of O(T). Where it cannot serve (additive scores, value heads wider than
+    /// 256, attention weights as an output) the separate kernels do.
+    #[default]
+    Fused,
+    /// Scores, softmax and weighted values one after the other: the scores (B, NH, T, S) must fit a binding.
+    Separate,
+}
+
 /// How a query and a key give a score before scale, softcap, ALiBi and masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -57,6 +68,8 @@ pub struct MultiHeadAttention {
     pub projection: Projection,
     /// How scores are formed.
     pub score: Score,
+    /// Whether scores are stored between the kernels.
+    pub path: AttentionPath,
     /// Masks, scale and positions.
     pub options: AttentionOptions,
 }
@@ -78,6 +91,7 @@ impl MultiHeadAttention {
             bias: true,
             projection: Projection::Stacked,
             score: Score::Dot,
+            path: AttentionPath::Fused,
             options: AttentionOptions::default(),
         }
     }
