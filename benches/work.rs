@@ -83,7 +83,7 @@ fn attention(rows: &mut Rows<'_>, heads: &Heads) -> Result<()> {
     let options = AttentionOptions { causal, ..AttentionOptions::default() };
     let visibility = Visibility { options, sequences, ..Visibility::default() };
     let sizes = [batch, t, s];
-    rows.b.attention("attention", &FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp: None })
+    rows.b.attention("attention", &FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp: None, statistics: None })
 }
 
 fn scores(rows: &mut Rows<'_>, heads: &Heads) -> Result<()> {

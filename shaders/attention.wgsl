@@ -1,6 +1,6 @@
-// attention: out = softmax(scores(q, k)) · v over tiles of keys, and the logarithm of each row's sum of exponentials
+// attention: out = softmax(scores(q, k)) · v over tiles of keys, and statistics of each row's softmax
 //
-//   q (q_rows, NH, HS), k (k_rows, NH_kv, HS), v (k_rows, NH_kv, VS) -> out (q_rows, NH, VS), log_sum_exp (B, NH, T)
+//   q (q_rows, NH, HS), k (k_rows, NH_kv, HS), v (k_rows, NH_kv, VS) -> out (q_rows, NH, VS), statistics
 //
 // A workgroup makes TILE_M queries of one head of one sequence and walks over the keys that any of them can see by position,
 // TILE_N at a time; scores are never stored. Thread (tx, ty) holds the groups of four rows ty + i · GROUPS_M, and of them
@@ -27,14 +27,18 @@ struct Params {
   v_head: u32,
   out_row: u32,
   out_head: u32,
-  log_sum_exp: u32,    // whether wanted
-  log_sum_exp_batch: u32,
-  log_sum_exp_head: u32,
+  statistics: u32,     // which are wanted: 0 none, 1 the logarithms of sums, 2 largest scores and sums
+  statistics_kind: u32,
+  statistics_batch: u32,
+  statistics_head: u32,
   q_offset: u32,
   k_offset: u32,
   v_offset: u32,
   out_offset: u32,
-  log_sum_exp_offset: u32,
+  statistics_offset: u32,
+  pad0: u32,
+  pad1: u32,
+  pad2: u32,
   attention: Attention,
 }
 
@@ -46,7 +50,7 @@ struct Params {
 @group(1) @binding(4) var<storage, read> key_mask: array<u32>;               // (B, S)
 @group(1) @binding(5) var<storage, read> mask: array<u32>;                   // (B, NH, T, S)
 @group(1) @binding(6) var<storage, read_write> out: array<Storage>;          // (q_rows, NH, VS)
-@group(1) @binding(7) var<storage, read_write> log_sum_exp: array<u32>;      // (B, NH, T), by its bits
+@group(1) @binding(7) var<storage, read_write> statistics: array<u32>;       // (B, NH, T) or (2, B, NH, T), by their bits
 
 const TILE_M: u32 = GROUPS_M * ROW_GROUPS * 4u;      // queries
 const TILE_N: u32 = GROUPS_N * 4u;                   // keys
@@ -61,6 +65,8 @@ alias Output = array<vec4<f32>, ROW_GROUPS * 4u * VALUE_GROUPS>;   // [row of th
 
 var<workgroup> a_tile: array<vec4<f32>, A_TILE>;  // q or weights: [k][m / 4]
 var<workgroup> b_tile: array<vec4<f32>, B_TILE>;  // k: [k][n / 4], or v: [key][column / 4]
+var<workgroup> tops: array<vec4<f32>, TILE_M / 4u>;  // largest scores of rows
+var<workgroup> sums: array<vec4<f32>, TILE_M / 4u>;
 
 // For the loads: set once, from uniform values.
 var<private> batch_index: u32;
@@ -168,11 +174,18 @@ fn weight4(score: vec4<f32>, top: f32) -> vec4<f32> {
   return select(exp0(shown(score) - vec4<f32>(top)), vec4<f32>(0.0), is_hidden(score));
 }
 
-// By its bits −∞ where nothing was summed, and for a row that the sequence lacks.
-fn store_log_sum_exp(i: u32, top: f32, sum: f32) {
-  if params.log_sum_exp == 0u || i >= params.longest_q { return; }
-  let at = params.log_sum_exp_offset + batch_index * params.log_sum_exp_batch + head_index * params.log_sum_exp_head + i;
-  log_sum_exp[at] = select(MINUS_INFINITY, bitcast<u32>(top + log(sum)), sum > 0.0 && i < current.q_len);
+// What is wanted of a row: the logarithm of its sum of exponentials, by its bits −∞ where nothing was summed and for a row that
+// the sequence lacks, or its largest score and the sum below it.
+fn store_statistics(i: u32, top: f32, sum: f32) {
+  if params.statistics == 0u || i >= params.longest_q { return; }
+  let at = params.statistics_offset + batch_index * params.statistics_batch + head_index * params.statistics_head + i;
+  let there = sum > 0.0 && i < current.q_len;
+  if params.statistics == 1u {
+    statistics[at] = select(MINUS_INFINITY, bitcast<u32>(top + log(sum)), there);
+  } else {
+    statistics[at] = bitcast<u32>(top);
+    statistics[at + params.statistics_kind] = bitcast<u32>(select(0.0, sum, there));
+  }
 }
 
 // Columns d .. d + 3 of row i, as many of them as out has.
@@ -197,7 +210,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   head_index = h;
   current = s;
   if i0 >= s.q_len {
-    for (var i = thread; i < TILE_M; i += THREADS) { store_log_sum_exp(i0 + i, 0.0, 0.0); }
+    for (var i = thread; i < TILE_M; i += THREADS) { store_statistics(i0 + i, 0.0, 0.0); }
     return;
   }
   q_first = params.q_offset + s.q_start * params.q_row + h * params.q_head;
@@ -219,6 +232,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
     largest[i] = vec4<f32>(LOWEST);
   }
+  if thread < TILE_M / 4u { tops[thread] = vec4<f32>(LOWEST); }
 
   for (var j0 = u32(seen.x) / TILE_N * TILE_N; j0 < end; j0 += TILE_N) {
     let masked = options || i32(j0) < plain.x || i32(j0 + TILE_N) > plain.y + 1;
@@ -242,9 +256,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       a_tile[tx * (TILE_M / 4u) + ty + i * GROUPS_M] = max(max(t[0], t[1]), max(t[2], t[3]));
     }
     workgroupBarrier();
+    if thread < TILE_M / 4u {
+      var top = tops[thread];
+      for (var t = thread; t < GROUPS_N * TILE_M / 4u; t += TILE_M / 4u) { top = max(top, a_tile[t]); }
+      tops[thread] = top;
+    }
+    workgroupBarrier();
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-      var top = largest[i];
-      for (var t = 0u; t < GROUPS_N; t++) { top = max(top, a_tile[t * (TILE_M / 4u) + ty + i * GROUPS_M]); }
+      let top = tops[ty + i * GROUPS_M];
       let factor = exp0(largest[i] - top);
       largest[i] = top;
       scores[i * 4u] = weight4(scores[i * 4u], top.x);
@@ -266,7 +285,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         sum[at + VALUE_GROUPS * 3u] *= factor.w;
       }
     }
-    workgroupBarrier();
 
     let keys = min(TILE_N, end - j0);
     for (var first = 0u; first < keys; first += TILE_P) {
@@ -290,17 +308,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     a_tile[tx * (TILE_M / 4u) + ty + i * GROUPS_M] = total[i];
   }
   workgroupBarrier();
+  if thread < TILE_M / 4u {
+    var all = vec4<f32>(0.0);
+    for (var t = thread; t < GROUPS_N * TILE_M / 4u; t += TILE_M / 4u) { all += a_tile[t]; }
+    sums[thread] = all;
+  }
+  workgroupBarrier();
+  for (var i = thread; i < TILE_M; i += THREADS) { store_statistics(i0 + i, tops[i / 4u][i % 4u], sums[i / 4u][i % 4u]); }
   for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-    var all = a_tile[ty + i * GROUPS_M];
-    for (var t = 1u; t < GROUPS_N; t++) { all += a_tile[t * (TILE_M / 4u) + ty + i * GROUPS_M]; }
+    let all = sums[ty + i * GROUPS_M];
     let inverse = select(vec4<f32>(0.0), 1.0 / all, all > vec4<f32>(0.0));
     let row = i0 + (ty + i * GROUPS_M) * 4u;
-    if tx == 0u {
-      store_log_sum_exp(row, largest[i].x, all.x);
-      store_log_sum_exp(row + 1u, largest[i].y, all.y);
-      store_log_sum_exp(row + 2u, largest[i].z, all.z);
-      store_log_sum_exp(row + 3u, largest[i].w, all.w);
-    }
     for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
       let at = i * 4u * VALUE_GROUPS + j;
       let d = (tx + j * GROUPS_N) * 4u;

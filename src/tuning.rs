@@ -208,6 +208,7 @@ pub(crate) enum Operation {
     Linear,
     /// Columns are those of a value head, the depth the longest key.
     Attention,
+    AttentionWeights,
     AttentionScores,
     AttentionValues,
     /// `masked_softmax`, `layer_norm` and `argmax`: reductions over rows.
@@ -511,6 +512,14 @@ static TABLE: &[Row] = &[
         best: ANY,
         why: "the widest value head that there is",
     },
+    row(
+        Operation::AttentionWeights,
+        "attention_weights",
+        &PLAIN_64,
+        ANY,
+        ANY,
+        "what it writes takes longer than what it computes",
+    ),
     row(Operation::AttentionScores, "", &PLAIN_8, ANY, |c, _| c.has_few(32), "few queries leave a larger tile mostly empty"),
     row(Operation::AttentionScores, "", &PLAIN_64, ANY, ANY, "the most multiply-adds a load and a barrier in 8 KiB"),
     row(Operation::AttentionValues, "", &PLAIN_8, ANY, |c, _| c.has_few(32), "few queries leave a larger tile mostly empty"),

@@ -13,7 +13,7 @@ use common::{
     on_invariant, pick, seeded, storage_floor, stored, sum_floor,
 };
 use rand::RngExt;
-use tileformer::kernels::FusedAttention;
+use tileformer::kernels::{AttentionWeights, FusedAttention};
 use tileformer::reference::{self, Real};
 use tileformer::{AttentionOptions, Element, Sequence};
 
@@ -31,9 +31,46 @@ fn run(case: &Case, on: &On, element: Element, data: &Data) -> Done {
     let out = run.output("out", &[case.shape.q_rows, n, case.value_head_size]);
     let sums = run.output_as("sums", Element::F32, case.place.layout(&[batch, n, t]));
     let visibility = case.visibility(&mut run);
-    let args = FusedAttention { q, k, v, sizes: [batch, t, s], visibility, out, log_sum_exp: Some(sums) };
+    let args = FusedAttention { q, k, v, sizes: [batch, t, s], visibility, out, log_sum_exp: Some(sums), statistics: None };
     run.builder.attention("attention", &args).unwrap();
     run.go()
+}
+
+/// As [`run`], for the attention weights of the second pass.
+fn run_weights(case: &Case, on: &On, element: Element, data: &Data) -> Done {
+    let mut run = Run::stored(on, "fused weights", case.place, element);
+    let (n, kv) = (case.n_heads, case.n_kv_heads);
+    let [batch, _, t, s] = case.score_sizes();
+    let q = run.input("q", &[case.shape.q_rows, n, case.head_size], &data.q);
+    let k = run.input("k", &[case.shape.k_rows, kv, case.head_size], &data.k);
+    let v = run.input("v", &[case.shape.k_rows, kv, case.value_head_size], &data.v);
+    let out = run.output("out", &[case.shape.q_rows, n, case.value_head_size]);
+    let statistics = run.output_as("statistics", Element::F32, case.place.layout(&[2, batch, n, t]));
+    let weights = run.output_as("weights", Element::F32, case.place.layout(&[batch, n, t, s]));
+    let visibility = case.visibility(&mut run);
+    let sizes = [batch, t, s];
+    let statistics = Some(statistics);
+    let args = FusedAttention { q, k, v, sizes, visibility: visibility.clone(), out, log_sum_exp: None, statistics };
+    run.builder.attention("attention", &args).unwrap();
+    let args = AttentionWeights { q, k, visibility, statistics: statistics.unwrap(), weights };
+    run.builder.attention_weights("weights", &args).unwrap();
+    run.go()
+}
+
+fn check_weights(name: &str, case: &Case, on: &On, element: Element, data: &Data) -> Done {
+    let done = run_weights(case, on, element, data);
+    let (twin32, twin64) = (twin::<f32>(case, data), twin::<f64>(case, data));
+    let name = format!("weights of {name}: {:?} of {:?} {:?}", case.options, case.shape, case.place);
+    let columns = case.shape.longest_k;
+    let errors = softmax_errors(&twin64.probs, &case.score_errors(case.dot_errors(&data.q, &data.k)), columns);
+    // Each tile of keys may rescale the sum.
+    let floor = largest(&errors) + columns.div_ceil(TILE) as f64 * 4.0 * EPS;
+    let found = done.f32("weights");
+    assert_close(&name, &found, &twin32.probs, &twin64.probs, floor);
+    for (i, (found, score)) in found.iter().zip(&twin64.scores).enumerate() {
+        assert!(score.is_finite() || *found == 0.0, "{name}: [{i}] is {found} and its key is hidden");
+    }
+    done
 }
 
 /// What the twins give: scores, their log-sum-exp, weights, out.
@@ -114,6 +151,47 @@ fn options_at_random() {
         let data = Data::of(&case, "random data", number);
         check(&format!("random {number}"), &case, levels[13] == 1, &data);
     }
+}
+
+/// Rule: the second pass gives the weights of the first, in every form, under any options and at logits of ±1e4: zeros where
+/// hidden, and for rows and keys that a sequence lacks.
+#[test]
+fn weights_in_a_second_pass() {
+    let (mut wide, mut narrow) = (BTreeSet::new(), BTreeSet::new());
+    for number in 0..40 {
+        let mut rng = seeded("weights", number);
+        let mut levels = random_levels(&mut rng);
+        if number % 4 == 3 {
+            (levels[0], levels[1], levels[5]) = (levels[0] % 3, 0, 0);
+        }
+        let size = pick(&mut rng, &[2, 9, 31, 33, 63, 64, 65, 97]);
+        let mut case = Case::of(&levels, size, &mut rng);
+        let mut data = Data::of(&case, "weights", number);
+        if number % 4 == 3 {
+            case.options.softcap = None;
+            let factor = (1e4 / (case.head_size as f32).sqrt()).sqrt() * 1.7;
+            data.q.iter_mut().chain(&mut data.k).for_each(|v| *v *= factor);
+        }
+        let on = if levels[13] == 1 { on_invariant() } else { on() };
+        check_weights(&format!("random {number}"), &case, on, Element::F32, &data).note(&mut wide);
+    }
+    for (number, place) in Place::ALL.into_iter().enumerate() {
+        let case = Case::plain([2, 70, 132], [2, 1], [36, 64], place);
+        let data = Data::of(&case, "weights", number as u64);
+        check_weights("f32", &case, on(), Element::F32, &data).note(&mut wide);
+        for packed in [false, true] {
+            let places = if packed { [Place::DENSE, Place::STRIDED, Place::EVEN, Place::EVEN] } else { Place::ALL };
+            let case = Case { place: places[number], ..case.clone() };
+            let mut data = Data::of(&case, "weights", number as u64);
+            for values in [&mut data.q, &mut data.k, &mut data.v] {
+                *values = stored(Element::F16, values);
+            }
+            let on = if packed { on_core() } else { on() };
+            check_weights("f16", &case, on, Element::F16, &data).note(&mut narrow);
+        }
+    }
+    assert_all_variants("attention_weights", &wide);
+    assert_all_stored_variants("attention_weights", Element::F16, &narrow);
 }
 
 /// Rule: every edge of a tile is right, in every compiled form: queries, keys, head sizes of both kinds.

@@ -28,14 +28,18 @@ params! {
         v_head: u32,
         out_row: u32,
         out_head: u32,
-        log_sum_exp: u32,
-        log_sum_exp_batch: u32,
-        log_sum_exp_head: u32,
+        statistics: u32,
+        statistics_kind: u32,
+        statistics_batch: u32,
+        statistics_head: u32,
         q_offset: u32,
         k_offset: u32,
         v_offset: u32,
         out_offset: u32,
-        log_sum_exp_offset: u32,
+        statistics_offset: u32,
+        pad0: u32,
+        pad1: u32,
+        pad2: u32,
         attention: Attention,
     }
 }
@@ -56,7 +60,7 @@ pub(super) static KERNEL: Kernel = Kernel {
         Binding::read("key_mask", 1, 4, OPTIONS + offset_of!(Attention, key_mask_offset)).single(),
         Binding::read("mask", 1, 5, OPTIONS + offset_of!(Attention, mask_offset)).single(),
         Binding::write("out", 6, offset_of!(Params, out_offset)),
-        Binding::write("log_sum_exp", 7, offset_of!(Params, log_sum_exp_offset)).single(),
+        Binding::write("statistics", 7, offset_of!(Params, statistics_offset)).single(),
     ],
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
@@ -68,7 +72,7 @@ pub const MAX_VALUE_SIZE: usize = 256;
 /// out = softmax(scores(q, k)) · v, streaming over the keys: as [`AttentionScores`](super::AttentionScores),
 /// [`MaskedSoftmax`](super::MaskedSoftmax) and [`AttentionValues`](super::AttentionValues) together, but with memory of O(T).
 ///
-/// The attention weights are exp(score − `log_sum_exp`).
+/// The attention weights come from a second pass, [`AttentionWeights`](super::AttentionWeights).
 #[derive(Clone, Debug)]
 pub struct FusedAttention {
     /// (q_rows, NH, HS)
@@ -86,6 +90,10 @@ pub struct FusedAttention {
     /// (B, NH, T): the logarithm of the sum of exponentials of a row's scores. −∞ for a row with no visible key, and for those
     /// that a sequence lacks: every element is written.
     pub log_sum_exp: Option<Tensor>,
+    /// (2, B, NH, T): the largest score of each row, and the sum of exponentials of the distances to it, 0 where there is no
+    /// visible key; what [`AttentionWeights`](super::AttentionWeights) reads. A logarithm would lose the sum beside a large score.
+    /// Not together with `log_sum_exp`.
+    pub statistics: Option<Tensor>,
 }
 
 impl Builder {
@@ -96,7 +104,7 @@ impl Builder {
     /// divide and as [`AttentionOptions::check`](crate::AttentionOptions::check), [`Error::Alias`] for an out that is also read,
     /// [`Error::Limit`] for a tensor that exceeds a binding.
     pub fn attention(&mut self, label: &str, args: &FusedAttention) -> Result<()> {
-        let FusedAttention { q, k, v, visibility, out, log_sum_exp, .. } = args;
+        let FusedAttention { q, k, v, visibility, out, log_sum_exp, statistics, .. } = args;
         let shape = Shape::check(self, label, args)?;
         let Shape { element, batch, n_heads, n_kv_heads, head_size, value_size, longest_q, longest_k } = shape;
         let storage = self.storage_of(label, element, &[Some(*q), Some(*k), Some(*v), Some(*out)], &[])?;
@@ -111,6 +119,14 @@ impl Builder {
             invariant: self.batch_invariant(),
         });
         let tiles_m = (longest_q as u32).div_ceil(HEADS_QUERIES);
+        let (kind, wanted) = match (log_sum_exp, statistics) {
+            (None, None) => (0, None),
+            (Some(_), None) => (1, *log_sum_exp),
+            (None, Some(_)) => (2, *statistics),
+            (Some(_), Some(_)) => {
+                return Err(Error::option(format!("statistics of {label}"), "none beside log_sum_exp", "both"));
+            }
+        };
         let params = Params {
             tiles_m,
             batch: batch as u32,
@@ -128,9 +144,11 @@ impl Builder {
             v_head: v.layout().stride(1),
             out_row: out.layout().stride(0),
             out_head: out.layout().stride(1),
-            log_sum_exp: u32::from(log_sum_exp.is_some()),
-            log_sum_exp_batch: stride(*log_sum_exp, 0),
-            log_sum_exp_head: stride(*log_sum_exp, 1),
+            statistics: kind,
+            statistics_kind: stride(*statistics, 0),
+            // Batch and head are the second and third last dimension of either.
+            statistics_batch: if kind == 2 { stride(wanted, 1) } else { stride(wanted, 0) },
+            statistics_head: if kind == 2 { stride(wanted, 2) } else { stride(wanted, 1) },
             attention: visibility.params(head_size),
             ..Params::default()
         };
@@ -148,7 +166,7 @@ impl Builder {
                 visibility.key_mask,
                 visibility.mask,
                 Some(*out),
-                *log_sum_exp,
+                wanted,
             ],
             flops: 2 * pairs * (head_size + value_size) as u64,
             bytes: None,
@@ -171,7 +189,7 @@ struct Shape {
 
 impl Shape {
     fn check(builder: &Builder, label: &str, args: &FusedAttention) -> Result<Self> {
-        let FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp } = args;
+        let FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp, statistics } = args;
         let &[batch, longest_q, longest_k] = sizes;
         for (name, size) in [("B", batch), ("T", longest_q), ("S", longest_k)] {
             crate::shape::nonzero(name, size)?;
@@ -200,6 +218,9 @@ impl Shape {
         builder.expect(label, "out", *out, element, &[q_rows, n_heads, value_size])?;
         if let Some(sums) = log_sum_exp {
             builder.expect(label, "log_sum_exp", *sums, Element::F32, &[batch, n_heads, longest_q])?;
+        }
+        if let Some(statistics) = statistics {
+            builder.expect(label, "statistics", *statistics, Element::F32, &[2, batch, n_heads, longest_q])?;
         }
         heads_divide(n_heads, n_kv_heads)?;
         rows_fit("q", visibility, q_rows, batch, longest_q)?;

@@ -1,6 +1,6 @@
 //! `attention_scores`: the finished scores of all queries and keys.
 
-use super::visibility::{Attention, STORE_SCORES, ScoresShape, Visibility};
+use super::visibility::{Attention, QUERY_KEYS, STORE_SCORES, ScoresShape, Visibility};
 use crate::builder::{Builder, Launch};
 use crate::error::Result;
 use crate::program::{Tensor, params};
@@ -38,7 +38,7 @@ const OPTIONS: usize = offset_of!(Params, attention);
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention_scores",
-    shared: &[&TILE, &ATTENTION, &SCORES, &STORE_SCORES],
+    shared: &[&TILE, &ATTENTION, &SCORES, &QUERY_KEYS, &STORE_SCORES],
     subgroups: &[],
     parts: &[],
     source: wgsl!("attention_scores.wgsl"),

@@ -10,6 +10,7 @@ mod argmax;
 mod attention;
 mod attention_scores;
 mod attention_values;
+mod attention_weights;
 mod embedding;
 mod layer_norm;
 mod linear;
@@ -22,6 +23,7 @@ pub use argmax::Argmax;
 pub use attention::{FusedAttention, MAX_VALUE_SIZE};
 pub use attention_scores::AttentionScores;
 pub use attention_values::AttentionValues;
+pub use attention_weights::AttentionWeights;
 pub use embedding::EmbeddingRows;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
@@ -85,6 +87,7 @@ static FAMILIES: &[Family] = &[
     family(&attention::KERNEL, &[&HEADS_128], Storage::IN_FOURS),
     family(&attention::KERNEL, &[&HEADS_64, &HEADS_256], Storage::ALL),
     family(&attention_scores::KERNEL, &[&PLAIN_64, &PLAIN_8], Storage::ALL),
+    family(&attention_weights::KERNEL, &[&PLAIN_64], Storage::ALL),
     family(&additive_scores::KERNEL, &[&FLAT], Storage::ALL),
     rows_x4(&masked_softmax::KERNEL, ROWS_X4, &[Storage::F32x4]),
     family(&masked_softmax::KERNEL, ROWS_SINGLE, &[Storage::F32]),

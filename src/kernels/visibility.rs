@@ -32,6 +32,9 @@ params! {
     }
 }
 
+/// The tiles of q · kᵀ.
+pub(super) const QUERY_KEYS: Source = wgsl!("shared/query_keys.wgsl");
+
 /// How both kinds of scores are finished and stored.
 pub(super) const STORE_SCORES: Source = wgsl!("shared/store_scores.wgsl");
 

@@ -4,13 +4,15 @@ use super::{Batch, Inputs};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    AdditiveScores, AttentionScores, AttentionValues, FusedAttention, Linear, MAX_VALUE_SIZE, MaskedSoftmax, Visibility,
+    AdditiveScores, AttentionScores, AttentionValues, AttentionWeights, FusedAttention, Linear, MAX_VALUE_SIZE,
+    MaskedSoftmax, Visibility,
 };
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::AttentionOptions;
 use crate::spec::layers::{AttentionPath, MultiHeadAttention, Projection, Score};
+use crate::tensor::Element;
 
 /// The tensors of one multi-head attention.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +93,8 @@ impl Builder {
     /// q, k, v -> heads (q_rows, NH · HS) -> y (q_rows, d_model)
     /// ```
     ///
-    /// From q, k and v to the heads it goes by [`AttentionPath`]: in one kernel, or by scores and weights that are stored.
+    /// From q, k and v to the heads it goes by [`AttentionPath`]: in one kernel, with a second one for weights
+    /// as an output, or by scores and weights that are stored.
     ///
     /// Heads are split by strides: q, k and v of self-attention are columns of one projection. Rows of y that no sequence has
     /// are computed from whatever the scratch holds.
@@ -112,20 +115,16 @@ impl Builder {
         self.expect(label, "memory_k", rows.memory_k, self.storage(), &[batch.shape.k_rows, spec.k_width])?;
         self.expect(label, "memory_v", rows.memory_v, self.storage(), &[batch.shape.k_rows, spec.v_width])?;
         let [q, k, v] = self.project(prefix, spec, rows)?;
-        let options = spec.scored_options();
         let shape = batch.shape;
         let width = spec.n_heads.saturating_mul(spec.value_head_size);
         let heads = self.scratch("heads", self.storage(), Layout::contiguous(&[shape.q_rows, width])?)?;
         let out = heads.split_heads(spec.n_heads, spec.value_head_size)?;
         let v = v.split_heads(spec.n_kv_heads, spec.value_head_size)?;
         let additive = matches!(spec.score, Score::Additive { .. });
-        let fused = spec.path == AttentionPath::Fused && spec.value_head_size <= MAX_VALUE_SIZE && rows.weights.is_none();
+        let fused = spec.path == AttentionPath::Fused && spec.value_head_size <= MAX_VALUE_SIZE;
         if fused && !additive {
             let [q, k] = self.score_operands(prefix, spec, [q, k])?;
-            let sizes = [shape.sequences, shape.longest_q, shape.longest_k];
-            let visibility = batch.visibility(options);
-            let attention = FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp: None };
-            self.attention(&format!("{prefix}attention"), &attention)?;
+            self.attend_fused(prefix, batch, batch.visibility(spec.scored_options()), rows.weights, [q, k, v], out)?;
         } else {
             self.attend_separately(prefix, spec, batch, rows.weights, [q, k, v], out)?;
         }
@@ -134,6 +133,34 @@ impl Builder {
         let weight = self.weight(&format!("{label}.weight"), Layout::contiguous(&[spec.d_model, width])?)?;
         let bias = self.vector(spec.bias, &format!("{label}.bias"), spec.d_model)?;
         self.linear(&label, &Linear { bias, residual: rows.residual, ..Linear::new(heads, weight, rows.y) })
+    }
+
+    /// One kernel from q (q_rows, NH, HS), k (k_rows, NH_kv, HS) and v (k_rows, NH_kv, VS) to out (q_rows, NH, VS); where weights
+    /// are wanted a second one makes them from the statistics of the first.
+    fn attend_fused(
+        &mut self,
+        prefix: &str,
+        batch: &Batch,
+        visibility: Visibility,
+        weights: Option<Tensor>,
+        [q, k, v]: [Tensor; 3],
+        out: Tensor,
+    ) -> Result<()> {
+        let shape = batch.shape;
+        let rows = [2, shape.sequences, q.layout().sizes()[1], shape.longest_q];
+        let statistics = match weights {
+            Some(_) => Some(self.scratch("statistics", Element::F32, Layout::contiguous(&rows)?)?),
+            None => None,
+        };
+        let sizes = [shape.sequences, shape.longest_q, shape.longest_k];
+        let attention =
+            FusedAttention { q, k, v, sizes, visibility: visibility.clone(), out, log_sum_exp: None, statistics };
+        self.attention(&format!("{prefix}attention"), &attention)?;
+        if let (Some(weights), Some(statistics)) = (weights, statistics) {
+            let args = AttentionWeights { q, k, visibility, statistics, weights };
+            self.attention_weights(&format!("{prefix}weights"), &args)?;
+        }
+        Ok(())
     }
 
     /// Scores, softmax and weighted values, each stored: q and k (rows, heads · size), v (k_rows, NH_kv, VS) to out (q_rows, NH, VS).

@@ -19,8 +19,8 @@ pub enum Projection {
 /// How attention gets from queries, keys and values to its output. Both give the same within rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttentionPath {
-    /// One kernel that streams over the keys, with memory of O(T). Where it cannot serve (additive scores, value heads wider than
-    /// 256, attention weights as an output) the separate kernels do.
+    /// One kernel that streams over the keys, with memory of O(T), and a second one where attention weights are an output. Where
+    /// it cannot serve (additive scores, value heads wider than 256) the separate kernels do.
     #[default]
     Fused,
     /// Scores, softmax and weighted values one after the other: the scores (B, NH, T, S) must fit a binding.

@@ -1,0 +1,87 @@
+// attention_weights: weights = exp(score − largest) / sum, a second pass behind `attention`, which leaves largest and sum of each row
+//
+//   q (q_rows, NH, HS), k (k_rows, NH_kv, HS), statistics (2, B, NH, T) -> weights (B, NH, T, S)
+//
+// A workgroup makes TILE_M queries × TILE_N keys of one head of one sequence; tiles that no query can see by position are filled
+// without a product. Every element of weights is written: zeros where a key is hidden, and for rows and keys that a sequence lacks.
+// Loops: k up to head_size. Workgroup memory: shared/tile.wgsl. (Dao, arXiv 2307.08691)
+
+struct Params {
+  tiles_m: u32,
+  tiles_n: u32,
+  batch: u32,
+  n_heads: u32,
+  heads_per_kv: u32,   // query heads that share a key head
+  head_size: u32,
+  longest_q: u32,
+  longest_k: u32,
+  q_row: u32,          // strides
+  q_head: u32,
+  k_row: u32,
+  k_head: u32,
+  weights_batch: u32,
+  weights_head: u32,
+  weights_row: u32,
+  q_offset: u32,
+  k_offset: u32,
+  weights_offset: u32,
+  statistics_kind: u32,   // stride from the largest scores to the sums
+  statistics_batch: u32,
+  statistics_head: u32,
+  statistics_offset: u32,
+  pad0: u32,
+  pad1: u32,
+  attention: Attention,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> q: array<Storage>;            // (q_rows, NH, HS)
+@group(1) @binding(1) var<storage, read> k: array<Storage>;            // (k_rows, NH_kv, HS)
+@group(1) @binding(2) var<storage, read> sequences: array<u32>;        // (B, 8)
+@group(1) @binding(3) var<storage, read> key_mask: array<u32>;         // (B, S)
+@group(1) @binding(4) var<storage, read> mask: array<u32>;             // (B, NH, T, S)
+@group(1) @binding(5) var<storage, read> statistics: array<f32>;       // (2, B, NH, T)
+@group(1) @binding(6) var<storage, read_write> weights: array<Wide>;   // (B, NH, T, S)
+
+// The weights of query i and keys j .. j + 3, given their products.
+fn store_weights(products: vec4<f32>, b: u32, h: u32, s: Sequence, i: u32, j: u32) {
+  if i >= params.longest_q || j >= params.longest_k { return; }
+  let bits = finish_scores(scale_scores(products), keys_exist(b, s, j), b, h, s, i, j);
+  let row = params.statistics_offset + b * params.statistics_batch + h * params.statistics_head + i;
+  let score = bitcast<vec4<f32>>(select(bits, vec4<u32>(bitcast<u32>(LOWEST)), bits == vec4<u32>(MINUS_INFINITY)));
+  let weight = exp0(score - statistics[row]) / statistics[row + params.statistics_kind];
+  let found = select(weight, vec4<f32>(0.0), bits == vec4<u32>(MINUS_INFINITY));
+  let at = params.weights_offset + b * params.weights_batch + h * params.weights_head + i * params.weights_row + j;
+  for (var c = 0u; c < 4u / WIDE_LANES; c++) {
+    if j + c * WIDE_LANES < params.longest_k { weights[at / WIDE_LANES + c] = pick_wide(found, c); }
+  }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let number = workgroup_number(id);
+  let tiles = params.tiles_m * params.tiles_n;
+  if number >= tiles * params.n_heads * params.batch { return; }
+  let i0 = number % params.tiles_m * TILE_M;
+  let j0 = number / params.tiles_m % params.tiles_n * TILE_N;
+  let h = number / tiles % params.n_heads;
+  let b = number / tiles / params.n_heads;
+
+  let s = sequence(b, params.longest_q, params.longest_k);
+  let seen = key_range(s, i0, TILE_M);
+  var sum: Accumulator;
+  if i0 < s.q_len && i32(j0) <= seen.y && i32(j0 + TILE_N) > seen.x {
+    q_first = params.q_offset + s.q_start * params.q_row + h * params.q_head;
+    k_first = params.k_offset + s.k_start * params.k_row + h / params.heads_per_kv * params.k_head;
+    q_last = s.q_len - 1u;
+    k_last = s.k_len - 1u;
+    multiply(&sum, thread, i0, j0, 0u, params.head_size);
+  }
+
+  for (var i = 0u; i < THREAD_M; i++) {
+    var sums = take_row(&sum);
+    for (var j = 0u; j < COLUMN_GROUPS; j++) {
+      store_weights(sums[j], b, h, s, i0 + tile_row(thread, i), j0 + tile_column(thread, j));
+    }
+  }
+}
