@@ -49,10 +49,10 @@ fn run_weights(case: &Case, on: &On, element: Element, data: &Data) -> Done {
     let weights = run.output_as("weights", Element::F32, case.place.layout(&[batch, n, t, s]));
     let visibility = case.visibility(&mut run);
     let sizes = [batch, t, s];
-    let statistics = Some(statistics);
-    let args = FusedAttention { q, k, v, sizes, visibility: visibility.clone(), out, log_sum_exp: None, statistics };
+    let visible = visibility.clone();
+    let args = FusedAttention { q, k, v, sizes, visibility: visible, out, log_sum_exp: None, statistics: Some(statistics) };
     run.builder.attention("attention", &args).unwrap();
-    let args = AttentionWeights { q, k, visibility, statistics: statistics.unwrap(), weights };
+    let args = AttentionWeights { q, k, visibility, statistics, weights };
     run.builder.attention_weights("weights", &args).unwrap();
     run.go()
 }
