@@ -3,8 +3,8 @@
 //   x (rows, d_in), weight (d_out, d_in), bias (d_out), residual (rows, d_out) -> y (rows, d_out)
 //
 // A workgroup makes TILE_M × TILE_N of y, each subgroup a part of PART_M × PART_N in registers. Where there are fewer subgroups
-// than parts (their size is the driver's choice) the product is made again for the next parts; surplus subgroups repeat the last
-// part. The next tile of operands is on its way to registers while one is multiplied. Rows and columns past the edge repeat the
+// than parts (their size is the driver's choice) the product is made again for the next parts; surplus subgroups only help to
+// load. The next tile of operands is on its way to registers while one is multiplied. Rows and columns past the edge repeat the
 // last one's data and are not stored; past d_in there are zeros. Sums run over k in order, so a row's bits do not depend on
 // other rows. A matrix shows its elements in workgroup memory only: sums pass through it to the epilogue, one matrix of each
 // part at a time.
@@ -94,7 +94,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let n0 = tile / tiles_m * TILE_N;
 
   for (var first = 0u; first < PARTS; first += subgroups) {
-    let part = min(first + subgroup, PARTS - 1u);
+    let part = first + subgroup;
+    let working = part < PARTS;
     var sum = Accumulator();
     var fetched: Fetched;
     var stage = 0u;
@@ -103,7 +104,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     workgroupBarrier();
     for (var k0 = 0u; k0 < params.d_in; k0 += TILE_K) {
       fetch(&fetched, thread, m0, n0, k0 + TILE_K);
-      multiply_stage(&sum, part, stage);
+      if working { multiply_stage(&sum, part, stage); }
       if STAGES == 1u { workgroupBarrier(); }
       stage = (stage + 1u) % STAGES;
       place(&fetched, thread, stage);
@@ -113,7 +114,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     for (var block = 0u; block < BLOCKS_M * BLOCKS_N; block++) {
       // One store for each matrix, of which one runs: no index that is only known at run time.
       for (var i = 0u; i < BLOCKS_M * BLOCKS_N; i++) {
-        if i == block { store_c(sum[i], part * SQUARE, MATRIX); }
+        if working && i == block { store_c(sum[i], part * SQUARE, MATRIX); }
       }
       workgroupBarrier();
       for (var at = thread * 4u; at < SUMS; at += THREADS * 4u) {

@@ -29,6 +29,10 @@ pub struct Options {
     /// What `Adapter::cooperative_matrix_properties` says, which a device cannot tell. With the (experimental) feature
     /// `EXPERIMENTAL_COOPERATIVE_MATRIX`, `SHADER_F16` and `SUBGROUP` enabled, f16 products run on matrix units of these sizes.
     pub cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    /// Runs large f32 projections on those matrix units as well, where there are any: operands split in two f16 each, three
+    /// products, sums in f32 (Ootomo and Yokota, arXiv 2203.03341). The error is that of plain f32, unless elements of one row
+    /// lie more than 2²³ apart; rows whose largest element is beyond what f16 holds are computed in plain f32, slowly.
+    pub f32_by_matrices: bool,
     /// Variants to prefer over the table's choice, wherever they can run.
     pub pinned: Vec<Variant>,
     unchecked: bool,
@@ -46,6 +50,12 @@ impl Options {
     #[must_use]
     pub fn with_cooperative_matrices(self, matrices: Vec<wgpu::CooperativeMatrixProperties>) -> Self {
         Self { cooperative_matrices: matrices, ..self }
+    }
+
+    /// With f32 projections on matrix units switched on or off.
+    #[must_use]
+    pub fn with_f32_by_matrices(self, f32_by_matrices: bool) -> Self {
+        Self { f32_by_matrices, ..self }
     }
 
     /// With WGSL of the tests' own in place of the shared part that reaches cooperative matrices, so that the text of the kernels
@@ -188,6 +198,7 @@ impl Kernels {
             })
         })?;
         let mut class = DeviceClass::of(device, &options.cooperative_matrices);
+        class.f32_by_matrices = options.f32_by_matrices;
         if let Some((size, _)) = options.emulated_matrices {
             class.matrix = Some(size);
             class.features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;

@@ -133,6 +133,8 @@ pub(crate) struct DeviceClass {
     pub(crate) features: wgpu::Features,
     /// 16×16×16 where there are both.
     pub(crate) matrix: Option<MatrixSize>,
+    /// Whether f32 products may run on them too, as the caller asked for.
+    pub(crate) f32_by_matrices: bool,
     /// Bytes of workgroup memory.
     pub(crate) workgroup_bytes: u32,
     /// Threads of a workgroup.
@@ -160,6 +162,7 @@ impl DeviceClass {
             cpu: device.adapter_info().device_type == wgpu::DeviceType::Cpu,
             features,
             matrix,
+            f32_by_matrices: false,
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
             invocations: limits.max_compute_invocations_per_workgroup,
         }

@@ -202,6 +202,48 @@ pub(crate) const MATRIX_32_M8: Class = Class {
     ],
 };
 
+/// f32 products of two halves each: 128×128 outputs a workgroup, 32×64 a subgroup.
+pub(crate) const HALVES_128: Class = Class {
+    name: "128x128x16m16",
+    constants: &[
+        ("MATRIX", 16),
+        ("THREADS", 256),
+        ("TILE_M", 128),
+        ("TILE_N", 128),
+        ("TILE_K", 16),
+        ("PART_M", 32),
+        ("PART_N", 64),
+    ],
+};
+
+/// 64×64 outputs a workgroup, 32×32 a subgroup.
+pub(crate) const HALVES_64: Class = Class {
+    name: "64x64x32m16",
+    constants: &[
+        ("MATRIX", 16),
+        ("THREADS", 128),
+        ("TILE_M", 64),
+        ("TILE_N", 64),
+        ("TILE_K", 32),
+        ("PART_M", 32),
+        ("PART_N", 32),
+    ],
+};
+
+/// As [`HALVES_64`], of smaller matrices.
+pub(crate) const HALVES_64_M8: Class = Class {
+    name: "64x64x32m8",
+    constants: &[
+        ("MATRIX", 8),
+        ("THREADS", 128),
+        ("TILE_M", 64),
+        ("TILE_N", 64),
+        ("TILE_K", 32),
+        ("PART_M", 32),
+        ("PART_N", 32),
+    ],
+};
+
 /// What a row of the table is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -306,14 +348,23 @@ const fn row(
     Row { operation, kernel, class, tier: Tier::Core, fits, best, why }
 }
 
-/// Whether matrices of this size serve a case, in so many bytes of workgroup memory.
+/// Whether matrices of this size serve a case in f16, in so many bytes of workgroup memory.
 fn on_matrices<const SIZE: u32, const BYTES: u32>(case: &Case, device: &DeviceClass) -> bool {
+    has_matrices::<SIZE, BYTES>(device) && [Storage::F16, Storage::F16x4].contains(&case.storage)
+}
+
+/// Whether they serve a case in f32, which the caller must have asked for.
+fn in_halves<const SIZE: u32, const BYTES: u32>(case: &Case, device: &DeviceClass) -> bool {
+    device.f32_by_matrices && has_matrices::<SIZE, BYTES>(device) && Storage::WIDE.contains(&case.storage)
+}
+
+fn has_matrices<const SIZE: u32, const BYTES: u32>(device: &DeviceClass) -> bool {
     let size = match device.matrix {
         Some(MatrixSize::M16) => 16,
         Some(MatrixSize::M8) => 8,
         None => 0,
     };
-    size == SIZE && device.workgroup_bytes >= BYTES && [Storage::F16, Storage::F16x4].contains(&case.storage)
+    size == SIZE && device.workgroup_bytes >= BYTES
 }
 
 /// A row for matrices.
@@ -385,6 +436,30 @@ static TABLE: &[Row] = &[
         on_matrices::<8, 31_744>,
         |c, _| c.rows > 8 || c.invariant,
         "few rows or columns: less of a tile is empty",
+    ),
+    matrix(
+        Operation::Linear,
+        "linear_halves",
+        &HALVES_128,
+        in_halves::<16, 33_792>,
+        |c, _| c.columns >= 1024 && (c.invariant || c.rows * c.columns >= 132 * 128 * 128),
+        "f32 on matrix units: three products, each a third of their speed in f16 and above plain f32's",
+    ),
+    matrix(
+        Operation::Linear,
+        "linear_halves",
+        &HALVES_64,
+        in_halves::<16, 25_600>,
+        |c, _| c.columns >= 64 && (c.invariant || c.rows > 32),
+        "four times as many tiles, where larger ones would leave cores idle",
+    ),
+    matrix(
+        Operation::Linear,
+        "linear_halves",
+        &HALVES_64_M8,
+        in_halves::<8, 25_600>,
+        |c, _| c.columns >= 64 && (c.invariant || c.rows > 32),
+        "f32 on matrix units of the smaller size",
     ),
     row(
         Operation::Linear,
@@ -649,6 +724,7 @@ mod tests {
                 cpu: false,
                 features: variant.features(),
                 matrix: Some(size),
+                f32_by_matrices: true,
                 workgroup_bytes,
                 invocations: 256,
             };

@@ -6,54 +6,13 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
 
+use common::matrices::on_each_class;
 use common::{
     On, Place, Run, activation_floor, assert_close, floats, pick, seeded, storage_floor, stored, sum_floor, widen,
 };
 use rand::RngExt;
-use tileformer::convenience::{Gpu, NO_ADAPTER, Setup};
 use tileformer::{Activation, Element, Kernels, Options, Variant, kernels, reference, wgpu};
-
-/// The device: its matrix units, where it has any, are what these tests run on.
-fn matrix_gpu() -> &'static Gpu {
-    static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| {
-        // SAFETY: a test may use experimental features; what they break, fails.
-        unsafe { Gpu::open_experimental(&Setup::default()) }.expect(NO_ADAPTER)
-    })
-}
-
-/// The shared part on plain arrays, for matrices of `size` and the adapter's subgroups.
-fn emulated(size: u32) -> &'static str {
-    let held = size.div_ceil(matrix_gpu().info.subgroup_min_size);
-    let text = format!("const HELD: u32 = {held}u;\n{}", include_str!("common/emulated_matrices.wgsl"));
-    Box::leak(text.into_boxed_str())
-}
-
-/// The classes of a kernel, with a crate that prefers each: all of them on matrix units of their size, else those in `emulated`.
-fn on_each_class(kernel: &str, classes: &[&str]) -> Vec<(Variant, On)> {
-    let gpu = matrix_gpu();
-    let mut all = Vec::new();
-    let mut seen = BTreeSet::new();
-    for variant in kernels::variants() {
-        let name = variant.name();
-        let parts: Vec<&str> = name.split('.').collect();
-        if parts[0] != kernel || !seen.insert(parts[2].to_owned()) {
-            continue;
-        }
-        let size = if parts[2].ends_with("m8") { 8 } else { 16 };
-        let real = gpu.cooperative_matrices.iter().any(|m| [m.m_size, m.n_size, m.k_size] == [size; 3]);
-        if real {
-            all.push((variant, On::new(gpu.clone(), gpu.options().with_pinned(variant))));
-        } else if classes.contains(&parts[2]) {
-            let options = Options::default().with_emulated_matrices(size, emulated(size));
-            all.push((variant, On::new(gpu.clone(), options.with_pinned(variant))));
-        }
-    }
-    assert!(all.len() >= classes.len(), "{kernel} has no {classes:?}");
-    all
-}
 
 /// What software adapters run of `linear_matrix` by default: compiling a class takes them ten seconds.
 const LINEAR: &[&str] = &["64x64x32m16"];
@@ -75,13 +34,19 @@ struct Case {
 const ACTIVATIONS: [Activation; 6] =
     [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Tanh];
 
-/// Runs a case in f16 and compares it with the twins on what f16 left of the inputs.
-fn check_linear(variant: &Variant, on: &On, seed: &str, number: u64, case: Case) -> String {
+/// Runs a case and compares it with the twins on what the variant's storage left of the inputs. `scale` is that of x, and its
+/// inverse that of the weight.
+fn check_linear(variant: &Variant, on: &On, seed: &str, number: u64, case: Case, scale: f32) -> String {
     let Case { rows, d_in, d_out, activation, .. } = case;
+    let element = if variant.name().starts_with("linear_halves") { Element::F32 } else { Element::F16 };
     let mut rng = seeded(seed, number);
-    let mut halves = |len| stored(Element::F16, &floats(&mut rng, len));
-    let (x, weight, bias, residual) = (halves(rows * d_in), halves(d_out * d_in), halves(d_out), halves(rows * d_out));
-    let mut run = Run::stored(on, "linear", case.place, Element::F16);
+    let mut drawn = |len, scale: f32| {
+        let values: Vec<f32> = floats(&mut rng, len).iter().map(|v| v * scale).collect();
+        stored(element, &values)
+    };
+    let (x, weight) = (drawn(rows * d_in, scale), drawn(d_out * d_in, 1.0 / scale));
+    let (bias, residual) = (drawn(d_out, 1.0), drawn(rows * d_out, 1.0));
+    let mut run = Run::stored(on, "linear", case.place, element);
     let linear = kernels::Linear {
         x: run.input("x", &[rows, d_in], &x),
         weight: run.weight("weight", &[d_out, d_in], &weight),
@@ -115,12 +80,13 @@ fn check_linear(variant: &Variant, on: &On, seed: &str, number: u64, case: Case)
     let y64 = linear64(|v| v, residual.as_ref(), activation);
     let before = linear64(|v| v, None, Activation::Identity);
     let terms = linear64(f64::abs, residual.as_ref(), Activation::Identity);
-    let floor = sum_floor(&terms) + activation_floor(&before, activation) + storage_floor(Element::F16, &y64);
+    let floor = sum_floor(&terms) + activation_floor(&before, activation) + storage_floor(element, &y64);
     let name = format!("{variant:?} {seed} {number}: {case:?}");
     assert_close(&name, &done.f32("y"), &y32, &y64, floor);
     let ran = done.variants[0].name();
     let class = variant.name().split('.').nth(2).unwrap().to_owned();
-    assert!(ran.starts_with("linear_matrix") && ran.contains(&class), "{name} ran {ran}");
+    let kernel = variant.name().split('.').next().unwrap().to_owned();
+    assert!(ran.starts_with(&kernel) && ran.contains(&class), "{name} ran {ran}");
     ran
 }
 
@@ -138,7 +104,7 @@ fn check_linear_classes(classes: &[(Variant, On)]) {
                 let place = Place::ALL[(i + j) % 4];
                 let case =
                     Case { rows, d_in, d_out, bias: j == 1, activation: Activation::Identity, residual: i % 2 == 1, place };
-                reached.insert(check_linear(variant, on, "edges", (i * 2 + j) as u64, case));
+                reached.insert(check_linear(variant, on, "edges", (i * 2 + j) as u64, case, 1.0));
             }
         }
         assert!(reached.len() >= 2, "aligned and not: {reached:?}");
@@ -153,7 +119,7 @@ fn check_linear_classes(classes: &[(Variant, On)]) {
                 residual: rng.random(),
                 place: pick(&mut rng, &Place::ALL),
             };
-            check_linear(variant, on, "epilogues", number, case);
+            check_linear(variant, on, "epilogues", number, case, 1.0);
         }
     }
 }
@@ -169,6 +135,67 @@ fn linear_on_matrices() {
 #[ignore = "software adapters compile these for minutes"]
 fn linear_on_matrices_of_every_class() {
     check_linear_classes(&on_each_class("linear_matrix", EVERY_LINEAR));
+}
+
+/// What software adapters run of `linear_halves` by default, and all that they can.
+const HALVES: &[&str] = &["64x64x32m16"];
+const EVERY_HALVES: &[&str] = &["64x64x32m16", "64x64x32m8"];
+
+fn check_halves(classes: &[(Variant, On)]) {
+    check_linear_classes(classes);
+    let plain = Case {
+        rows: 70,
+        d_in: 150,
+        d_out: 66,
+        bias: false,
+        activation: Activation::Identity,
+        residual: false,
+        place: Place::DENSE,
+    };
+    for (variant, on) in classes {
+        // From where f16 loses digits to where it ends, and beyond both.
+        for (number, scale) in [1e-30, 1e-12, 1e-6, 1e-4, 1e-3, 0.05, 30.0, 1e3, 1e4, 1e5, 1e9, 1e30].into_iter().enumerate()
+        {
+            check_linear(variant, on, "scales", number as u64, plain, scale);
+        }
+        rows_stand_alone(on);
+    }
+}
+
+/// Rows of huge, tiny or no numbers leave the bits of all others as they are.
+fn rows_stand_alone(on: &On) {
+    let (rows, d_in, d_out) = (66, 40, 65);
+    let mut rng = seeded("rows alone", 0);
+    let (x, weight) = (floats(&mut rng, rows * d_in), floats(&mut rng, d_out * d_in));
+    let run = |x: &[f32]| {
+        let mut run = Run::new(on, "linear", Place::DENSE);
+        let (x, weight) = (run.input("x", &[rows, d_in], x), run.weight("weight", &[d_out, d_in], &weight));
+        let y = run.output("y", &[rows, d_out]);
+        run.builder.linear("linear", &kernels::Linear::new(x, weight, y)).unwrap();
+        run.go().tensor("y").bits()
+    };
+    let alone = run(&x);
+    let mut mixed = x.clone();
+    for (row, value) in [(3, 1e30), (17, 1e-20), (18, f32::NAN), (64, f32::INFINITY)] {
+        mixed[row * d_in..][..d_in].fill(value);
+    }
+    let mixed = run(&mixed);
+    for row in (0..rows).filter(|r| ![3, 17, 18, 64].contains(r)) {
+        assert_eq!(alone[row * d_out..][..d_out], mixed[row * d_out..][..d_out], "row {row}");
+    }
+}
+
+/// Rule: f32 results of matrix units are as good as f32, at any scale of the operands.
+#[test]
+fn linear_in_halves() {
+    check_halves(&on_each_class("linear_halves", HALVES));
+}
+
+/// Rule: so are those of every class that the adapter's workgroup memory holds.
+#[test]
+#[ignore = "software adapters compile these for minutes"]
+fn linear_in_halves_of_every_class() {
+    check_halves(&on_each_class("linear_halves", EVERY_HALVES));
 }
 
 /// Rule: the real text, matrices and all, makes pipelines: on wgpu's device without a driver, which validates like any other.

@@ -26,4 +26,5 @@ fn store_c(c: MatrixC, at: u32, stride: u32) {
 }
 
 fn multiply_add(a: MatrixA, b: MatrixB, c: MatrixC) -> MatrixC { return coopMultiplyAdd(a, b, c); }
+fn add(c: MatrixC, d: MatrixC) -> MatrixC { return c + d; }
 fn add_scaled(c: MatrixC, d: MatrixC, scale: f32) -> MatrixC { return c + d * scale; }

@@ -82,6 +82,9 @@ pub(super) static KERNEL_SUM: Kernel = Kernel {
 pub(super) static KERNEL_MATRIX: Kernel =
     Kernel { name: "linear_matrix", source: wgsl!("linear_matrix.wgsl"), ..KERNEL_FEW };
 
+pub(super) static KERNEL_HALVES: Kernel =
+    Kernel { name: "linear_halves", source: wgsl!("linear_halves.wgsl"), ..KERNEL_MATRIX };
+
 /// y = activation(x · Wᵀ + bias) + residual, everything in one dispatch.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
@@ -188,7 +191,7 @@ impl Builder {
         if choice.kernel == KERNEL_SPLIT.name {
             return self.linear_split(label, linear, &case, &choice, params);
         }
-        let kernels = [&KERNEL_FEW, &KERNEL_MATRIX];
+        let kernels = [&KERNEL_FEW, &KERNEL_MATRIX, &KERNEL_HALVES];
         let kernel = kernels.into_iter().find(|k| k.name == choice.kernel).unwrap_or(&KERNEL);
         let launch = Launch {
             label,

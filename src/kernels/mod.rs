@@ -33,9 +33,9 @@ pub use visibility::Visibility;
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
 use crate::tuning::{
-    Case, Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HEADS_32, HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
-    MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation, PLAIN_8, PLAIN_64, PLAIN_128, ROW_8, ROW_128,
-    ROWS_32, TILE_32, TILE_64, TILE_128, TILE_128X64,
+    Case, Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64,
+    HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation,
+    PLAIN_8, PLAIN_64, PLAIN_128, ROW_8, ROW_128, ROWS_32, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::variant::{Kernel, Variant};
 
@@ -82,6 +82,7 @@ static FAMILIES: &[Family] = &[
     family(&linear::KERNEL_FEW, &[&FEW_1, &FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
     family(&linear::KERNEL_FEW, &[&FEW_8], Storage::ALL),
     matrix_family(&linear::KERNEL_MATRIX, &[&MATRIX_128, &MATRIX_64, &MATRIX_32, &MATRIX_64_M8, &MATRIX_32_M8]),
+    Family { storages: Storage::WIDE, ..matrix_family(&linear::KERNEL_HALVES, &[&HALVES_128, &HALVES_64, &HALVES_64_M8]) },
     family(&activation::KERNEL, &[&FLAT], Storage::ALL),
     family(&attention::KERNEL, &[&HEADS_32, &HEADS_80, &HEADS_96], &[Storage::F32x4]),
     family(&attention::KERNEL, &[&HEADS_128], Storage::IN_FOURS),

@@ -80,6 +80,8 @@ fn multiply_add(a: MatrixA, b: MatrixB, c: MatrixC) -> MatrixC {
   return sum;
 }
 
+fn add(c: MatrixC, d: MatrixC) -> MatrixC { return add_scaled(c, d, 1.0); }
+
 fn add_scaled(c: MatrixC, d: MatrixC, scale: f32) -> MatrixC {
   var sum = c;
   var added = d;

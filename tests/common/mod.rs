@@ -7,6 +7,7 @@ pub mod close;
 pub mod floors;
 pub mod forms;
 pub mod guarded;
+pub mod matrices;
 pub mod random;
 pub mod refusals;
 pub mod run;
