@@ -244,6 +244,38 @@ pub(crate) const HALVES_64_M8: Class = Class {
     ],
 };
 
+/// A class of `attention_matrix`: matrix size, threads, queries and keys of a tile, the widest head; 16 queries a subgroup.
+macro_rules! matrix_heads {
+    ($name:literal, $matrix:literal, $threads:literal, $m:literal, $n:literal, $head:literal) => {
+        Class {
+            name: $name,
+            constants: &[
+                ("MATRIX", $matrix),
+                ("THREADS", $threads),
+                ("TILE_M", $m),
+                ("TILE_N", $n),
+                ("HEAD", $head),
+                ("PART_M", 16),
+            ],
+        }
+    };
+}
+
+/// `attention_matrix` with heads of up to 64: 64 queries × 32 keys, four subgroups of 32 threads with 16 queries each.
+pub(crate) const MATRIX_HEADS_64: Class = matrix_heads!("64x32.h64m16", 16, 128, 64, 32, 64);
+
+/// Heads of up to 128.
+pub(crate) const MATRIX_HEADS_128: Class = matrix_heads!("64x32.h128m16", 16, 128, 64, 32, 128);
+
+/// Heads of up to 256: 32 queries × 16 keys, so that out stays in registers.
+pub(crate) const MATRIX_HEADS_256: Class = matrix_heads!("32x16.h256m16", 16, 64, 32, 16, 256);
+
+/// As [`MATRIX_HEADS_64`], of smaller matrices.
+pub(crate) const MATRIX_HEADS_64_M8: Class = matrix_heads!("64x32.h64m8", 8, 128, 64, 32, 64);
+
+/// As [`MATRIX_HEADS_128`], of smaller matrices.
+pub(crate) const MATRIX_HEADS_128_M8: Class = matrix_heads!("64x32.h128m8", 8, 128, 64, 32, 128);
+
 /// What a row of the table is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -378,6 +410,9 @@ const fn matrix(
 ) -> Row {
     Row { operation, kernel, class, tier: Tier::Matrix, fits, best, why }
 }
+
+/// Enough queries that a tile of 64 of them is not mostly empty.
+const MANY_QUERIES: fn(&Case, &DeviceClass) -> bool = |c, _| c.invariant || c.rows > 16;
 
 /// Read from above: the first row that fits, on a device that has what its tier needs.
 static TABLE: &[Row] = &[
@@ -532,6 +567,46 @@ static TABLE: &[Row] = &[
         ANY,
         |_, _| false,
         "never chosen: stands in for the other tiles where views are not aligned",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_64,
+        |c, d| c.columns.max(c.depth) <= 64 && on_matrices::<16, 32768>(c, d),
+        MANY_QUERIES,
+        "both products on matrix units; the narrowest class that holds the head",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_128,
+        |c, d| c.columns.max(c.depth) <= 128 && on_matrices::<16, 32768>(c, d),
+        MANY_QUERIES,
+        "both products on matrix units; the narrowest class that holds the head",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_256,
+        |c, d| c.columns.max(c.depth) <= 256 && on_matrices::<16, 32768>(c, d),
+        MANY_QUERIES,
+        "both products on matrix units; the narrowest class that holds the head",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_64_M8,
+        |c, d| c.columns.max(c.depth) <= 64 && on_matrices::<8, 32768>(c, d),
+        MANY_QUERIES,
+        "both products on matrix units; the narrowest class that holds the head",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_128_M8,
+        |c, d| c.columns.max(c.depth) <= 128 && on_matrices::<8, 32768>(c, d),
+        MANY_QUERIES,
+        "both products on matrix units; the narrowest class that holds the head",
     ),
     Row {
         operation: Operation::Attention,

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::tensor::Element;
 use crate::tuning::{Case, HEADS_QUERIES, Operation};
-use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Source, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -46,9 +46,12 @@ params! {
 
 const OPTIONS: usize = offset_of!(Params, attention);
 
+/// Parameters, bindings and the end of a row, of both forms.
+const COMMON: Source = wgsl!("shared/fused.wgsl");
+
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention",
-    shared: &[&ATTENTION, &SCORES, &SOFTMAX],
+    shared: &[&ATTENTION, &SCORES, &SOFTMAX, &COMMON],
     subgroups: &[],
     parts: &[],
     source: wgsl!("attention.wgsl"),
@@ -65,6 +68,9 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
 };
+
+pub(super) static KERNEL_MATRIX: Kernel =
+    Kernel { name: "attention_matrix", source: wgsl!("attention_matrix.wgsl"), ..KERNEL };
 
 /// The widest value head that `attention` takes.
 pub const MAX_VALUE_SIZE: usize = 256;
@@ -110,15 +116,20 @@ impl Builder {
         let storage = self.storage_of(label, element, &[Some(*q), Some(*k), Some(*v), Some(*out)], &[])?;
         let choice = self.choose(&Case {
             operation: Operation::Attention,
-            kernel: KERNEL.name,
+            kernel: "",
             storage,
             rows: longest_q,
             columns: value_size,
-            depth: longest_k,
+            depth: head_size,
             ragged_columns: false,
             invariant: self.batch_invariant(),
         });
-        let tiles_m = (longest_q as u32).div_ceil(HEADS_QUERIES);
+        let (kernel, queries) = if choice.kernel == KERNEL_MATRIX.name {
+            (&KERNEL_MATRIX, choice.class.get("TILE_M"))
+        } else {
+            (&KERNEL, HEADS_QUERIES)
+        };
+        let tiles_m = (longest_q as u32).div_ceil(queries);
         let (kind, wanted) = match (log_sum_exp, statistics) {
             (None, None) => (0, None),
             (Some(_), None) => (1, *log_sum_exp),
@@ -155,7 +166,7 @@ impl Builder {
         let pairs = batch as u64 * n_heads as u64 * longest_q as u64 * longest_k as u64;
         self.launch(Launch {
             label,
-            variant: Variant::of(&KERNEL, &choice, storage, 0),
+            variant: Variant::of(kernel, &choice, storage, 0),
             workgroups: u64::from(tiles_m) * batch as u64 * n_heads as u64,
             params,
             operands: &[

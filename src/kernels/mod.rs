@@ -34,8 +34,9 @@ use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
 use crate::tuning::{
     Case, Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64,
-    HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, Operation,
-    PLAIN_8, PLAIN_64, PLAIN_128, ROW_8, ROW_128, ROWS_32, TILE_32, TILE_64, TILE_128, TILE_128X64,
+    HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64,
+    MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, Operation, PLAIN_8, PLAIN_64, PLAIN_128,
+    ROW_8, ROW_128, ROWS_32, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::variant::{Kernel, Variant};
 
@@ -87,6 +88,10 @@ static FAMILIES: &[Family] = &[
     family(&attention::KERNEL, &[&HEADS_32, &HEADS_80, &HEADS_96], &[Storage::F32x4]),
     family(&attention::KERNEL, &[&HEADS_128], Storage::IN_FOURS),
     family(&attention::KERNEL, &[&HEADS_64, &HEADS_256], Storage::ALL),
+    matrix_family(
+        &attention::KERNEL_MATRIX,
+        &[&MATRIX_HEADS_64, &MATRIX_HEADS_128, &MATRIX_HEADS_256, &MATRIX_HEADS_64_M8, &MATRIX_HEADS_128_M8],
+    ),
     family(&attention_scores::KERNEL, &[&PLAIN_64, &PLAIN_8], Storage::ALL),
     family(&attention_weights::KERNEL, &[&PLAIN_64], Storage::ALL),
     family(&additive_scores::KERNEL, &[&FLAT], Storage::ALL),
