@@ -57,9 +57,6 @@ pub(crate) const PLAIN_128: Class = tile!("128x128x16-plain", [128, 128, 16], [8
 /// 64×64 outputs, 64 threads of 8×8: any device, any storage.
 pub(crate) const PLAIN_64: Class = tile!("64x64x16-plain", [64, 64, 16], [8, 8], 1, 1, 0);
 
-/// 8×64 outputs, 4×4 a thread, 32 threads: attention of few queries, of which a larger tile would be mostly empty.
-pub(crate) const PLAIN_8: Class = tile!("8x64x8-plain", [8, 64, 8], [4, 4], 1, 1, 0);
-
 /// One row, 16 threads along k for every four columns: sixteen columns a workgroup.
 pub(crate) const FEW_1: Class = Class { name: "1x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 1)] };
 
@@ -243,6 +240,15 @@ pub(crate) const HALVES_64_M8: Class = Class {
         ("PART_N", 32),
     ],
 };
+
+/// `attention_split` of one query: 128 keys a workgroup of 64 threads.
+pub(crate) const SPLIT_1: Class = Class { name: "1x128", constants: &[("THREADS", 64), ("QUERIES", 1), ("KEYS", 128)] };
+
+/// Of up to eight queries, which share every read of a key and a value.
+pub(crate) const SPLIT_8: Class = Class { name: "8x128", constants: &[("THREADS", 64), ("QUERIES", 8), ("KEYS", 128)] };
+
+/// `attention_reduce`: four columns a thread, of parts of 128 keys.
+pub(crate) const REDUCE: Class = Class { name: "flat", constants: &[("THREADS", 64), ("KEYS", 128)] };
 
 /// A class of `attention_matrix`: matrix size, threads, queries and keys of a tile, the widest head; 16 queries a subgroup.
 macro_rules! matrix_heads {
@@ -568,6 +574,22 @@ static TABLE: &[Row] = &[
         |_, _| false,
         "never chosen: stands in for the other tiles where views are not aligned",
     ),
+    row(
+        Operation::Attention,
+        "attention_split",
+        &SPLIT_1,
+        |c, _| matches!(c.storage, Storage::F32x4 | Storage::F16x4) && c.columns.max(c.depth) <= 256,
+        |c, _| c.has_few(1),
+        "one query: a tile of 64 would be empty but for one row, and one head would keep one core busy",
+    ),
+    row(
+        Operation::Attention,
+        "attention_split",
+        &SPLIT_8,
+        |c, _| c.columns.max(c.depth) <= 256,
+        |c, _| c.has_few(8),
+        "few queries: parts of the keys keep all cores busy, and each key is read once for all of them",
+    ),
     matrix(
         Operation::Attention,
         "attention_matrix",
@@ -670,9 +692,7 @@ static TABLE: &[Row] = &[
         ANY,
         "what it writes takes longer than what it computes",
     ),
-    row(Operation::AttentionScores, "", &PLAIN_8, ANY, |c, _| c.has_few(32), "few queries leave a larger tile mostly empty"),
     row(Operation::AttentionScores, "", &PLAIN_64, ANY, ANY, "the most multiply-adds a load and a barrier in 8 KiB"),
-    row(Operation::AttentionValues, "", &PLAIN_8, ANY, |c, _| c.has_few(32), "few queries leave a larger tile mostly empty"),
     row(Operation::AttentionValues, "", &PLAIN_64, ANY, ANY, "the most multiply-adds a load and a barrier in 8 KiB"),
     Row {
         operation: Operation::Rows,
@@ -737,6 +757,7 @@ pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
         _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &PLAIN_128]) => &PLAIN_64,
         _ if same(&[&FEW_1, &FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_8,
         _ if same(&[&ROW_128]) => &ROWS_32,
+        _ if same(&[&SPLIT_1]) => &SPLIT_8,
         _ if same(&[&HEADS_32]) => &HEADS_64,
         _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128]) => &HEADS_256,
         _ => class,

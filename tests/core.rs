@@ -143,7 +143,8 @@ fn every_operation_runs_on_the_core_tier() {
         core.iter().find(|v| v.name() == name).map_or(Options::default(), |v| Options::default().with_pinned(*v))
     };
     let mut used: BTreeSet<String> = BTreeSet::new();
-    for options in [Options::default(), pin("linear.f32.64x64x16-plain"), pin("linear_split.f32.64x64x16-plain")] {
+    let pins = ["linear.f32.64x64x16-plain", "linear_split.f32.64x64x16-plain", "attention_split.f32.8x128"].map(pin);
+    for options in std::iter::once(Options::default()).chain(pins) {
         let [here, there] = [&env.gpu, &on().gpu].map(|gpu| Kernels::new(&gpu.device, options.clone()).unwrap());
         let program = everything(&here).unwrap();
         used.extend(program.variants().iter().map(kernel));

@@ -200,7 +200,7 @@ fn timings() {
         return;
     }
     env.refuse(&[
-        ("the timing of another plan", "Option", &["timing", "1 dispatches", "14"], |e| {
+        ("the timing of another plan", "Option", &["timing", "1 dispatches", "16"], |e| {
             let plan = e.projection().bind(&e.projection_bindings())?;
             let program = stack(e)?;
             let other = Timing::new(&program.bind(&stack_bindings(e, &program))?)?;

@@ -194,6 +194,84 @@ fn weights_in_a_second_pass() {
     assert_all_stored_variants("attention_weights", Element::F16, &narrow);
 }
 
+/// Rule: few queries over parts of the keys give what whole tiles give: at the seams of parts, with parts that no query sees, with
+/// any options, in every form.
+#[test]
+fn few_queries_over_parts_of_the_keys() {
+    let (mut wide, mut narrow) = (BTreeSet::new(), BTreeSet::new());
+    let keys = [1, 7, 127, 128, 129, 255, 257, 400];
+    for (number, &s) in keys.iter().enumerate() {
+        for (t, heads) in [(1, [64, 64]), (1, [36, 20]), (3, [13, 7]), (8, [64, 128]), (5, [256, 256])] {
+            let place = Place::ALL[(number + t) % 4];
+            let case = Case::plain([2, t, s], [2, 1], heads, place);
+            check("parts", &case, false, &Data::of(&case, "parts", number as u64)).note(&mut wide);
+        }
+    }
+    for number in 0..40 {
+        let mut rng = seeded("parts of keys", number);
+        let levels = random_levels(&mut rng);
+        let size = pick(&mut rng, &[2, 8, 60, 130, 200]);
+        let mut case = Case::of(&levels, size, &mut rng);
+        // As many queries as there are, up to eight: lengths, offsets and masks stay.
+        case.shape.longest_q = case.shape.longest_q.min(8);
+        for sequence in &mut case.sequences {
+            sequence.q_len = sequence.q_len.min(8);
+        }
+        if let Some((sizes, data)) = &mut case.mask {
+            cut_rows(sizes, data, case.shape.longest_q);
+        }
+        if !case.bound {
+            let full = Case::plain(
+                [case.shape.sequences, case.shape.longest_q, case.shape.longest_k],
+                [1, 1],
+                [1, 1],
+                Place::DENSE,
+            );
+            (case.sequences, case.shape.q_rows) = (full.sequences, full.shape.q_rows);
+        }
+        let data = Data::of(&case, "parts of keys", number);
+        let done = check(&format!("parts {number}"), &case, false, &data);
+        assert!(done.variants[0].name().starts_with("attention_split"), "{:?}", done.variants);
+        done.note(&mut wide);
+        check_weights(&format!("parts {number}"), &case, on(), Element::F32, &data);
+    }
+    for (number, place) in Place::ALL.into_iter().enumerate() {
+        for packed in [false, true] {
+            let places = if packed { [Place::DENSE, Place::STRIDED, Place::EVEN, Place::EVEN] } else { Place::ALL };
+            for t in [1, 6] {
+                let case = Case {
+                    place: if packed { places[number] } else { place },
+                    ..Case::plain([2, t, 150], [2, 1], [64, 64], place)
+                };
+                let mut data = Data::of(&case, "parts f16", number as u64);
+                for values in [&mut data.q, &mut data.k, &mut data.v] {
+                    *values = stored(Element::F16, values);
+                }
+                let on = if packed { on_core() } else { on() };
+                check_stored("parts f16", &case, on, Element::F16, &data).note(&mut narrow);
+            }
+        }
+    }
+    for kernel in ["attention_split", "attention_reduce"] {
+        assert_all_variants(kernel, &wide);
+        assert_all_stored_variants(kernel, Element::F16, &narrow);
+    }
+}
+
+/// Keeps the first `rows` rows of a mask's third dimension, where it has as many.
+fn cut_rows(sizes: &mut [usize; 4], data: &mut MaskData, rows: usize) {
+    let [outer, t, s] = [sizes[0] * sizes[1], sizes[2], sizes[3]];
+    if t <= rows {
+        return;
+    }
+    let kept = |n: usize| n / s % t < rows;
+    match data {
+        MaskData::Boolean(values) => *values = (0..outer * t * s).filter(|&n| kept(n)).map(|n| values[n]).collect(),
+        MaskData::Additive(values) => *values = (0..outer * t * s).filter(|&n| kept(n)).map(|n| values[n]).collect(),
+    }
+    sizes[2] = rows;
+}
+
 /// Rule: every edge of a tile is right, in every compiled form: queries, keys, head sizes of both kinds.
 #[test]
 fn edges_of_tiles_in_every_form() {

@@ -300,19 +300,20 @@ fn programs_describe_themselves() {
     let spec = EncoderLayer::new(8, 2, 16);
     let program = spec.program(kernels(), &Inputs::new(BatchShape::padded(1, 4))).unwrap();
     let labels: Vec<&str> = program.dispatches().iter().map(tileformer::Dispatch::label).collect();
-    let attention = ["in_proj", "attention", "out_proj"].map(|name| format!("self_attn.{name}"));
+    let attention = ["in_proj", "attention", "attention.reduce", "out_proj"].map(|name| format!("self_attn.{name}"));
     let rest = ["norm1", "linear1", "linear2", "norm2"].map(str::to_owned);
     assert_eq!(labels, [&attention[..], &rest[..]].concat());
     let text = program.describe();
-    for part in labels.iter().copied().chain(["encoder layer", "linear_few.f32x4.8x", "layer_norm.f32x4", "7 dispatches"]) {
+    for part in labels.iter().copied().chain(["encoder layer", "linear_few.f32x4.8x", "layer_norm.f32x4", "8 dispatches"]) {
         assert!(text.contains(part), "no {part} in\n{text}");
     }
     let in_proj = &program.dispatches()[0];
     assert_eq!((in_proj.flops(), in_proj.bytes()), (2 * 4 * 8 * 24, 4 * (4 * 8 + 24 * 8 + 24 + 4 * 24)));
-    // q, k and v side by side (4, 24), later the hidden columns; scores, later the heads and the norm; probs, later the sums
-    assert_eq!(program.scratch_bytes(), 4 * (4 * 24) + 4 * (2 * 4 * 4) + 4 * (2 * 4 * 4));
+    // q, k and v side by side (4, 24), later the hidden columns; heads (4, 8), later the norm; parts of eight rows, four columns
+    // and four statistics each, later the sums
+    assert_eq!(program.scratch_bytes(), 4 * (4 * 24) + 4 * (4 * 8) + 4 * (8 * (4 + 4)));
     assert_eq!(Scratch::shared(&[&program]).unwrap().bytes(), program.scratch_bytes());
-    assert!(text.contains("640 bytes of scratch"), "{text}");
+    assert!(text.contains("768 bytes of scratch"), "{text}");
 
     let pre = EncoderLayer { placement: Placement::Pre, ..spec.clone() };
     let pre = pre.program(kernels(), &Inputs::new(BatchShape::padded(1, 4))).unwrap();

@@ -8,6 +8,8 @@ const ADDITIVE_MASK: u32 = 8u;
 const ALIBI: u32 = 16u;
 const SOFTCAP: u32 = 32u;
 
+const MINUS_INFINITY: u32 = 0xff800000u;  // by its bits: WGSL may assume that no infinity exists
+
 struct Attention {
   scale: f32,
   softcap: f32,

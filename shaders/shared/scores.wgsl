@@ -3,8 +3,6 @@
 //   visible = j < k_len, key mask, boolean mask, j ≤ p if causal, p − left ≤ j ≤ p + right
 // The kernel binds `mask` (B, NH, T, S), u32, beside what shared/attention.wgsl needs.
 
-const MINUS_INFINITY: u32 = 0xff800000u;  // by its bits: WGSL may assume that no infinity exists
-
 // The first and last key that any of the queries i0 .. i0 + count can see by position, as i32; first > last for none. Nothing
 // overflows: positions and window widths lie within ±2^30, an open window is i32's largest, and reach is at least 0.
 fn key_range(s: Sequence, i0: u32, count: u32) -> vec2<i32> {

@@ -5,8 +5,9 @@ use super::visibility::{Attention, Visibility, heads_divide, rows_fit};
 use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
+use crate::shape::Layout;
 use crate::tensor::Element;
-use crate::tuning::{Case, HEADS_QUERIES, Operation};
+use crate::tuning::{Case, HEADS_QUERIES, Operation, REDUCE};
 use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Source, Variant, wgsl};
 use std::mem::offset_of;
 
@@ -37,40 +38,57 @@ params! {
         v_offset: u32,
         out_offset: u32,
         statistics_offset: u32,
+        splits: u32,
         pad0: u32,
         pad1: u32,
-        pad2: u32,
         attention: Attention,
     }
 }
 
 const OPTIONS: usize = offset_of!(Params, attention);
 
-/// Parameters, bindings and the end of a row, of both forms.
+const Q: Binding = Binding::read("q", 1, 0, offset_of!(Params, q_offset));
+const K: Binding = Binding::read("k", 1, 1, offset_of!(Params, k_offset));
+const V: Binding = Binding::read("v", 1, 2, offset_of!(Params, v_offset));
+const SEQUENCES: Binding = Binding::read("sequences", 1, 3, OPTIONS + offset_of!(Attention, sequences_offset)).single();
+const KEY_MASK: Binding = Binding::read("key_mask", 1, 4, OPTIONS + offset_of!(Attention, key_mask_offset)).single();
+const MASK: Binding = Binding::read("mask", 1, 5, OPTIONS + offset_of!(Attention, mask_offset)).single();
+const OUT: Binding = Binding::write("out", 6, offset_of!(Params, out_offset));
+const STATISTICS: Binding = Binding::write("statistics", 7, offset_of!(Params, statistics_offset)).single();
+
 const COMMON: Source = wgsl!("shared/fused.wgsl");
+const INPUTS: Source = wgsl!("shared/fused_inputs.wgsl");
+const ROWS: Source = wgsl!("shared/fused_rows.wgsl");
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention",
-    shared: &[&ATTENTION, &SCORES, &SOFTMAX, &COMMON],
+    shared: &[&ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS],
     subgroups: &[],
     parts: &[],
     source: wgsl!("attention.wgsl"),
-    bindings: &[
-        Binding::read("q", 1, 0, offset_of!(Params, q_offset)),
-        Binding::read("k", 1, 1, offset_of!(Params, k_offset)),
-        Binding::read("v", 1, 2, offset_of!(Params, v_offset)),
-        Binding::read("sequences", 1, 3, OPTIONS + offset_of!(Attention, sequences_offset)).single(),
-        Binding::read("key_mask", 1, 4, OPTIONS + offset_of!(Attention, key_mask_offset)).single(),
-        Binding::read("mask", 1, 5, OPTIONS + offset_of!(Attention, mask_offset)).single(),
-        Binding::write("out", 6, offset_of!(Params, out_offset)),
-        Binding::write("statistics", 7, offset_of!(Params, statistics_offset)).single(),
-    ],
+    bindings: &[Q, K, V, SEQUENCES, KEY_MASK, MASK, OUT, STATISTICS],
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
 };
 
 pub(super) static KERNEL_MATRIX: Kernel =
     Kernel { name: "attention_matrix", source: wgsl!("attention_matrix.wgsl"), ..KERNEL };
+
+pub(super) static KERNEL_SPLIT: Kernel = Kernel {
+    name: "attention_split",
+    shared: &[&ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS],
+    source: wgsl!("attention_split.wgsl"),
+    bindings: &[Q, K, V, SEQUENCES, KEY_MASK, MASK, Binding::write("partial", 6, offset_of!(Params, out_offset)).single()],
+    ..KERNEL
+};
+
+pub(super) static KERNEL_REDUCE: Kernel = Kernel {
+    name: "attention_reduce",
+    shared: &[&ATTENTION, &SOFTMAX, &COMMON, &ROWS],
+    source: wgsl!("attention_reduce.wgsl"),
+    bindings: &[Binding::read("partial", 1, 0, offset_of!(Params, q_offset)).single(), SEQUENCES, KEY_MASK, OUT, STATISTICS],
+    ..KERNEL
+};
 
 /// The widest value head that `attention` takes.
 pub const MAX_VALUE_SIZE: usize = 256;
@@ -114,7 +132,7 @@ impl Builder {
         let shape = Shape::check(self, label, args)?;
         let Shape { element, batch, n_heads, n_kv_heads, head_size, value_size, longest_q, longest_k } = shape;
         let storage = self.storage_of(label, element, &[Some(*q), Some(*k), Some(*v), Some(*out)], &[])?;
-        let choice = self.choose(&Case {
+        let case = Case {
             operation: Operation::Attention,
             kernel: "",
             storage,
@@ -123,9 +141,19 @@ impl Builder {
             depth: head_size,
             ragged_columns: false,
             invariant: self.batch_invariant(),
-        });
+        };
+        let mut choice = self.choose(&case);
+        let splits = longest_k.div_ceil(choice.class.get("KEYS") as usize);
+        let parts = [splits, batch * n_heads * longest_q, 4 * (value_size.div_ceil(4) + 1)];
+        let needed = parts.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
+        if choice.kernel == KERNEL_SPLIT.name && needed > self.binding_elements(Element::F32) {
+            // Too many parts for a binding: what more queries would take.
+            choice = self.choose(&Case { rows: usize::MAX, ..case });
+        }
         let (kernel, queries) = if choice.kernel == KERNEL_MATRIX.name {
             (&KERNEL_MATRIX, choice.class.get("TILE_M"))
+        } else if choice.kernel == KERNEL_SPLIT.name {
+            (&KERNEL_SPLIT, choice.class.get("QUERIES"))
         } else {
             (&KERNEL, HEADS_QUERIES)
         };
@@ -160,9 +188,14 @@ impl Builder {
             // Batch and head are the second and third last dimension of either.
             statistics_batch: if kind == 2 { stride(wanted, 1) } else { stride(wanted, 0) },
             statistics_head: if kind == 2 { stride(wanted, 2) } else { stride(wanted, 1) },
+            splits: splits as u32,
             attention: visibility.params(head_size),
             ..Params::default()
         };
+        if kernel.name == KERNEL_SPLIT.name {
+            let partial = self.scratch("partial", Element::F32, Layout::contiguous(&parts)?)?;
+            return self.attention_split(label, args, wanted, partial, params, Variant::of(kernel, &choice, storage, 0));
+        }
         let pairs = batch as u64 * n_heads as u64 * longest_q as u64 * longest_k as u64;
         self.launch(Launch {
             label,
@@ -180,6 +213,48 @@ impl Builder {
                 wanted,
             ],
             flops: 2 * pairs * (head_size + value_size) as u64,
+            bytes: None,
+        })
+    }
+
+    /// Parts of the keys side by side into scratch, then the rows from them.
+    fn attention_split(
+        &mut self,
+        label: &str,
+        args: &FusedAttention,
+        wanted: Option<Tensor>,
+        partial: Tensor,
+        params: Params,
+        variant: Variant,
+    ) -> Result<()> {
+        let FusedAttention { q, k, v, visibility, out, .. } = args;
+        let rows = u64::from(params.batch) * u64::from(params.n_heads) * u64::from(params.longest_q);
+        let tiles = u64::from(params.batch) * u64::from(params.n_heads) * u64::from(params.tiles_m);
+        self.launch(Launch {
+            label,
+            variant,
+            workgroups: tiles * u64::from(params.splits),
+            params,
+            operands: &[
+                Some(*q),
+                Some(*k),
+                Some(*v),
+                visibility.sequences,
+                visibility.key_mask,
+                visibility.mask,
+                Some(partial),
+            ],
+            flops: 2 * rows * u64::from(params.longest_k) * u64::from(params.head_size + params.value_size),
+            bytes: None,
+        })?;
+        let threads = rows * u64::from(params.value_size.div_ceil(4));
+        self.launch(Launch {
+            label: &format!("{label}.reduce"),
+            variant: Variant::core(&KERNEL_REDUCE, &REDUCE, variant.storage.in_groups(false)),
+            workgroups: threads.div_ceil(u64::from(REDUCE.get("THREADS"))),
+            params,
+            operands: &[Some(partial), visibility.sequences, visibility.key_mask, Some(*out), wanted],
+            flops: 3 * rows * u64::from(params.splits) * u64::from(params.value_size),
             bytes: None,
         })
     }

@@ -35,8 +35,8 @@ use crate::storage::{Storage, Tier};
 use crate::tuning::{
     Case, Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64,
     HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64,
-    MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, Operation, PLAIN_8, PLAIN_64, PLAIN_128,
-    ROW_8, ROW_128, ROWS_32, TILE_32, TILE_64, TILE_128, TILE_128X64,
+    MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, Operation, PLAIN_64, PLAIN_128, REDUCE,
+    ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::variant::{Kernel, Variant};
 
@@ -88,16 +88,19 @@ static FAMILIES: &[Family] = &[
     family(&attention::KERNEL, &[&HEADS_32, &HEADS_80, &HEADS_96], &[Storage::F32x4]),
     family(&attention::KERNEL, &[&HEADS_128], Storage::IN_FOURS),
     family(&attention::KERNEL, &[&HEADS_64, &HEADS_256], Storage::ALL),
+    family(&attention::KERNEL_SPLIT, &[&SPLIT_1], &[Storage::F32x4, Storage::F16x4]),
+    family(&attention::KERNEL_SPLIT, &[&SPLIT_8], Storage::ALL),
+    family(&attention::KERNEL_REDUCE, &[&REDUCE], Storage::SINGLES),
     matrix_family(
         &attention::KERNEL_MATRIX,
         &[&MATRIX_HEADS_64, &MATRIX_HEADS_128, &MATRIX_HEADS_256, &MATRIX_HEADS_64_M8, &MATRIX_HEADS_128_M8],
     ),
-    family(&attention_scores::KERNEL, &[&PLAIN_64, &PLAIN_8], Storage::ALL),
+    family(&attention_scores::KERNEL, &[&PLAIN_64], Storage::ALL),
     family(&attention_weights::KERNEL, &[&PLAIN_64], Storage::ALL),
     family(&additive_scores::KERNEL, &[&FLAT], Storage::ALL),
     rows_x4(&masked_softmax::KERNEL, ROWS_X4, &[Storage::F32x4]),
     family(&masked_softmax::KERNEL, ROWS_SINGLE, &[Storage::F32]),
-    family(&attention_values::KERNEL, &[&PLAIN_64, &PLAIN_8], Storage::ALL),
+    family(&attention_values::KERNEL, &[&PLAIN_64], Storage::ALL),
     Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, ROWS_X4, &[Storage::F32x4]) },
     Family { outputs: 1, ..family(&layer_norm::KERNEL, ROWS_SINGLE, &[Storage::F32]) },
     Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, NARROW_ROWS_X4, &[Storage::F16x4, Storage::Packedx4]) },
