@@ -94,6 +94,24 @@ impl Tensor {
         Ok(Self { offset, layout: Layout::strided(&sizes, strides)?, padded, ..*self })
     }
 
+    /// Element `at` of dimension `dim`, which goes: a column of a matrix, say.
+    ///
+    /// # Errors
+    /// As [`Tensor::narrow`]; [`Error::Shape`] for a tensor of one dimension.
+    pub fn select(&self, dim: usize, at: usize) -> Result<Self> {
+        let narrow = self.narrow(dim, at, 1)?;
+        let without = |all: &[usize]| all.iter().enumerate().filter(|(d, _)| *d != dim).map(|(_, v)| *v).collect::<Vec<_>>();
+        let (sizes, strides) = (without(narrow.layout.sizes()), without(narrow.layout.strides()));
+        if sizes.is_empty() {
+            return Err(Error::shape("tensor", "at least two dimensions", self.layout));
+        }
+        Ok(Self {
+            layout: Layout::strided(&sizes, &strides)?,
+            padded: narrow.padded && dim + 1 < self.layout.sizes().len(),
+            ..narrow
+        })
+    }
+
     /// Rows (N, heads · size) seen as (N, heads, size).
     ///
     /// # Errors

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// The most dimensions that a tensor of this crate has: (B, NH, T, S).
-pub const MAX_RANK: usize = 4;
+/// The most dimensions that a tensor of this crate has: those of a key/value cache, (2, slots, NH, S, HS).
+pub const MAX_RANK: usize = 5;
 
 /// The largest element index that a shader computes with: indices are `u32` and stay below 2³⁰.
 pub const MAX_ELEMENTS: u64 = 1 << 30;

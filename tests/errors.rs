@@ -18,8 +18,8 @@ use tileformer::{
 #[test]
 fn layouts_and_views() {
     let cases: &[Case] = &[
-        ("rank 0", "Option", &["layout", "1 to 4 dimensions", "[]"], |_| Layout::contiguous(&[]).map(drop)),
-        ("rank 5", "Option", &["layout", "1 to 4", "[1, 1, 1, 1, 1]"], |_| Layout::contiguous(&[1; 5]).map(drop)),
+        ("rank 0", "Option", &["layout", "1 to 5 dimensions", "[]"], |_| Layout::contiguous(&[]).map(drop)),
+        ("rank 6", "Option", &["layout", "1 to 5", "[1, 1, 1, 1, 1, 1]"], |_| Layout::contiguous(&[1; 6]).map(drop)),
         ("a size of 0", "Option", &["layout", "size 0", "[3, 0]"], |_| Layout::contiguous(&[3, 0]).map(drop)),
         ("a stride too few", "Option", &["stride", "[2, 3]", "[1]"], |_| Layout::strided(&[2, 3], &[1]).map(drop)),
         ("2^30 + 1 elements", "Option", &["1073741824 elements"], |_| Layout::contiguous(&[(1 << 30) + 1]).map(drop)),

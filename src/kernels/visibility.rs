@@ -4,7 +4,6 @@ use super::stride;
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
-use crate::shape::MAX_RANK;
 use crate::spec::{AttentionOptions, MAX_SLOPES, Mask, SEQUENCE_WORDS};
 use crate::tensor::Element;
 use crate::variant::{Source, wgsl};
@@ -70,7 +69,7 @@ impl Visibility {
     }
 
     /// Refuses tensors that do not fit (B, NH, T, S) or that the options do not speak of.
-    pub(super) fn check(&self, builder: &Builder, label: &str, sizes: [usize; MAX_RANK]) -> Result<()> {
+    pub(super) fn check(&self, builder: &Builder, label: &str, sizes: [usize; 4]) -> Result<()> {
         let [batch, n_heads, _, longest_k] = sizes;
         self.options.check(n_heads)?;
         if let Some(sequences) = self.sequences {
