@@ -2,6 +2,7 @@
 
 mod bindings;
 mod builder;
+mod classes;
 #[cfg(feature = "convenience")]
 pub mod convenience;
 pub mod error;

@@ -1,286 +1,13 @@
 //! The table of variants: which compiled form of a kernel serves which shape on which device, and why.
 
+use crate::classes::{
+    Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_80,
+    HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64,
+    MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, ROW_8, ROW_128,
+    ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
+};
 use crate::storage::{DeviceClass, MatrixSize, Storage, Tier};
 use crate::variant::Variant;
-
-/// One way to cut an operation into workgroups: constants that head the shader.
-#[derive(Debug)]
-pub(crate) struct Class {
-    pub(crate) name: &'static str,
-    pub(crate) constants: &'static [(&'static str, u32)],
-}
-
-impl Class {
-    /// The constant `name`; every class of a kernel has the same ones.
-    pub(crate) fn get(&self, name: &str) -> u32 {
-        self.constants.iter().find(|(n, _)| *n == name).map_or(1, |(_, value)| *value)
-    }
-}
-
-/// A class of shared/tile.wgsl: outputs of a workgroup and k at a time, outputs of a thread, tiles in workgroup memory at once, how
-/// many k of the product are unrolled, and whether the loads of the next tile go ahead of it.
-macro_rules! tile {
-    ($name:literal, [$m:literal, $n:literal, $k:literal], [$thread_m:literal, $thread_n:literal], $stages:literal, $unroll:literal, $ahead:literal) => {
-        Class {
-            name: $name,
-            constants: &[
-                ("TILE_M", $m),
-                ("TILE_N", $n),
-                ("TILE_K", $k),
-                ("THREAD_M", $thread_m),
-                ("THREAD_N", $thread_n),
-                ("STAGES", $stages),
-                ("UNROLL", $unroll),
-                ("AHEAD", $ahead),
-            ],
-        }
-    };
-}
-
-/// 256 threads, 8×8 outputs each, two tiles in 32 KiB: a barrier less a tile, and the least traffic from the cache for large
-/// products: 8 bytes a clock for a core of 128 multiply-adds.
-pub(crate) const TILE_128: Class = tile!("128x128x16-double", [128, 128, 16], [8, 8], 2, 4, 1);
-
-/// 128 threads, 8×8 outputs each, in 12 KiB: twice the workgroups, at 12 bytes a clock.
-pub(crate) const TILE_128X64: Class = tile!("128x64x16", [128, 64, 16], [8, 8], 1, 4, 1);
-
-/// 64 threads, 8×8 outputs each, in 8 KiB: four times the workgroups, where parts of k are shared out too.
-pub(crate) const TILE_64: Class = tile!("64x64x16", [64, 64, 16], [8, 8], 1, 4, 1);
-
-/// 64 threads, 4×4 outputs each, k by 32: few rows, where the way through memory counts and not the product.
-pub(crate) const TILE_32: Class = tile!("32x32x32", [32, 32, 32], [4, 4], 1, 4, 1);
-
-/// The same loops as a CPU adapter wants them: it keeps no registers over a barrier, so that nothing is loaded ahead, and unrolls
-/// too much as it is. 128×128 outputs have half the barriers of 64×64 for the work.
-pub(crate) const PLAIN_128: Class = tile!("128x128x16-plain", [128, 128, 16], [8, 8], 1, 1, 0);
-
-/// 64×64 outputs, 64 threads of 8×8: any device, any storage.
-pub(crate) const PLAIN_64: Class = tile!("64x64x16-plain", [64, 64, 16], [8, 8], 1, 1, 0);
-
-/// One row, 16 threads along k for every four columns: sixteen columns a workgroup.
-pub(crate) const FEW_1: Class = Class { name: "1x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 1)] };
-
-/// Eight rows at once.
-pub(crate) const FEW_8: Class = Class { name: "8x16", constants: &[("THREADS", 64), ("K_THREADS", 16), ("ROWS", 8)] };
-
-/// One row, 64 threads along k: a subgroup reads half a KiB of a row at once, and four times the threads keep loads in flight.
-pub(crate) const FEW_1_WIDE: Class = Class { name: "1x64", constants: &[("THREADS", 64), ("K_THREADS", 64), ("ROWS", 1)] };
-
-/// Eight rows at once, 64 threads along k.
-pub(crate) const FEW_8_WIDE: Class = Class { name: "8x64", constants: &[("THREADS", 64), ("K_THREADS", 64), ("ROWS", 8)] };
-
-/// `attention` with value heads of up to 32: 64 queries × 32 keys, 64 threads, 8×4 scores and 8×4 values each.
-pub(crate) const HEADS_32: Class = Class {
-    name: "64x32.v32",
-    constants: &[("GROUPS_M", 8), ("GROUPS_N", 8), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 1), ("TILE_K", 16), ("WRITERS", 4)],
-};
-
-/// Value heads of up to 64: 64 threads, 8×4 scores and 8×8 values each.
-pub(crate) const HEADS_64: Class = Class {
-    name: "64x32.v64",
-    constants: &[("GROUPS_M", 8), ("GROUPS_N", 8), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 2), ("TILE_K", 16), ("WRITERS", 4)],
-};
-
-/// Value heads of up to 80: 160 threads, five whole subgroups of 32, 4×4 scores and 4×8 values each.
-pub(crate) const HEADS_80: Class = Class {
-    name: "64x40.v80",
-    constants: &[("GROUPS_M", 16), ("GROUPS_N", 10), ("ROW_GROUPS", 1), ("VALUE_GROUPS", 2), ("TILE_K", 16), ("WRITERS", 5)],
-};
-
-/// Value heads of up to 96: 96 threads, 8×4 scores and 8×8 values each.
-pub(crate) const HEADS_96: Class = Class {
-    name: "64x48.v96",
-    constants: &[("GROUPS_M", 8), ("GROUPS_N", 12), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 2), ("TILE_K", 16), ("WRITERS", 4)],
-};
-
-/// Value heads of up to 128: 128 threads, 8×4 scores and 8×8 values each.
-pub(crate) const HEADS_128: Class = Class {
-    name: "64x64.v128",
-    constants: &[("GROUPS_M", 8), ("GROUPS_N", 16), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 2), ("TILE_K", 16), ("WRITERS", 4)],
-};
-
-/// Value heads of up to 256: 256 threads, 8×4 scores and 8×8 values each, in slices of eight so that they fit 16 KiB.
-pub(crate) const HEADS_256: Class = Class {
-    name: "64x128.v256",
-    constants: &[("GROUPS_M", 8), ("GROUPS_N", 32), ("ROW_GROUPS", 2), ("VALUE_GROUPS", 2), ("TILE_K", 8), ("WRITERS", 2)],
-};
-
-/// Queries of a tile of `attention`, in every class: a plan may take another one for views that are not aligned.
-pub(crate) const HEADS_QUERIES: u32 = 64;
-
-/// 32 threads a row, four rows a workgroup; up to 1024 columns in registers, eight loads of 16 bytes under way a thread. A row is
-/// one subgroup on most GPUs, and 128 threads are whole subgroups of any size.
-pub(crate) const ROWS_32: Class =
-    Class { name: "rows32", constants: &[("THREADS", 128), ("ROW_THREADS", 32), ("GROUPS", 8)] };
-
-/// 128 threads a row, up to 4096 columns in registers.
-pub(crate) const ROW_128: Class =
-    Class { name: "row128", constants: &[("THREADS", 128), ("ROW_THREADS", 128), ("GROUPS", 8)] };
-
-/// Eight threads a row, one row a workgroup: a single vector of a CPU adapter, which a barrier does not suspend. What does not
-/// fit its registers is cheap to read again there.
-pub(crate) const ROW_8: Class = Class { name: "row8", constants: &[("THREADS", 8), ("ROW_THREADS", 8), ("GROUPS", 4)] };
-
-/// One element group a thread.
-pub(crate) const FLAT: Class = Class { name: "flat", constants: &[("THREADS", 64)] };
-
-/// 128×128 outputs a workgroup, 32×64 a subgroup of 32 threads, two tiles of operands in 48 KiB of workgroup memory.
-pub(crate) const MATRIX_128: Class = Class {
-    name: "128x128x32m16",
-    constants: &[
-        ("MATRIX", 16),
-        ("THREADS", 256),
-        ("TILE_M", 128),
-        ("TILE_N", 128),
-        ("TILE_K", 32),
-        ("STAGES", 2),
-        ("PART_M", 32),
-        ("PART_N", 64),
-    ],
-};
-
-/// 64×64 outputs a workgroup, 32×32 a subgroup.
-pub(crate) const MATRIX_64: Class = Class {
-    name: "64x64x32m16",
-    constants: &[
-        ("MATRIX", 16),
-        ("THREADS", 128),
-        ("TILE_M", 64),
-        ("TILE_N", 64),
-        ("TILE_K", 32),
-        ("STAGES", 2),
-        ("PART_M", 32),
-        ("PART_N", 32),
-    ],
-};
-
-/// 32×64 outputs a workgroup, 16×32 a subgroup, with half as many barriers along k.
-pub(crate) const MATRIX_32: Class = Class {
-    name: "32x64x64m16",
-    constants: &[
-        ("MATRIX", 16),
-        ("THREADS", 128),
-        ("TILE_M", 32),
-        ("TILE_N", 64),
-        ("TILE_K", 64),
-        ("STAGES", 2),
-        ("PART_M", 16),
-        ("PART_N", 32),
-    ],
-};
-
-/// As [`MATRIX_64`], of smaller matrices.
-pub(crate) const MATRIX_64_M8: Class = Class {
-    name: "64x64x32m8",
-    constants: &[
-        ("MATRIX", 8),
-        ("THREADS", 128),
-        ("TILE_M", 64),
-        ("TILE_N", 64),
-        ("TILE_K", 32),
-        ("STAGES", 2),
-        ("PART_M", 32),
-        ("PART_N", 32),
-    ],
-};
-
-/// As [`MATRIX_32`], of smaller matrices.
-pub(crate) const MATRIX_32_M8: Class = Class {
-    name: "32x64x64m8",
-    constants: &[
-        ("MATRIX", 8),
-        ("THREADS", 128),
-        ("TILE_M", 32),
-        ("TILE_N", 64),
-        ("TILE_K", 64),
-        ("STAGES", 2),
-        ("PART_M", 16),
-        ("PART_N", 32),
-    ],
-};
-
-/// f32 products of two halves each: 128×128 outputs a workgroup, 32×64 a subgroup.
-pub(crate) const HALVES_128: Class = Class {
-    name: "128x128x16m16",
-    constants: &[
-        ("MATRIX", 16),
-        ("THREADS", 256),
-        ("TILE_M", 128),
-        ("TILE_N", 128),
-        ("TILE_K", 16),
-        ("PART_M", 32),
-        ("PART_N", 64),
-    ],
-};
-
-/// 64×64 outputs a workgroup, 32×32 a subgroup.
-pub(crate) const HALVES_64: Class = Class {
-    name: "64x64x32m16",
-    constants: &[
-        ("MATRIX", 16),
-        ("THREADS", 128),
-        ("TILE_M", 64),
-        ("TILE_N", 64),
-        ("TILE_K", 32),
-        ("PART_M", 32),
-        ("PART_N", 32),
-    ],
-};
-
-/// As [`HALVES_64`], of smaller matrices.
-pub(crate) const HALVES_64_M8: Class = Class {
-    name: "64x64x32m8",
-    constants: &[
-        ("MATRIX", 8),
-        ("THREADS", 128),
-        ("TILE_M", 64),
-        ("TILE_N", 64),
-        ("TILE_K", 32),
-        ("PART_M", 32),
-        ("PART_N", 32),
-    ],
-};
-
-/// `attention_split` of one query: 128 keys a workgroup of 64 threads.
-pub(crate) const SPLIT_1: Class = Class { name: "1x128", constants: &[("THREADS", 64), ("QUERIES", 1), ("KEYS", 128)] };
-
-/// Of up to eight queries, which share every read of a key and a value.
-pub(crate) const SPLIT_8: Class = Class { name: "8x128", constants: &[("THREADS", 64), ("QUERIES", 8), ("KEYS", 128)] };
-
-/// `attention_reduce`: four columns a thread, of parts of 128 keys.
-pub(crate) const REDUCE: Class = Class { name: "flat", constants: &[("THREADS", 64), ("KEYS", 128)] };
-
-/// A class of `attention_matrix`: matrix size, threads, queries and keys of a tile, the widest head; 16 queries a subgroup.
-macro_rules! matrix_heads {
-    ($name:literal, $matrix:literal, $threads:literal, $m:literal, $n:literal, $head:literal) => {
-        Class {
-            name: $name,
-            constants: &[
-                ("MATRIX", $matrix),
-                ("THREADS", $threads),
-                ("TILE_M", $m),
-                ("TILE_N", $n),
-                ("HEAD", $head),
-                ("PART_M", 16),
-            ],
-        }
-    };
-}
-
-/// `attention_matrix` with heads of up to 64: 64 queries × 32 keys, four subgroups of 32 threads with 16 queries each.
-pub(crate) const MATRIX_HEADS_64: Class = matrix_heads!("64x32.h64m16", 16, 128, 64, 32, 64);
-
-/// Heads of up to 128.
-pub(crate) const MATRIX_HEADS_128: Class = matrix_heads!("64x32.h128m16", 16, 128, 64, 32, 128);
-
-/// Heads of up to 256: 32 queries × 16 keys, so that out stays in registers.
-pub(crate) const MATRIX_HEADS_256: Class = matrix_heads!("32x16.h256m16", 16, 64, 32, 16, 256);
-
-/// As [`MATRIX_HEADS_64`], of smaller matrices.
-pub(crate) const MATRIX_HEADS_64_M8: Class = matrix_heads!("64x32.h64m8", 8, 128, 64, 32, 64);
-
-/// As [`MATRIX_HEADS_128`], of smaller matrices.
-pub(crate) const MATRIX_HEADS_128_M8: Class = matrix_heads!("64x32.h128m8", 8, 128, 64, 32, 128);
 
 /// What a row of the table is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -386,6 +113,18 @@ const fn row(
     Row { operation, kernel, class, tier: Tier::Core, fits, best, why }
 }
 
+/// A row of the subgroup tier.
+const fn subgroups(
+    operation: Operation,
+    kernel: &'static str,
+    class: &'static Class,
+    fits: fn(&Case, &DeviceClass) -> bool,
+    best: fn(&Case, &DeviceClass) -> bool,
+    why: &'static str,
+) -> Row {
+    Row { tier: Tier::Subgroups, ..row(operation, kernel, class, fits, best, why) }
+}
+
 /// Whether matrices of this size serve a case in f16, in so many bytes of workgroup memory.
 fn on_matrices<const SIZE: u32, const BYTES: u32>(case: &Case, device: &DeviceClass) -> bool {
     has_matrices::<SIZE, BYTES>(device) && [Storage::F16, Storage::F16x4].contains(&case.storage)
@@ -414,7 +153,7 @@ const fn matrix(
     best: fn(&Case, &DeviceClass) -> bool,
     why: &'static str,
 ) -> Row {
-    Row { operation, kernel, class, tier: Tier::Matrix, fits, best, why }
+    Row { tier: Tier::Matrix, ..row(operation, kernel, class, fits, best, why) }
 }
 
 /// Enough queries that a tile of 64 of them is not mostly empty.
@@ -630,60 +369,47 @@ static TABLE: &[Row] = &[
         MANY_QUERIES,
         "both products on matrix units; the narrowest class that holds the head",
     ),
-    Row {
-        operation: Operation::Attention,
-        kernel: "attention",
-        class: &HEADS_32,
-        tier: Tier::Core,
-        fits: |c, _| c.columns <= 32 && c.storage == Storage::F32x4,
-        best: ANY,
-        why: "the narrowest class that holds the value head",
-    },
-    Row {
-        operation: Operation::Attention,
-        kernel: "attention",
-        class: &HEADS_64,
-        tier: Tier::Core,
-        fits: |c, _| c.columns <= 64,
-        best: ANY,
-        why: "eight by eight values a thread, the most multiply-adds a load",
-    },
-    Row {
-        operation: Operation::Attention,
-        kernel: "attention",
-        class: &HEADS_80,
-        tier: Tier::Core,
-        fits: |c, _| c.columns <= 80 && c.storage == Storage::F32x4,
-        best: ANY,
-        why: "the narrowest class that holds the value head",
-    },
-    Row {
-        operation: Operation::Attention,
-        kernel: "attention",
-        class: &HEADS_96,
-        tier: Tier::Core,
-        fits: |c, _| c.columns <= 96 && c.storage == Storage::F32x4,
-        best: ANY,
-        why: "the narrowest class that holds the value head",
-    },
-    Row {
-        operation: Operation::Attention,
-        kernel: "attention",
-        class: &HEADS_128,
-        tier: Tier::Core,
-        fits: |c, _| c.columns <= 128 && c.storage.in_fours(),
-        best: ANY,
-        why: "the narrowest class that holds the value head",
-    },
-    Row {
-        operation: Operation::Attention,
-        kernel: "attention",
-        class: &HEADS_256,
-        tier: Tier::Core,
-        fits: |c, _| c.columns <= 256,
-        best: ANY,
-        why: "the widest value head that there is",
-    },
+    row(
+        Operation::Attention,
+        "attention",
+        &HEADS_32,
+        |c, _| c.columns <= 32 && c.storage == Storage::F32x4,
+        ANY,
+        "the narrowest class that holds the value head",
+    ),
+    row(
+        Operation::Attention,
+        "attention",
+        &HEADS_64,
+        |c, _| c.columns <= 64,
+        ANY,
+        "eight by eight values a thread, the most multiply-adds a load",
+    ),
+    row(
+        Operation::Attention,
+        "attention",
+        &HEADS_80,
+        |c, _| c.columns <= 80 && c.storage == Storage::F32x4,
+        ANY,
+        "the narrowest class that holds the value head",
+    ),
+    row(
+        Operation::Attention,
+        "attention",
+        &HEADS_96,
+        |c, _| c.columns <= 96 && c.storage == Storage::F32x4,
+        ANY,
+        "the narrowest class that holds the value head",
+    ),
+    row(
+        Operation::Attention,
+        "attention",
+        &HEADS_128,
+        |c, _| c.columns <= 128 && c.storage.in_fours(),
+        ANY,
+        "the narrowest class that holds the value head",
+    ),
+    row(Operation::Attention, "attention", &HEADS_256, |c, _| c.columns <= 256, ANY, "the widest value head that there is"),
     row(
         Operation::AttentionWeights,
         "attention_weights",
@@ -694,75 +420,55 @@ static TABLE: &[Row] = &[
     ),
     row(Operation::AttentionScores, "", &PLAIN_64, ANY, ANY, "the most multiply-adds a load and a barrier in 8 KiB"),
     row(Operation::AttentionValues, "", &PLAIN_64, ANY, ANY, "the most multiply-adds a load and a barrier in 8 KiB"),
-    Row {
-        operation: Operation::Rows,
-        kernel: "",
-        class: &ROW_8,
-        tier: Tier::Subgroups,
-        fits: |c, _| c.storage == Storage::F32x4,
-        best: |c, d| d.cpu && !c.ragged(),
-        why: "a CPU adapter: a row is one vector, and shuffles suspend nothing",
-    },
-    Row {
-        operation: Operation::Rows,
-        kernel: "",
-        class: &ROW_8,
-        tier: Tier::Core,
-        fits: |c, _| Storage::WIDE.contains(&c.storage),
-        best: |_, d| d.cpu,
-        why: "a CPU adapter: a row is one vector, and barriers of one vector suspend nothing",
-    },
-    Row {
-        operation: Operation::Rows,
-        kernel: "",
-        class: &ROW_128,
-        tier: Tier::Subgroups,
-        fits: |c, _| c.storage.in_fours(),
-        best: |c, _| c.columns > 1024 && !c.ragged(),
-        why: "long rows: 4096 columns in registers, and few barriers",
-    },
-    Row {
-        operation: Operation::Rows,
-        kernel: "",
-        class: &ROW_128,
-        tier: Tier::Core,
-        fits: |c, _| c.storage.in_fours(),
-        best: |c, _| c.columns > 1024 && !c.ragged(),
-        why: "long rows: 4096 columns in registers",
-    },
-    Row {
-        operation: Operation::Rows,
-        kernel: "",
-        class: &ROWS_32,
-        tier: Tier::Subgroups,
-        fits: |c, _| c.storage.in_fours(),
-        best: |c, _| !c.ragged(),
-        why: "short rows: one subgroup each on most GPUs, and no barrier",
-    },
-    Row {
-        operation: Operation::Rows,
-        kernel: "",
-        class: &ROWS_32,
-        tier: Tier::Core,
-        fits: ANY,
-        best: ANY,
-        why: "short rows in registers; rows that a batch makes longer, and unaligned ones of any length",
-    },
+    subgroups(
+        Operation::Rows,
+        "",
+        &ROW_8,
+        |c, _| c.storage == Storage::F32x4,
+        |c, d| d.cpu && !c.ragged(),
+        "a CPU adapter: a row is one vector, and shuffles suspend nothing",
+    ),
+    row(
+        Operation::Rows,
+        "",
+        &ROW_8,
+        |c, _| Storage::WIDE.contains(&c.storage),
+        |_, d| d.cpu,
+        "a CPU adapter: a row is one vector, and barriers of one vector suspend nothing",
+    ),
+    subgroups(
+        Operation::Rows,
+        "",
+        &ROW_128,
+        |c, _| c.storage.in_fours(),
+        |c, _| c.columns > 1024 && !c.ragged(),
+        "long rows: 4096 columns in registers, and few barriers",
+    ),
+    row(
+        Operation::Rows,
+        "",
+        &ROW_128,
+        |c, _| c.storage.in_fours(),
+        |c, _| c.columns > 1024 && !c.ragged(),
+        "long rows: 4096 columns in registers",
+    ),
+    subgroups(
+        Operation::Rows,
+        "",
+        &ROWS_32,
+        |c, _| c.storage.in_fours(),
+        |c, _| !c.ragged(),
+        "short rows: one subgroup each on most GPUs, and no barrier",
+    ),
+    row(
+        Operation::Rows,
+        "",
+        &ROWS_32,
+        ANY,
+        ANY,
+        "short rows in registers; rows that a batch makes longer, and unaligned ones of any length",
+    ),
 ];
-
-/// The class that stands in for `class` where tensors are not aligned to groups of four: the fast ones come in those alone.
-pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
-    let same = |names: &[&Class]| names.iter().any(|c| c.name == class.name);
-    match class {
-        _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &PLAIN_128]) => &PLAIN_64,
-        _ if same(&[&FEW_1, &FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_8,
-        _ if same(&[&ROW_128]) => &ROWS_32,
-        _ if same(&[&SPLIT_1]) => &SPLIT_8,
-        _ if same(&[&HEADS_32]) => &HEADS_64,
-        _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128]) => &HEADS_256,
-        _ => class,
-    }
-}
 
 /// The variant for a case: the first of `pinned` that can run it, else the table's.
 pub(crate) fn choose(case: &Case, device: &DeviceClass, pinned: &[Variant]) -> Choice {

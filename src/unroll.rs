@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::tuning::Class;
+use crate::classes::Class;
 
 const MARK: &str = "{  // unroll\n";
 

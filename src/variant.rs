@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use crate::classes::{self, Class};
 use crate::storage::{Storage, Tier};
-use crate::tuning::{self, Choice, Class};
+use crate::tuning::Choice;
 use crate::unroll::unrolled;
 
 /// The grid's x dimension where one line of workgroups is folded over two: the largest that every device has.
@@ -228,7 +229,7 @@ impl Variant {
     #[must_use]
     pub fn unaligned(&self) -> Self {
         let tier = if self.tier == Tier::Subgroups { Tier::Core } else { self.tier };
-        Self { storage: self.storage.in_groups(false), class: tuning::unaligned(self.class), tier, ..*self }
+        Self { storage: self.storage.in_groups(false), class: classes::unaligned(self.class), tier, ..*self }
     }
 
     /// The features that a device must have enabled to run it; none for the core tier.

@@ -1,10 +1,10 @@
 //! `activation`: y = activation(x), element by element.
 
 use crate::builder::{Builder, Launch};
+use crate::classes::FLAT;
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::Activation;
-use crate::tuning::FLAT;
 use crate::variant::{ACTIVATE, Binding, Kernel, Variant, wgsl};
 use std::mem::offset_of;
 

@@ -2,9 +2,9 @@
 
 use super::visibility::{Attention, STORE_SCORES, ScoresShape, Visibility};
 use crate::builder::{Builder, Launch};
+use crate::classes::FLAT;
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
-use crate::tuning::FLAT;
 use crate::variant::{ACTIVATE, ATTENTION, Binding, Kernel, SCORES, Variant, wgsl};
 use std::mem::offset_of;
 

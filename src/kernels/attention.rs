@@ -3,11 +3,12 @@
 use super::stride;
 use super::visibility::{Attention, Visibility, heads_divide, rows_fit};
 use crate::builder::{Builder, Launch};
+use crate::classes::{HEADS_QUERIES, REDUCE};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::shape::Layout;
 use crate::tensor::Element;
-use crate::tuning::{Case, HEADS_QUERIES, Operation, REDUCE};
+use crate::tuning::{Case, Operation};
 use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Source, Variant, wgsl};
 use std::mem::offset_of;
 

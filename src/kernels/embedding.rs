@@ -2,11 +2,11 @@
 
 use super::stride;
 use crate::builder::{Builder, Launch};
+use crate::classes::FLAT;
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::SEQUENCE_WORDS;
 use crate::tensor::Element;
-use crate::tuning::FLAT;
 use crate::variant::{Binding, Kernel, Variant, wgsl};
 use std::mem::offset_of;
 

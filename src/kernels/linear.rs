@@ -3,11 +3,12 @@
 
 use super::stride;
 use crate::builder::{Builder, Launch};
+use crate::classes::{self, Class, FLAT};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::Activation;
 use crate::tensor::Element;
-use crate::tuning::{self, Case, Choice, Class, FLAT, Operation};
+use crate::tuning::{Case, Choice, Operation};
 use crate::variant::{ACTIVATE, Binding, Kernel, Source, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
@@ -202,7 +203,7 @@ impl Builder {
             flops,
             bytes: None,
         };
-        self.launch_in_forms(launch, tiles(tuning::unaligned(choice.class), rows, d_out))
+        self.launch_in_forms(launch, tiles(classes::unaligned(choice.class), rows, d_out))
     }
 
     /// Parts of k side by side into scratch, then their sum with all that follows it.
@@ -225,7 +226,7 @@ impl Builder {
             flops: 2 * outputs * depth as u64,
             bytes: None,
         };
-        self.launch_in_forms(launch, workgroups(tuning::unaligned(choice.class)))?;
+        self.launch_in_forms(launch, workgroups(classes::unaligned(choice.class)))?;
         self.launch(Launch {
             label,
             variant: Variant::core(&KERNEL_SUM, &FLAT, storage),

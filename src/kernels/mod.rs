@@ -30,14 +30,15 @@ pub use linear::Linear;
 pub use masked_softmax::MaskedSoftmax;
 pub use visibility::Visibility;
 
+use crate::classes::{
+    Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_80,
+    HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64,
+    MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, REDUCE, ROW_8,
+    ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
+};
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
-use crate::tuning::{
-    Case, Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64,
-    HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64,
-    MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, Operation, PLAIN_64, PLAIN_128, REDUCE,
-    ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
-};
+use crate::tuning::{Case, Operation};
 use crate::variant::{Kernel, Variant};
 
 /// The forms that a kernel comes in: every combination of these.

@@ -1,0 +1,183 @@
+//! The classes: how each kernel is cut into workgroups, as constants that head its shader.
+
+/// One way to cut an operation into workgroups: constants that head the shader.
+#[derive(Debug)]
+pub(crate) struct Class {
+    pub(crate) name: &'static str,
+    pub(crate) constants: &'static [(&'static str, u32)],
+}
+
+impl Class {
+    /// The constant `name`; every class of a kernel has the same ones.
+    pub(crate) fn get(&self, name: &str) -> u32 {
+        self.constants.iter().find(|(n, _)| *n == name).map_or(1, |(_, value)| *value)
+    }
+}
+
+/// A class by its name and its constants.
+macro_rules! class {
+    ($name:literal, $($constant:ident: $value:expr),*) => {
+        Class { name: $name, constants: &[$((stringify!($constant), $value)),*] }
+    };
+}
+
+/// A class of shared/tile.wgsl: outputs of a workgroup and k at a time, outputs of a thread, tiles in workgroup memory at once, how
+/// many k of the product are unrolled, and whether the loads of the next tile go ahead of it.
+macro_rules! tile {
+    ($name:literal, [$m:expr, $n:expr, $k:expr], [$row:expr, $column:expr], $stages:expr, $unroll:expr, $ahead:expr) => {
+        class!(
+            $name,
+            TILE_M: $m, TILE_N: $n, TILE_K: $k, THREAD_M: $row, THREAD_N: $column, STAGES: $stages, UNROLL: $unroll, AHEAD: $ahead
+        )
+    };
+}
+
+/// 256 threads, 8×8 outputs each, two tiles in 32 KiB: a barrier less a tile, and the least traffic from the cache for large
+/// products: 8 bytes a clock for a core of 128 multiply-adds.
+pub(crate) const TILE_128: Class = tile!("128x128x16-double", [128, 128, 16], [8, 8], 2, 4, 1);
+
+/// 128 threads, 8×8 outputs each, in 12 KiB: twice the workgroups, at 12 bytes a clock.
+pub(crate) const TILE_128X64: Class = tile!("128x64x16", [128, 64, 16], [8, 8], 1, 4, 1);
+
+/// 64 threads, 8×8 outputs each, in 8 KiB: four times the workgroups, where parts of k are shared out too.
+pub(crate) const TILE_64: Class = tile!("64x64x16", [64, 64, 16], [8, 8], 1, 4, 1);
+
+/// 64 threads, 4×4 outputs each, k by 32: few rows, where the way through memory counts and not the product.
+pub(crate) const TILE_32: Class = tile!("32x32x32", [32, 32, 32], [4, 4], 1, 4, 1);
+
+/// The same loops as a CPU adapter wants them: it keeps no registers over a barrier, so that nothing is loaded ahead, and unrolls
+/// too much as it is. 128×128 outputs have half the barriers of 64×64 for the work.
+pub(crate) const PLAIN_128: Class = tile!("128x128x16-plain", [128, 128, 16], [8, 8], 1, 1, 0);
+
+/// 64×64 outputs, 64 threads of 8×8: any device, any storage.
+pub(crate) const PLAIN_64: Class = tile!("64x64x16-plain", [64, 64, 16], [8, 8], 1, 1, 0);
+
+/// One row, 16 threads along k for every four columns: sixteen columns a workgroup.
+pub(crate) const FEW_1: Class = class!("1x16", THREADS: 64, K_THREADS: 16, ROWS: 1);
+
+/// Eight rows at once.
+pub(crate) const FEW_8: Class = class!("8x16", THREADS: 64, K_THREADS: 16, ROWS: 8);
+
+/// One row, 64 threads along k: a subgroup reads half a KiB of a row at once, and four times the threads keep loads in flight.
+pub(crate) const FEW_1_WIDE: Class = class!("1x64", THREADS: 64, K_THREADS: 64, ROWS: 1);
+
+/// Eight rows at once, 64 threads along k.
+pub(crate) const FEW_8_WIDE: Class = class!("8x64", THREADS: 64, K_THREADS: 64, ROWS: 8);
+
+/// `attention` with value heads of up to 32: 64 queries × 32 keys, 64 threads, 8×4 scores and 8×4 values each.
+pub(crate) const HEADS_32: Class =
+    class!("64x32.v32", GROUPS_M: 8, GROUPS_N: 8, ROW_GROUPS: 2, VALUE_GROUPS: 1, TILE_K: 16, WRITERS: 4);
+
+/// Value heads of up to 64: 64 threads, 8×4 scores and 8×8 values each.
+pub(crate) const HEADS_64: Class =
+    class!("64x32.v64", GROUPS_M: 8, GROUPS_N: 8, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
+
+/// Value heads of up to 80: 160 threads, five whole subgroups of 32, 4×4 scores and 4×8 values each.
+pub(crate) const HEADS_80: Class =
+    class!("64x40.v80", GROUPS_M: 16, GROUPS_N: 10, ROW_GROUPS: 1, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 5);
+
+/// Value heads of up to 96: 96 threads, 8×4 scores and 8×8 values each.
+pub(crate) const HEADS_96: Class =
+    class!("64x48.v96", GROUPS_M: 8, GROUPS_N: 12, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
+
+/// Value heads of up to 128: 128 threads, 8×4 scores and 8×8 values each.
+pub(crate) const HEADS_128: Class =
+    class!("64x64.v128", GROUPS_M: 8, GROUPS_N: 16, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
+
+/// Value heads of up to 256: 256 threads, 8×4 scores and 8×8 values each, in slices of eight so that they fit 16 KiB.
+pub(crate) const HEADS_256: Class =
+    class!("64x128.v256", GROUPS_M: 8, GROUPS_N: 32, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 8, WRITERS: 2);
+
+/// Queries of a tile of `attention`, in every class: a plan may take another one for views that are not aligned.
+pub(crate) const HEADS_QUERIES: u32 = 64;
+
+/// 32 threads a row, four rows a workgroup; up to 1024 columns in registers, eight loads of 16 bytes under way a thread. A row is
+/// one subgroup on most GPUs, and 128 threads are whole subgroups of any size.
+pub(crate) const ROWS_32: Class = class!("rows32", THREADS: 128, ROW_THREADS: 32, GROUPS: 8);
+
+/// 128 threads a row, up to 4096 columns in registers.
+pub(crate) const ROW_128: Class = class!("row128", THREADS: 128, ROW_THREADS: 128, GROUPS: 8);
+
+/// Eight threads a row, one row a workgroup: a single vector of a CPU adapter, which a barrier does not suspend. What does not
+/// fit its registers is cheap to read again there.
+pub(crate) const ROW_8: Class = class!("row8", THREADS: 8, ROW_THREADS: 8, GROUPS: 4);
+
+/// One element group a thread.
+pub(crate) const FLAT: Class = class!("flat", THREADS: 64);
+
+/// 128×128 outputs a workgroup, 32×64 a subgroup of 32 threads, two tiles of operands in 48 KiB of workgroup memory.
+pub(crate) const MATRIX_128: Class = class!(
+    "128x128x32m16",
+    MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 128, TILE_K: 32, STAGES: 2, PART_M: 32, PART_N: 64
+);
+
+/// 64×64 outputs a workgroup, 32×32 a subgroup.
+pub(crate) const MATRIX_64: Class =
+    class!("64x64x32m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, STAGES: 2, PART_M: 32, PART_N: 32);
+
+/// 32×64 outputs a workgroup, 16×32 a subgroup, with half as many barriers along k.
+pub(crate) const MATRIX_32: Class =
+    class!("32x64x64m16", MATRIX: 16, THREADS: 128, TILE_M: 32, TILE_N: 64, TILE_K: 64, STAGES: 2, PART_M: 16, PART_N: 32);
+
+/// As [`MATRIX_64`], of smaller matrices.
+pub(crate) const MATRIX_64_M8: Class =
+    class!("64x64x32m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, STAGES: 2, PART_M: 32, PART_N: 32);
+
+/// As [`MATRIX_32`], of smaller matrices.
+pub(crate) const MATRIX_32_M8: Class =
+    class!("32x64x64m8", MATRIX: 8, THREADS: 128, TILE_M: 32, TILE_N: 64, TILE_K: 64, STAGES: 2, PART_M: 16, PART_N: 32);
+
+/// f32 products of two halves each: 128×128 outputs a workgroup, 32×64 a subgroup.
+pub(crate) const HALVES_128: Class =
+    class!("128x128x16m16", MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 128, TILE_K: 16, PART_M: 32, PART_N: 64);
+
+/// 64×64 outputs a workgroup, 32×32 a subgroup.
+pub(crate) const HALVES_64: Class =
+    class!("64x64x32m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, PART_M: 32, PART_N: 32);
+
+/// As [`HALVES_64`], of smaller matrices.
+pub(crate) const HALVES_64_M8: Class =
+    class!("64x64x32m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, PART_M: 32, PART_N: 32);
+
+/// `attention_split` of one query: 128 keys a workgroup of 64 threads.
+pub(crate) const SPLIT_1: Class = class!("1x128", THREADS: 64, QUERIES: 1, KEYS: 128);
+
+/// Of up to eight queries, which share every read of a key and a value.
+pub(crate) const SPLIT_8: Class = class!("8x128", THREADS: 64, QUERIES: 8, KEYS: 128);
+
+/// `attention_reduce`: four columns a thread, of parts of 128 keys.
+pub(crate) const REDUCE: Class = class!("flat", THREADS: 64, KEYS: 128);
+
+/// `attention_matrix` with heads of up to 64: 64 queries × 32 keys, four subgroups of 32 threads with 16 queries each.
+pub(crate) const MATRIX_HEADS_64: Class =
+    class!("64x32.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, HEAD: 64, PART_M: 16);
+
+/// Heads of up to 128.
+pub(crate) const MATRIX_HEADS_128: Class =
+    class!("64x32.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, HEAD: 128, PART_M: 16);
+
+/// Heads of up to 256: 32 queries × 16 keys, so that out stays in registers.
+pub(crate) const MATRIX_HEADS_256: Class =
+    class!("32x16.h256m16", MATRIX: 16, THREADS: 64, TILE_M: 32, TILE_N: 16, HEAD: 256, PART_M: 16);
+
+/// As [`MATRIX_HEADS_64`], of smaller matrices.
+pub(crate) const MATRIX_HEADS_64_M8: Class =
+    class!("64x32.h64m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 32, HEAD: 64, PART_M: 16);
+
+/// As [`MATRIX_HEADS_128`], of smaller matrices.
+pub(crate) const MATRIX_HEADS_128_M8: Class =
+    class!("64x32.h128m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 32, HEAD: 128, PART_M: 16);
+
+/// The class that stands in for `class` where tensors are not aligned to groups of four: the fast ones come in those alone.
+pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
+    let same = |names: &[&Class]| names.iter().any(|c| c.name == class.name);
+    match class {
+        _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &PLAIN_128]) => &PLAIN_64,
+        _ if same(&[&FEW_1, &FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_8,
+        _ if same(&[&ROW_128]) => &ROWS_32,
+        _ if same(&[&SPLIT_1]) => &SPLIT_8,
+        _ if same(&[&HEADS_32]) => &HEADS_64,
+        _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128]) => &HEADS_256,
+        _ => class,
+    }
+}
