@@ -83,7 +83,10 @@ fn attention(rows: &mut Rows<'_>, heads: &Heads) -> Result<()> {
     let options = AttentionOptions { causal, ..AttentionOptions::default() };
     let visibility = Visibility { options, sequences, ..Visibility::default() };
     let sizes = [batch, t, s];
-    rows.b.attention("attention", &FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp: None, statistics: None })
+    rows.b.attention(
+        "attention",
+        &FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp: None, statistics: None, cached: false },
+    )
 }
 
 fn scores(rows: &mut Rows<'_>, heads: &Heads) -> Result<()> {

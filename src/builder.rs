@@ -139,6 +139,14 @@ impl Builder {
         self.slot(name, Role::Output, element, layout)
     }
 
+    /// A tensor that the caller binds and the program both reads and writes, from one run to the next.
+    ///
+    /// # Errors
+    /// As [`Builder::input`].
+    pub fn state(&mut self, name: &str, element: Element, layout: Layout) -> Result<Tensor> {
+        self.slot(name, Role::State, element, layout)
+    }
+
     /// A tensor between two dispatches, in memory of the plan's: one must write it before another reads it. The name serves in
     /// messages only.
     ///

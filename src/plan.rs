@@ -89,6 +89,13 @@ impl Plan {
         &self.program
     }
 
+    /// What is bound to a name of the program's.
+    #[must_use]
+    pub fn view(&self, name: &str) -> Option<&TensorView> {
+        let slot = *self.program.inner.by_name.get(name)?;
+        self.views[slot].as_ref()
+    }
+
     /// The variants that run, one a dispatch.
     #[must_use]
     pub fn variants(&self) -> Vec<Variant> {
@@ -102,14 +109,14 @@ impl Plan {
         program::describe(inner, inner.dispatches.iter().zip(&self.bound).map(|(d, b)| (d, b.variant)))
     }
 
-    /// Binds other activations (inputs and outputs); what is not named stays. One new bind group for each dispatch that is
+    /// Binds other activations (inputs, outputs and states); what is not named stays. One new bind group for each dispatch that is
     /// touched. After an error the plan is as it was.
     ///
     /// # Errors
     /// As [`Program::bind`]; [`Error::Unknown`] for a weight, which stays for a plan's life.
     pub fn rebind(&mut self, bindings: &Bindings) -> Result<()> {
         let mut next = self.clone();
-        let activation = |role| matches!(role, Role::Input | Role::Output);
+        let activation = |role| matches!(role, Role::Input | Role::Output | Role::State);
         place_views(&self.program.inner, bindings, &mut next.views, activation)?;
         let touched: Vec<bool> = self.views.iter().zip(&next.views).map(|(a, b)| a != b).collect();
         next.build(Some(&touched))?;

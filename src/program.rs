@@ -37,6 +37,8 @@ pub enum Role {
     Input,
     /// The caller; written.
     Output,
+    /// The caller; read and written, by this run and by those before it: a key/value cache, say.
+    State,
     /// The plan; lives between two dispatches.
     Scratch,
 }

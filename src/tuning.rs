@@ -39,6 +39,8 @@ pub(crate) struct Case {
     pub(crate) ragged_columns: bool,
     /// Forbids choices by what a batch changes: `rows`, and ragged columns.
     pub(crate) invariant: bool,
+    /// Whether rows are new ones of texts in a cache: with `invariant` one row and many must sum in one order, that of few rows.
+    pub(crate) cached: bool,
 }
 
 impl Case {
@@ -87,6 +89,11 @@ impl Case {
     /// Whether the rows decide, and are at most `rows`.
     fn has_few(&self, rows: usize) -> bool {
         !self.invariant && self.rows <= rows
+    }
+
+    /// Whether any number of rows is taken as few are: a text's bits must not depend on the pieces that it comes in.
+    fn in_steps(&self) -> bool {
+        self.invariant && self.cached
     }
 
     /// How long the parts of k are, and how many, for a kernel of `class` that shares k out: as many as keep a device busy, and at
@@ -326,7 +333,7 @@ static TABLE: &[Row] = &[
         "attention_split",
         &SPLIT_8,
         |c, _| c.columns.max(c.depth) <= 256,
-        |c, _| c.has_few(8),
+        |c, _| c.has_few(8) || c.in_steps(),
         "few queries: parts of the keys keep all cores busy, and each key is read once for all of them",
     ),
     matrix(
@@ -542,6 +549,7 @@ mod tests {
                     depth: 64,
                     ragged_columns: false,
                     invariant: false,
+                    cached: false,
                 };
                 assert!(!(row.fits)(&case, &device(bytes - 1)), "{variant:?} needs {bytes} bytes");
                 assert!((row.fits)(&case, &device(49_152)), "{variant:?} fits no device");

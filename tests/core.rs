@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::refusals::{Env, Tensors, layout};
 use common::{on, seeded, uniform};
 use tileformer::convenience::Gpu;
-use tileformer::kernels::{ActivationRows, Argmax, AttentionScores, LayerNorm, MaskedSoftmax, Visibility};
+use tileformer::kernels::{
+    ActivationRows, Argmax, AttentionScores, CacheAppend, CacheGather, LayerNorm, MaskedSoftmax, Visibility,
+};
 use tileformer::layers::{
     AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm,
     Projection, Score,
@@ -84,7 +86,18 @@ fn everything(kernels: &Kernels) -> Result<Program> {
         b.head("head.weight", Some("head.bias"), active.narrow(0, 3, rows)?, logits)?;
     }
     sample(&mut b, logits, normed)?;
+    cache(&mut b, normed, plain.sequences)?;
     b.finish()
+}
+
+/// Rows as keys and values of a cache, and its slots in another one.
+fn cache(b: &mut Builder, rows: Tensor, sequences: Tensor) -> Result<()> {
+    let k = rows.split_heads(3, D / 3)?;
+    let sizes = [2, 2, 3, ROWS / 2, D / 3];
+    let (cache, gathered) = (b.out("cache", &sizes), b.out("gathered", &sizes));
+    b.cache_append("append", &CacheAppend { k, v: k, sequences, longest: ROWS / 2, cache })?;
+    let parents = b.input("parents", Element::U32, layout(&[2]))?;
+    b.cache_gather("gather", &CacheGather { from: cache, parents, lengths: None, to: gathered })
 }
 
 /// Probabilities at a temperature, of a query and of the next token, and the most probable one.

@@ -31,7 +31,17 @@ fn run(case: &Case, on: &On, element: Element, data: &Data) -> Done {
     let out = run.output("out", &[case.shape.q_rows, n, case.value_head_size]);
     let sums = run.output_as("sums", Element::F32, case.place.layout(&[batch, n, t]));
     let visibility = case.visibility(&mut run);
-    let args = FusedAttention { q, k, v, sizes: [batch, t, s], visibility, out, log_sum_exp: Some(sums), statistics: None };
+    let args = FusedAttention {
+        q,
+        k,
+        v,
+        sizes: [batch, t, s],
+        visibility,
+        out,
+        log_sum_exp: Some(sums),
+        statistics: None,
+        cached: false,
+    };
     run.builder.attention("attention", &args).unwrap();
     run.go()
 }
@@ -50,7 +60,17 @@ fn run_weights(case: &Case, on: &On, element: Element, data: &Data) -> Done {
     let visibility = case.visibility(&mut run);
     let sizes = [batch, t, s];
     let visible = visibility.clone();
-    let args = FusedAttention { q, k, v, sizes, visibility: visible, out, log_sum_exp: None, statistics: Some(statistics) };
+    let args = FusedAttention {
+        q,
+        k,
+        v,
+        sizes,
+        visibility: visible,
+        out,
+        log_sum_exp: None,
+        statistics: Some(statistics),
+        cached: false,
+    };
     run.builder.attention("attention", &args).unwrap();
     let args = AttentionWeights { q, k, visibility, statistics, weights };
     run.builder.attention_weights("weights", &args).unwrap();

@@ -53,6 +53,7 @@ fn check(name: &str, variant: &Variant, on: &On, case: &Case, data: &Data) {
         out: run.output("out", &[case.shape.q_rows, n, case.value_head_size]),
         log_sum_exp: Some(run.output_as("sums", Element::F32, case.place.layout(&[batch, n, t]))),
         statistics: None,
+        cached: false,
     };
     run.builder.attention("attention", &args).unwrap();
     let done = run.go();

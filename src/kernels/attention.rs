@@ -119,6 +119,9 @@ pub struct FusedAttention {
     /// visible key; what [`AttentionWeights`](super::AttentionWeights) reads. A logarithm would lose the sum beside a large score.
     /// Not together with `log_sum_exp`.
     pub statistics: Option<Tensor>,
+    /// Whether the queries are new rows of texts whose keys are in a cache: with [`Options::batch_invariant`](crate::Options) a row's bits
+    /// do not depend on how many came with it then.
+    pub cached: bool,
 }
 
 impl Builder {
@@ -142,12 +145,19 @@ impl Builder {
             depth: head_size,
             ragged_columns: false,
             invariant: self.batch_invariant(),
+            cached: args.cached,
         };
         let mut choice = self.choose(&case);
         let splits = longest_k.div_ceil(choice.class.get("KEYS") as usize);
         let parts = [splits, batch * n_heads * longest_q, 4 * (value_size.div_ceil(4) + 1)];
         let needed = parts.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
-        if choice.kernel == KERNEL_SPLIT.name && needed > self.binding_elements(Element::F32) {
+        let allowed = self.binding_elements(Element::F32);
+        if choice.kernel == KERNEL_SPLIT.name && needed > allowed {
+            if case.invariant && case.cached {
+                let what = format!("parts of {label}, batch invariant: fewer rows at once need less");
+                let [needed, allowed] = [needed, allowed].map(|n| n.saturating_mul(4));
+                return Err(Error::Limit { what, limit: "max_storage_buffer_binding_size", needed, allowed });
+            }
             // Too many parts for a binding: what more queries would take.
             choice = self.choose(&Case { rows: usize::MAX, ..case });
         }
@@ -276,7 +286,7 @@ struct Shape {
 
 impl Shape {
     fn check(builder: &Builder, label: &str, args: &FusedAttention) -> Result<Self> {
-        let FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp, statistics } = args;
+        let FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp, statistics, cached: _ } = args;
         let &[batch, longest_q, longest_k] = sizes;
         for (name, size) in [("B", batch), ("T", longest_q), ("S", longest_k)] {
             crate::shape::nonzero(name, size)?;

@@ -108,6 +108,7 @@ impl Builder {
             depth: longest_k,
             ragged_columns: false,
             invariant: self.batch_invariant(),
+            cached: false,
         });
         let class = choice.class;
         let tiles_m = (longest_q as u32).div_ceil(class.get("TILE_M"));

@@ -98,6 +98,7 @@ impl Builder {
             depth: head_size,
             ragged_columns: true,
             invariant: self.batch_invariant(),
+            cached: false,
         });
         let class = choice.class;
         let tiles_m = (longest_q as u32).div_ceil(class.get("TILE_M"));

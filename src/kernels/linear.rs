@@ -173,6 +173,7 @@ impl Builder {
             depth: d_in,
             ragged_columns: false,
             invariant,
+            cached: false,
         };
         let choice = self.choose(&case);
         let params = Params {

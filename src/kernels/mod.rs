@@ -11,6 +11,8 @@ mod attention;
 mod attention_scores;
 mod attention_values;
 mod attention_weights;
+mod cache_append;
+mod cache_gather;
 mod embedding;
 mod layer_norm;
 mod linear;
@@ -24,6 +26,8 @@ pub use attention::{FusedAttention, MAX_VALUE_SIZE};
 pub use attention_scores::AttentionScores;
 pub use attention_values::AttentionValues;
 pub use attention_weights::AttentionWeights;
+pub use cache_append::CacheAppend;
+pub use cache_gather::CacheGather;
 pub use embedding::EmbeddingRows;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
@@ -107,6 +111,8 @@ static FAMILIES: &[Family] = &[
     Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, NARROW_ROWS_X4, &[Storage::F16x4, Storage::Packedx4]) },
     Family { outputs: 1, ..family(&layer_norm::KERNEL, &[&ROWS_32], &[Storage::F16, Storage::Packed]) },
     family(&embedding::KERNEL, &[&FLAT], Storage::ALL),
+    family(&cache_append::KERNEL, &[&FLAT], Storage::ALL),
+    family(&cache_gather::KERNEL, &[&FLAT], Storage::ALL),
     rows_x4(&argmax::KERNEL, ROWS_X4, &[Storage::F32x4]),
     family(&argmax::KERNEL, ROWS_SINGLE, &[Storage::F32]),
 ];
@@ -130,7 +136,7 @@ pub fn variants() -> Vec<Variant> {
 /// A reduction over rows, for the table.
 fn rows_case(kernel: &'static str, storage: Storage, rows: usize, columns: usize, ragged_columns: bool) -> Case {
     let operation = Operation::Rows;
-    Case { operation, kernel, storage, rows, columns, depth: columns, ragged_columns, invariant: false }
+    Case { operation, kernel, storage, rows, columns, depth: columns, ragged_columns, invariant: false, cached: false }
 }
 
 /// The stride of dimension `dim` of an optional tensor.

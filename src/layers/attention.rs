@@ -1,5 +1,7 @@
 //! Multi-head attention.
 
+use std::ops::Range;
+
 use super::{Batch, Inputs};
 use crate::builder::Builder;
 use crate::error::{Error, Result};
@@ -130,9 +132,23 @@ impl Builder {
         }
 
         let label = format!("{prefix}out_proj");
+        let linear = self.out_projection(&label, spec, heads, rows.residual, rows.y)?;
+        self.linear(&label, &linear)
+    }
+
+    /// y = heads · Wᵀ + bias + residual.
+    pub(super) fn out_projection(
+        &mut self,
+        label: &str,
+        spec: &MultiHeadAttention,
+        heads: Tensor,
+        residual: Option<Tensor>,
+        y: Tensor,
+    ) -> Result<Linear> {
+        let width = spec.n_heads.saturating_mul(spec.value_head_size);
         let weight = self.weight(&format!("{label}.weight"), Layout::contiguous(&[spec.d_model, width])?)?;
         let bias = self.vector(spec.bias, &format!("{label}.bias"), spec.d_model)?;
-        self.linear(&label, &Linear { bias, residual: rows.residual, ..Linear::new(heads, weight, rows.y) })
+        Ok(Linear { bias, residual, ..Linear::new(heads, weight, y) })
     }
 
     /// One kernel from q (q_rows, NH, HS), k (k_rows, NH_kv, HS) and v (k_rows, NH_kv, VS) to out (q_rows, NH, VS); where weights
@@ -153,8 +169,17 @@ impl Builder {
             None => None,
         };
         let sizes = [shape.sequences, shape.longest_q, shape.longest_k];
-        let attention =
-            FusedAttention { q, k, v, sizes, visibility: visibility.clone(), out, log_sum_exp: None, statistics };
+        let attention = FusedAttention {
+            q,
+            k,
+            v,
+            sizes,
+            visibility: visibility.clone(),
+            out,
+            log_sum_exp: None,
+            statistics,
+            cached: false,
+        };
         self.attention(&format!("{prefix}attention"), &attention)?;
         if let (Some(weights), Some(statistics)) = (weights, statistics) {
             let args = AttentionWeights { q, k, visibility, statistics, weights };
@@ -192,40 +217,63 @@ impl Builder {
 
     /// q, k and v: one projection for what comes from the same rows, as far as the weights lie together.
     fn project(&mut self, prefix: &str, spec: &MultiHeadAttention, rows: &AttentionRows) -> Result<[Tensor; 3]> {
-        let widths = spec.widths();
-        let sum = |widths: &[usize]| widths.iter().fold(0usize, |sum, &width| sum.saturating_add(width));
-        let total = sum(&widths);
         let inputs = [rows.x, rows.memory_k, rows.memory_v];
-        let bias = self.vector(spec.bias, &format!("{prefix}in_proj_bias"), total)?;
         let mut parts = [rows.x; 3];
-        let mut at = 0;
         let mut first = 0;
         while first < 3 {
             let stacked = spec.projection == Projection::Stacked;
             let together = inputs[first..].iter().take_while(|i| stacked && **i == inputs[first]).count().max(1);
-            let width = sum(&widths[first..first + together]);
-            let (label, weight) = if stacked {
-                let all = self.weight(&format!("{prefix}in_proj_weight"), Layout::contiguous(&[total, spec.d_model])?)?;
-                (format!("{prefix}in_proj"), all.narrow(0, at, width)?)
-            } else {
-                let label = format!("{prefix}{}_proj", ["q", "k", "v"][first]);
-                let inputs = [spec.d_model, spec.k_width, spec.v_width][first];
-                let weight = self.weight(&format!("{label}_weight"), Layout::contiguous(&[width, inputs])?)?;
-                (label, weight)
-            };
-            let bias = bias.map(|b| b.narrow(0, at, width)).transpose()?;
-            let n_rows = inputs[first].layout().sizes()[0];
-            let out = self.scratch("projected", self.storage(), Layout::contiguous(&[n_rows, width])?)?;
-            self.linear(&label, &Linear { bias, ..Linear::new(inputs[first], weight, out) })?;
-            let mut column = 0;
-            for part in first..first + together {
-                parts[part] = out.narrow(1, column, widths[part])?;
-                column += widths[part];
-            }
-            at += width;
+            self.project_parts(prefix, spec, inputs[first], first, &mut parts[first..first + together])?;
             first += together;
         }
         Ok(parts)
+    }
+
+    /// The projections of x from number `first` of q, k and v on, in one dispatch.
+    pub(super) fn project_parts(
+        &mut self,
+        prefix: &str,
+        spec: &MultiHeadAttention,
+        x: Tensor,
+        first: usize,
+        parts: &mut [Tensor],
+    ) -> Result<()> {
+        let widths = &spec.widths()[first..first + parts.len()];
+        let (label, linear) = self.projection(prefix, spec, x, first..first + parts.len())?;
+        self.linear(&label, &linear)?;
+        let mut column = 0;
+        for (part, &width) in parts.iter_mut().zip(widths) {
+            *part = linear.y.narrow(1, column, width)?;
+            column += width;
+        }
+        Ok(())
+    }
+
+    /// The projection of x to `parts` of q, k and v, into scratch.
+    pub(super) fn projection(
+        &mut self,
+        prefix: &str,
+        spec: &MultiHeadAttention,
+        x: Tensor,
+        parts: Range<usize>,
+    ) -> Result<(String, Linear)> {
+        let widths = spec.widths();
+        let sum = |widths: &[usize]| widths.iter().fold(0usize, |sum, &width| sum.saturating_add(width));
+        let (total, at, width) = (sum(&widths), sum(&widths[..parts.start]), sum(&widths[parts.clone()]));
+        let (label, weight) = if spec.projection == Projection::Stacked {
+            let all = self.weight(&format!("{prefix}in_proj_weight"), Layout::contiguous(&[total, spec.d_model])?)?;
+            (format!("{prefix}in_proj"), all.narrow(0, at, width)?)
+        } else {
+            let label = format!("{prefix}{}_proj", ["q", "k", "v"][parts.start]);
+            let inputs = [spec.d_model, spec.k_width, spec.v_width][parts.start];
+            let weight = self.weight(&format!("{label}_weight"), Layout::contiguous(&[width, inputs])?)?;
+            (label, weight)
+        };
+        let bias = self.vector(spec.bias, &format!("{prefix}in_proj_bias"), total)?;
+        let bias = bias.map(|b| b.narrow(0, at, width)).transpose()?;
+        let rows = x.layout().sizes()[0];
+        let y = self.scratch("projected", self.storage(), Layout::contiguous(&[rows, width])?)?;
+        Ok((label, Linear { bias, ..Linear::new(x, weight, y) }))
     }
 
     /// The finished scores of q (q_rows, NH · HS) and k (k_rows, NH_kv · HS).

@@ -110,10 +110,23 @@ impl Builder {
         shape: BatchShape,
         mask: Option<Layout>,
     ) -> Result<Batch> {
+        let sequences = Layout::contiguous(&[shape.sequences, SEQUENCE_WORDS])?;
+        let sequences = self.input(&format!("{prefix}sequences"), Element::U32, sequences)?;
+        self.batch_of(prefix, options, n_heads, shape, mask, sequences)
+    }
+
+    /// As [`Builder::batch`], of sequences that are there already.
+    pub(crate) fn batch_of(
+        &mut self,
+        prefix: &str,
+        options: &AttentionOptions,
+        n_heads: usize,
+        shape: BatchShape,
+        mask: Option<Layout>,
+        sequences: Tensor,
+    ) -> Result<Batch> {
         shape.check()?;
         let (b, t, s) = (shape.sequences, shape.longest_q, shape.longest_k);
-        let sequences = Layout::contiguous(&[b, SEQUENCE_WORDS])?;
-        let sequences = self.input(&format!("{prefix}sequences"), Element::U32, sequences)?;
         let key_mask = match options.key_mask {
             true => Some(self.input(&format!("{prefix}key_mask"), Element::U32, Layout::contiguous(&[b, s])?)?),
             false => None,
@@ -190,6 +203,20 @@ impl Builder {
         residual: Option<Tensor>,
         y: Tensor,
     ) -> Result<()> {
+        let ([label1, label2], [first, second]) = self.feed_forward_parts(prefix, spec, x, residual, y)?;
+        self.linear(&label1, &first)?;
+        self.linear(&label2, &second)
+    }
+
+    /// The labels and the two projections of a feed-forward network, with scratch between them.
+    fn feed_forward_parts(
+        &mut self,
+        prefix: &str,
+        spec: &FeedForward,
+        x: Tensor,
+        residual: Option<Tensor>,
+        y: Tensor,
+    ) -> Result<([String; 2], [Linear; 2])> {
         let &FeedForward { d_model, d_ff, activation, bias } = spec;
         crate::shape::nonzero("d_model", d_model)?;
         crate::shape::nonzero("d_ff", d_ff)?;
@@ -200,8 +227,9 @@ impl Builder {
         let weight2 = self.weight(&format!("{label2}.weight"), Layout::contiguous(&[d_model, d_ff])?)?;
         let bias2 = self.vector(bias, &format!("{label2}.bias"), d_model)?;
         let hidden = self.scratch("hidden", self.storage(), Layout::contiguous(&[rows, d_ff])?)?;
-        self.linear(&label1, &Linear { bias: bias1, activation, ..Linear::new(x, weight1, hidden) })?;
-        self.linear(&label2, &Linear { bias: bias2, residual, ..Linear::new(hidden, weight2, y) })
+        let first = Linear { bias: bias1, activation, ..Linear::new(x, weight1, hidden) };
+        let second = Linear { bias: bias2, residual, ..Linear::new(hidden, weight2, y) };
+        Ok(([label1, label2], [first, second]))
     }
 
     /// Appends logits = x · Wᵀ (+ bias): the projection to a vocabulary, W being `weight` (V, d_model). Name the token embedding's

@@ -1,5 +1,6 @@
 //! What an operation is, apart from how it runs: the options that kernels, layers and the CPU reference share.
 
+pub mod cache;
 pub mod layers;
 
 use crate::error::{Error, Result};
