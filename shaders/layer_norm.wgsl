@@ -1,12 +1,13 @@
 // layer_norm: s = x + residual,  y = (s − mean) / √(variance + eps) · weight + bias
+// rms_norm, where `centered` is 0: y = s / √(mean of s² + eps) · weight + bias
 //
 //   x (rows, columns), residual (rows, columns), weight (columns), bias (columns)
 //     -> y (rows, columns), sum (rows, columns) = s, statistics (rows, 2) = mean and 1 / √(variance + eps)
 //
 // ROW_THREADS threads share a row and keep its first GROUPS · STEP columns in registers, so that they are read once; what a row
 // has beyond is read in each pass. The row's first element is subtracted before anything is summed and the variance takes a
-// second pass, so that neither a large mean nor a constant row with a tiny eps loses digits.
-// Loops: columns. Entry point, workgroup memory: shared/rows.wgsl. (Ba et al., arXiv 1607.06450)
+// second pass, so that neither a large mean nor a constant row with a tiny eps loses digits. rms_norm has the mean 0.
+// Loops: columns. Entry point, workgroup memory: shared/rows.wgsl. (Ba et al., arXiv 1607.06450; Zhang and Sennrich, arXiv 1910.07467)
 
 struct Params {
   rows: u32,
@@ -21,6 +22,7 @@ struct Params {
   bias: u32,
   sum: u32,
   statistics: u32,
+  centered: u32,       // whether the mean is subtracted
   eps: f32,
   x_offset: u32,
   residual_offset: u32,
@@ -80,7 +82,7 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
   let start = thread % ROW_THREADS * 4u;
   let last = (params.columns - 1u) / 4u * 4u;
   let columns = f32(params.columns);
-  let shift = s4(row, 0u).x;
+  let shift = select(0.0, s4(row, 0u).x, params.centered != 0u);
 
   // All loads stand before the first use. Groups behind the last one load that again: cheaper than a branch each.
   var kept: array<vec4<f32>, GROUPS>;
@@ -103,7 +105,8 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
     if live { store_sum(row, c, s); }
     sum += keep(s - shift, params.columns - c);
   }
-  let mean = row_sum(0u, thread, subgroup, (sum.x + sum.y) + (sum.z + sum.w)) / columns;
+  var mean = 0.0;
+  if params.centered != 0u { mean = row_sum(0u, thread, subgroup, (sum.x + sum.y) + (sum.z + sum.w)) / columns; }
 
   var squares = vec4<f32>(0.0);
   for (var g = 0u; g < GROUPS; g++) {

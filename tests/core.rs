@@ -9,12 +9,14 @@ use common::refusals::{Env, Tensors, layout};
 use common::{on, seeded, uniform};
 use tileformer::convenience::Gpu;
 use tileformer::kernels::{
-    ActivationRows, Argmax, AttentionScores, CacheAppend, CacheGather, LayerNorm, MaskedSoftmax, Visibility,
+    ActivationRows, Argmax, AttentionScores, CacheAppend, CacheGather, Gate, LayerNorm, MaskedSoftmax, Rotary,
+    RotaryPositions, Visibility,
 };
 use tileformer::layers::{
     AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm,
     Projection, Score,
 };
+use tileformer::spec::RotaryOrder;
 use tileformer::{
     Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Mask, Options, Program, Result, Role,
     Sequences, Tensor, wgpu,
@@ -86,8 +88,20 @@ fn everything(kernels: &Kernels) -> Result<Program> {
         b.head("head.weight", Some("head.bias"), active.narrow(0, 3, rows)?, logits)?;
     }
     sample(&mut b, logits, normed)?;
+    llama(&mut b, normed, plain.sequences)?;
     cache(&mut b, normed, plain.sequences)?;
     b.finish()
+}
+
+/// What Llama's layers have beside: RMS norm, rotary positions, gates.
+fn llama(b: &mut Builder, rows: Tensor, sequences: Tensor) -> Result<()> {
+    let [normed, turned, gated] = ["rms", "turned", "gated"].map(|name| b.out(name, &[ROWS, D]));
+    b.rms_norm("rms", &LayerNorm::new(rows, normed))?;
+    let heads = |t: Tensor| t.split_heads(3, D / 3);
+    let table = b.f32("table", &[30, D / 3]);
+    let positions = RotaryPositions::Sequences(sequences, ROWS / 2);
+    b.rotary("turn", &Rotary { x: heads(rows)?, table, order: RotaryOrder::Halves, positions, y: heads(turned)? })?;
+    b.gate("gate", &Gate { gate: rows, up: normed, activation: Activation::Silu, y: gated })
 }
 
 /// Rows as keys and values of a cache, and its slots in another one.

@@ -6,7 +6,9 @@ mod common;
 use common::cases::{Data, Made, Side, judge, kernels, run};
 use common::floors::{self, Sublayer};
 use common::seeded;
-use tileformer::layers::{Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, Inputs, Norm, Placement, Projection};
+use tileformer::layers::{
+    Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, Inputs, Norm, NormKind, Placement, Projection,
+};
 use tileformer::reference::layers::{decoder, decoder_layer, encoder, encoder_layer, feed_forward};
 use tileformer::{Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Layout, Mask, Program, Sequences};
 
@@ -138,7 +140,8 @@ fn encoder_layers_with_masks_and_norms() {
             .enumerate()
     {
         let mut spec = EncoderLayer::new(18, 2, 24);
-        spec.norm = Norm { eps, weight, bias };
+        let kind = if n == 1 { NormKind::Rms } else { NormKind::Layer };
+        spec.norm = Norm { kind, eps, weight, bias };
         spec.attention.options = AttentionOptions {
             key_mask: true,
             mask: Some(mask),

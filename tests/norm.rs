@@ -6,8 +6,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{
-    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, floats, largest, on, pick,
-    seeded, some, storage_floor, stored, stored_forms, uniform, widen,
+    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, floats, largest, on, on_core,
+    pick, seeded, some, storage_floor, stored, stored_forms, uniform, widen,
 };
 use rand::RngExt;
 use tileformer::Element;
@@ -28,6 +28,8 @@ struct Case {
     place: Place,
     /// What everything but the statistics is stored as.
     element: Element,
+    /// RMS norm instead of layer norm.
+    rms: bool,
 }
 
 const PLAIN: Case = Case {
@@ -42,6 +44,7 @@ const PLAIN: Case = Case {
     mean: 0.0,
     place: Place::DENSE,
     element: Element::F32,
+    rms: false,
 };
 
 struct Data {
@@ -63,7 +66,8 @@ fn data(case: &Case, seed: &str, number: u64) -> Data {
 fn twin<T: Real>(case: &Case, data: &Data) -> LayerNormOutput<T> {
     let real = |values: &[f32]| values.iter().map(|&v| T::of(v)).collect::<Vec<_>>();
     let [x, residual, weight, bias] = [&data.x, &data.residual, &data.weight, &data.bias].map(|v| real(v));
-    reference::layer_norm(&reference::LayerNorm {
+    let normalise = if case.rms { reference::rms_norm } else { reference::layer_norm };
+    normalise(&reference::LayerNorm {
         x: &x,
         residual: case.residual.then_some(&residual[..]),
         weight: case.weight.then_some(&weight[..]),
@@ -92,7 +96,11 @@ fn run(on: &On, case: &Case, data: &Data) -> Done {
         }),
         ..LayerNorm::new(x, y)
     };
-    run.builder.layer_norm("norm", &norm).unwrap();
+    if case.rms {
+        run.builder.rms_norm("norm", &norm).unwrap();
+    } else {
+        run.builder.layer_norm("norm", &norm).unwrap();
+    }
     run.go()
 }
 
@@ -104,7 +112,8 @@ fn floors(case: &Case, data: &Data, right: &LayerNormOutput<f64>) -> (f64, f64, 
     let (mut y, mut mean, mut inverse) = (0.0f64, 0.0f64, 0.0f64);
     for (r, s) in right.sum.chunks_exact(columns).enumerate() {
         let deviation = right.inverse_deviation[r];
-        let shifted: Vec<f64> = s.iter().map(|v| (v - s[0]).abs()).collect();
+        let first = if case.rms { 0.0 } else { s[0] };
+        let shifted: Vec<f64> = s.iter().map(|v| (v - first).abs()).collect();
         let average = shifted.iter().sum::<f64>() / columns as f64;
         let rounded = if case.residual { largest(s) } else { 0.0 };
         // 2⁻²² of the terms; inverseSqrt 2 ULP, and 2⁻²² of the variance's terms, half of which arrive
@@ -212,6 +221,7 @@ fn random_shapes() {
             mean: pick(&mut rng, &[0.0, -3.0, 100.0]),
             place: pick(&mut rng, &Place::ALL),
             element: Element::F32,
+            rms: rng.random(),
         };
         check([on(), &forms[number as usize % forms.len()]], "random", number, case, &mut BTreeSet::new());
     }
@@ -283,5 +293,23 @@ fn rows_without_variance_give_the_bias() {
                 }
             }
         }
+    }
+}
+
+/// Rule: RMS norm is layer norm without the mean, in every form and with every option.
+#[test]
+fn rms_norm_with_every_option() {
+    let mut reached = BTreeSet::new();
+    for (number, columns) in [1, 3, 4, 5, 31, 32, 33, 97, 128, 768, 1021, 1024, 1028, 4099, 4100].into_iter().enumerate() {
+        for (i, place) in Place::ALL.into_iter().enumerate() {
+            let has = |bit: usize| (number * 5 + i * 3) >> bit & 1 == 1;
+            let rows = [1, 2, 5, 9][i];
+            let options = Case { residual: has(0), weight: has(1), bias: has(2), sum: has(3), statistics: has(4), ..PLAIN };
+            let case = Case { rows, columns, place, mean: 0.5, rms: true, ..options };
+            check([on()], "rms", (number * 4 + i) as u64, case, &mut reached);
+        }
+        let case =
+            Case { rows: 3, columns: columns.next_multiple_of(2), weight: true, element: Element::F16, rms: true, ..PLAIN };
+        check([on(), on_core()], "rms f16", number as u64, case, &mut reached);
     }
 }

@@ -1,6 +1,10 @@
 //! Single kernels as programs of their own, from arrays to arrays.
 
-use tileformer::kernels::{ActivationRows, EmbeddingRows, LayerNorm, Linear, MaskedSoftmax, Visibility};
+use tileformer::kernels::{
+    ActivationRows, EmbeddingRows, Gate, LayerNorm, Linear, MaskedSoftmax, Rotary, RotaryPositions, Visibility,
+};
+use tileformer::layers::NormKind;
+use tileformer::spec::RotaryOrder;
 use tileformer::{Activation, AttentionOptions, Builder, Element, Layout, Tensor};
 
 use super::gpu::{Feeds, Session};
@@ -105,6 +109,55 @@ pub(crate) fn activation(session: &Session, x: &Array<f32>, activation: Activati
     session.run(&b.finish()?, Feeds::new().f32("x", x))?.take("y")?.reshape(x.sizes())
 }
 
+/// activation(gate) · up.
+pub(crate) fn gate(session: &Session, gate: &Array<f32>, up: &Array<f32>, activation: Activation) -> Outcome<Array<f32>> {
+    if gate.sizes() != up.sizes() {
+        return failed(format!("{:?} and {:?} do not gate each other", gate.sizes(), up.sizes()));
+    }
+    if gate.is_empty() {
+        return Ok(gate.clone());
+    }
+    let columns = gate.columns();
+    let sizes = [gate.values().len() / columns, columns];
+    let mut b = session.builder("gate")?;
+    let args = Gate {
+        gate: input(&mut b, "gate", &sizes)?,
+        up: input(&mut b, "up", &sizes)?,
+        activation,
+        y: output(&mut b, "y", &sizes)?,
+    };
+    b.gate("gate", &args)?;
+    session.run(&b.finish()?, Feeds::new().f32("gate", gate).f32("up", up))?.take("y")?.reshape(gate.sizes())
+}
+
+/// Rotary positions of x (rows, heads, size), with cosines and sines (P, turned) and a position for each row.
+pub(crate) fn rotary(
+    session: &Session,
+    x: &Array<f32>,
+    table: &Array<f32>,
+    order: RotaryOrder,
+    positions: Vec<u32>,
+) -> Outcome<Array<f32>> {
+    let [rows, heads, size] = x.dims("x")?;
+    if x.is_empty() {
+        return Ok(x.clone());
+    }
+    let [table_rows, turned] = table.dims("table")?;
+    let mut b = session.builder("rotary")?;
+    let ids = b.input("positions", Element::U32, Layout::contiguous(&[rows])?)?;
+    let args = Rotary {
+        x: input(&mut b, "x", &[rows, heads, size])?,
+        table: b.input("table", Element::F32, Layout::contiguous(&[table_rows, turned])?)?,
+        order,
+        positions: RotaryPositions::Ids(ids),
+        y: output(&mut b, "y", &[rows, heads, size])?,
+    };
+    b.rotary("rotary", &args)?;
+    let mut feeds = Feeds::new();
+    feeds.f32("x", x).f32("table", table).u32("positions", positions);
+    session.run(&b.finish()?, &feeds)?.take("y")?.reshape(x.sizes())
+}
+
 /// Softmax over the last dimension of x (rows, columns).
 pub(crate) fn softmax(session: &Session, x: &Array<f32>) -> Outcome<Array<f32>> {
     let [rows, columns] = x.dims("x")?;
@@ -139,12 +192,12 @@ pub(crate) struct Normed {
     pub(crate) statistics: Array<f32>,
 }
 
-/// Layer norm over the last dimension of x (rows, columns); weight and bias are (columns).
+/// Layer norm or RMS norm over the last dimension of x (rows, columns); weight and bias are (columns).
 pub(crate) fn layer_norm(
     session: &Session,
     x: &Array<f32>,
     [weight, bias]: [Option<&Array<f32>>; 2],
-    eps: f32,
+    (kind, eps): (NormKind, f32),
 ) -> Outcome<Normed> {
     let [rows, columns] = x.dims("x")?;
     if rows == 0 {
@@ -164,7 +217,11 @@ pub(crate) fn layer_norm(
     let (weight, bias) = (vector(&mut b, "weight", weight)?, vector(&mut b, "bias", bias)?);
     let (x, y) = (input(&mut b, "x", &[rows, columns])?, output(&mut b, "y", &[rows, columns])?);
     let statistics = Some(wide_output(&mut b, "statistics", &[rows, 2])?);
-    b.layer_norm("layer norm", &LayerNorm { weight, bias, eps, statistics, ..LayerNorm::new(x, y) })?;
+    let args = LayerNorm { weight, bias, eps, statistics, ..LayerNorm::new(x, y) };
+    match kind {
+        NormKind::Layer => b.layer_norm("layer norm", &args)?,
+        NormKind::Rms => b.rms_norm("RMS norm", &args)?,
+    }
     let mut written = session.run(&b.finish()?, &feeds)?;
     Ok(Normed { y: written.take("y")?, statistics: written.take("statistics")? })
 }

@@ -1,6 +1,8 @@
 //! ONNX's operators.
 
 use tileformer::Activation;
+use tileformer::layers::NormKind;
+use tileformer::spec::RotaryOrder;
 
 use super::case::{Attributes, Case, Value};
 use super::gpu::Session;
@@ -71,23 +73,23 @@ pub(crate) fn run(session: &Session, case: &Case) -> Outcome<Results> {
     let node = Node::new(case)?;
     let outputs = match case.text("op")? {
         "Attention" => onnx_attention::attention(session, &node)?,
-        "LayerNormalization" => layer_normalization(session, &node)?,
+        "LayerNormalization" => normalization(session, &node, NormKind::Layer)?,
+        "RMSNormalization" => normalization(session, &node, NormKind::Rms)?,
         "Softmax" => vec![softmax(session, &node)?],
         "Gelu" => vec![gelu(session, &node)?],
         "Relu" => vec![kernels::activation(session, node.float(0)?, Activation::Relu)?],
         "MatMul" => vec![mat_mul(session, node.float(0)?, node.float(1)?)?],
         "Gemm" => vec![gemm(session, &node)?],
         "Gather" => vec![gather(session, &node)?],
-        "RotaryEmbedding" => return unsupported("rotary positions"),
-        "RMSNormalization" => return unsupported("RMS norm"),
-        "SwiGLU" => return unsupported("gated activations"),
+        "RotaryEmbedding" => vec![rotary(session, &node)?],
+        "SwiGLU" => vec![kernels::gate(session, node.float(0)?, node.float(1)?, Activation::Silu)?],
         other => return unsupported(format!("operator {other}")),
     };
     Ok(node.results(outputs))
 }
 
 /// The norm over all dimensions from `axis` on, with mean and inverse deviation.
-fn layer_normalization(session: &Session, node: &Node<'_>) -> Outcome<Vec<Array<f32>>> {
+fn normalization(session: &Session, node: &Node<'_>, kind: NormKind) -> Outcome<Vec<Array<f32>>> {
     let (x, weight, bias) = (node.float(0)?, node.float(1)?, node.optional(2)?);
     let from = axis(node.attributes.int("axis")?.unwrap_or(-1), x.sizes().len())?;
     let (outer, inner) = x.sizes().split_at(from);
@@ -96,11 +98,44 @@ fn layer_normalization(session: &Session, node: &Node<'_>) -> Outcome<Vec<Array<
     let (weight, bias) = (vector(weight)?, bias.map(vector).transpose()?);
     let eps = node.attributes.float("epsilon")?.unwrap_or(1e-5);
     let flat = x.clone().reshape(&[rows, columns])?;
-    let normed = kernels::layer_norm(session, &flat, [Some(&weight), bias.as_ref()], eps)?;
+    let normed = kernels::layer_norm(session, &flat, [Some(&weight), bias.as_ref()], (kind, eps))?;
     let reduced = [outer, &vec![1; inner.len()]].concat();
     let statistics = normed.statistics.swap(0, 1)?;
     let statistic = |i: usize| statistics.narrow(i, 1)?.reshape(&reduced);
     Ok(vec![normed.y.reshape(x.sizes())?, statistic(0)?, statistic(1)?])
+}
+
+/// Heads turned by positions, which are ids into the caches of cosines and sines, or the rows themselves.
+fn rotary(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+    let (x, cos, sin) = (node.float(0)?, node.float(1)?, node.float(2)?);
+    // (B, NH, T, HS), or (B, T, NH · HS) with the number of heads as an attribute
+    let rows = match x.sizes() {
+        &[_, _, _, _] => x.swap(1, 2)?,
+        &[batch, t, width] => match node.attributes.int("num_heads")?.map(usize::try_from) {
+            Some(Ok(heads)) if heads > 0 && width.is_multiple_of(heads) => {
+                x.clone().reshape(&[batch, t, heads, width / heads])?
+            }
+            other => return failed(format!("num_heads: {other:?} for {:?}", x.sizes())),
+        },
+        other => return failed(format!("input: expected 3 or 4 dimensions, found {other:?}")),
+    };
+    let &[batch, t, heads, size] = rows.sizes() else { return failed("input: 4 dimensions") };
+    let half = cos.columns();
+    let (positions, caches) = match node.input(3)? {
+        Some(Value::Int(ids)) => (ids.values().to_vec(), cos.sizes()[0]),
+        Some(_) => return failed("position_ids: expected integers"),
+        None => ((0..(batch * t) as i64).collect(), batch * t),
+    };
+    let positions = positions.iter().map(|&p| u32::try_from(p).map_err(|e| Stop::Failed(format!("position {p}: {e}"))));
+    let positions = positions.collect::<Outcome<Vec<u32>>>()?;
+    let flat = |cache: &Array<f32>| cache.clone().reshape(&[caches, half]);
+    let (cos, sin) = (flat(cos)?, flat(sin)?);
+    let pairs = cos.values().chunks(half).zip(sin.values().chunks(half));
+    let table = Array::new(&[caches, 2 * half], pairs.flat_map(|(c, s)| [c, s].concat()).collect())?;
+    let order = if node.attributes.flag("interleaved")? { RotaryOrder::Interleaved } else { RotaryOrder::Halves };
+    let turned = kernels::rotary(session, &rows.reshape(&[batch * t, heads, size])?, &table, order, positions)?;
+    let y = turned.reshape(&[batch, t, heads, size])?;
+    if x.sizes().len() == 4 { y.swap(1, 2) } else { y.reshape(x.sizes()) }
 }
 
 /// Before opset 13 all dimensions from the axis on are one.

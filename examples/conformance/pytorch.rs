@@ -1,6 +1,7 @@
 //! PyTorch's modules.
 
 use tileformer::Activation;
+use tileformer::layers::NormKind;
 
 use super::case::{Case, Value};
 use super::gpu::Session;
@@ -17,7 +18,8 @@ pub(crate) fn run(session: &Session, case: &Case) -> Outcome<Results> {
         "TransformerDecoderLayer" => single(pytorch_layers::decoder_layer(session, case)?),
         "TransformerDecoder" => single(pytorch_layers::decoder(session, case)?),
         "Transformer" => single(pytorch_layers::transformer(session, case)?),
-        "LayerNorm" => single(layer_norm(session, case)?),
+        "LayerNorm" => single(norm(session, case, "in.input", (NormKind::Layer, 1e-5))?),
+        "RMSNorm" => single(norm(session, case, "in.x", (NormKind::Rms, f32::EPSILON))?),
         "Linear" => single(linear(session, case)?),
         "Softmax" => single(softmax(session, case)?),
         "Embedding" => single(embedding(session, case)?),
@@ -25,7 +27,6 @@ pub(crate) fn run(session: &Session, case: &Case) -> Outcome<Results> {
         "ReLU" => single(kernels::activation(session, case.float("in.input")?, Activation::Relu)?),
         "SiLU" => single(kernels::activation(session, case.float("in.input")?, Activation::Silu)?),
         "Tanh" => single(kernels::activation(session, case.float("in.input")?, Activation::Tanh)?),
-        "RMSNorm" => unsupported("RMS norm"),
         other => unsupported(format!("module {other}")),
     }
 }
@@ -56,19 +57,19 @@ fn softmax(session: &Session, case: &Case) -> Outcome<Array<f32>> {
     kernels::softmax_over(session, x, case.attributes("attrs")?.int("dim")?.unwrap_or(unsaid))
 }
 
-/// The norm over the last dimensions, those of `normalized_shape`.
-fn layer_norm(session: &Session, case: &Case) -> Outcome<Array<f32>> {
+/// The norm over the last dimensions, those of `normalized_shape`; with the eps that stands for none.
+fn norm(session: &Session, case: &Case, input: &str, (kind, eps): (NormKind, f32)) -> Outcome<Array<f32>> {
     let attributes = case.attributes("attrs")?;
-    let (x, inner) = (case.float("in.input")?, attributes.sizes("normalized_shape")?);
+    let (x, inner) = (case.float(input)?, attributes.sizes("normalized_shape")?);
     let Some(outer) = x.sizes().strip_suffix(inner.as_slice()) else {
         return failed(format!("{:?} does not end in the normalized shape {inner:?}", x.sizes()));
     };
     let (rows, columns) = (outer.iter().product(), inner.iter().product());
     let vector = |name: &str| case.optional(name)?.map(|v| v.clone().reshape(&[columns])).transpose();
     let (weight, bias) = (vector("w.weight")?, vector("w.bias")?);
-    let eps = attributes.float("eps")?.unwrap_or(1e-5);
+    let eps = attributes.float("eps")?.unwrap_or(eps);
     let flat = x.clone().reshape(&[rows, columns])?;
-    kernels::layer_norm(session, &flat, [weight.as_ref(), bias.as_ref()], eps)?.y.reshape(x.sizes())
+    kernels::layer_norm(session, &flat, [weight.as_ref(), bias.as_ref()], (kind, eps))?.y.reshape(x.sizes())
 }
 
 /// The table is stored as the call left it, so a `max_norm` is in it already.

@@ -1,7 +1,7 @@
 //! PyTorch's transformer layers, stacks and `Transformer`, each through the crate's layer programs.
 
 use tileformer::layers::{
-    Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, Inputs, MultiHeadAttention, Norm, Placement, Stack,
+    Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, Inputs, MultiHeadAttention, Norm, NormKind, Placement, Stack,
 };
 use tileformer::{Activation, BatchShape};
 
@@ -92,7 +92,12 @@ impl<'a> Module<'a> {
 
     fn norm(&self, prefix: &str) -> Outcome<Norm> {
         let eps = self.attributes.float("layer_norm_eps")?.unwrap_or(1e-5);
-        Ok(Norm { eps, weight: self.has(&format!("{prefix}weight")), bias: self.has(&format!("{prefix}bias")) })
+        Ok(Norm {
+            kind: NormKind::Layer,
+            eps,
+            weight: self.has(&format!("{prefix}weight")),
+            bias: self.has(&format!("{prefix}bias")),
+        })
     }
 
     /// The norm behind a stack, where the file has one.

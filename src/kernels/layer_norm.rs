@@ -1,4 +1,4 @@
-//! `layer_norm`: y = (s − mean) / √(variance + eps) · weight + bias, s = x + residual.
+//! `layer_norm`: y = (s − mean) / √(variance + eps) · weight + bias, s = x + residual; `rms_norm`: the same without the mean.
 
 use super::{rows_case, stride};
 use crate::builder::{Builder, Launch};
@@ -23,6 +23,7 @@ params! {
         bias: u32,
         sum: u32,
         statistics: u32,
+        centered: u32,
         eps: f32,
         x_offset: u32,
         residual_offset: u32,
@@ -56,7 +57,8 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// Layer norm over the last dimension, with the residual added first. eps stands inside the root.
+/// Layer norm ([`Builder::layer_norm`]) or RMS norm ([`Builder::rms_norm`]) over the last dimension, with the residual added first. eps
+/// stands inside the root.
 ///
 /// Deviations from the mean are squared and summed in f32: below about 1e-19 they count as zero, and a row whose sum overflows
 /// has no defined result.
@@ -96,6 +98,19 @@ impl Builder {
     /// [`Error::Shape`] for tensors that do not fit each other, [`Error::Option`] for an eps that is negative or not finite,
     /// [`Error::Alias`] for an output that is also read, [`Error::Limit`] for a tensor that exceeds a binding.
     pub fn layer_norm(&mut self, label: &str, norm: &LayerNorm) -> Result<()> {
+        self.normalise(label, norm, true)
+    }
+
+    /// Appends an RMS norm: y = s / √(mean of s² + eps) · weight + bias with s = x + residual. The mean among the statistics is 0.
+    /// (Zhang and Sennrich, arXiv 1910.07467)
+    ///
+    /// # Errors
+    /// As [`Builder::layer_norm`].
+    pub fn rms_norm(&mut self, label: &str, norm: &LayerNorm) -> Result<()> {
+        self.normalise(label, norm, false)
+    }
+
+    fn normalise(&mut self, label: &str, norm: &LayerNorm, centered: bool) -> Result<()> {
         let &LayerNorm { x, residual, weight, bias, eps, y, sum, statistics } = norm;
         let &[rows, columns] = x.layout().sizes() else {
             return Err(Error::shape("x", "(rows, columns)", x.layout()));
@@ -132,6 +147,7 @@ impl Builder {
             bias: u32::from(bias.is_some()),
             sum: u32::from(sum.is_some()),
             statistics: u32::from(statistics.is_some()),
+            centered: u32::from(centered),
             eps,
             ..Params::default()
         };

@@ -14,9 +14,11 @@ mod attention_weights;
 mod cache_append;
 mod cache_gather;
 mod embedding;
+mod gate;
 mod layer_norm;
 mod linear;
 mod masked_softmax;
+mod rotary;
 mod visibility;
 
 pub use activation::ActivationRows;
@@ -29,9 +31,11 @@ pub use attention_weights::AttentionWeights;
 pub use cache_append::CacheAppend;
 pub use cache_gather::CacheGather;
 pub use embedding::EmbeddingRows;
+pub use gate::Gate;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use masked_softmax::MaskedSoftmax;
+pub use rotary::{Rotary, RotaryPositions};
 pub use visibility::Visibility;
 
 use crate::classes::{
@@ -110,6 +114,8 @@ static FAMILIES: &[Family] = &[
     Family { outputs: 1, ..family(&layer_norm::KERNEL, ROWS_SINGLE, &[Storage::F32]) },
     Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, NARROW_ROWS_X4, &[Storage::F16x4, Storage::Packedx4]) },
     Family { outputs: 1, ..family(&layer_norm::KERNEL, &[&ROWS_32], &[Storage::F16, Storage::Packed]) },
+    family(&gate::KERNEL, &[&FLAT], Storage::ALL),
+    family(&rotary::KERNEL, &[&FLAT], Storage::ALL),
     family(&embedding::KERNEL, &[&FLAT], Storage::ALL),
     family(&cache_append::KERNEL, &[&FLAT], Storage::ALL),
     family(&cache_gather::KERNEL, &[&FLAT], Storage::ALL),

@@ -188,7 +188,11 @@ impl Builder {
         let weight = self.vector(norm.weight, &format!("{prefix}weight"), columns)?;
         let bias = self.vector(norm.bias, &format!("{prefix}bias"), columns)?;
         let label = prefix.trim_end_matches('.');
-        self.layer_norm(label, &LayerNorm { weight, bias, eps: norm.eps, ..LayerNorm::new(x, y) })
+        let args = LayerNorm { weight, bias, eps: norm.eps, ..LayerNorm::new(x, y) };
+        match norm.kind {
+            NormKind::Layer => self.layer_norm(label, &args),
+            NormKind::Rms => self.rms_norm(label, &args),
+        }
     }
 
     /// Appends y = `linear2`(activation(`linear1`(x))) + residual.

@@ -44,6 +44,18 @@ pub struct LayerNormOutput<T> {
 /// # Errors
 /// [`Error::Shape`] for a slice of another length, [`Error::Option`] for a size of 0 or an eps that is negative or not finite.
 pub fn layer_norm<T: Real>(p: &LayerNorm<'_, T>) -> Result<LayerNormOutput<T>> {
+    normalise(p, true)
+}
+
+/// RMS norm: y = s / √(Σ s² / d + eps) · weight + bias; the mean is given as 0 (Zhang and Sennrich, arXiv 1910.07467).
+///
+/// # Errors
+/// As [`layer_norm`].
+pub fn rms_norm<T: Real>(p: &LayerNorm<'_, T>) -> Result<LayerNormOutput<T>> {
+    normalise(p, false)
+}
+
+fn normalise<T: Real>(p: &LayerNorm<'_, T>, centered: bool) -> Result<LayerNormOutput<T>> {
     check(p)?;
     let count = T::of(p.d as f64);
     let sum: Vec<T> = match p.residual {
@@ -53,12 +65,12 @@ pub fn layer_norm<T: Real>(p: &LayerNorm<'_, T>) -> Result<LayerNormOutput<T>> {
     let mut out = LayerNormOutput { y: Vec::with_capacity(sum.len()), sum, mean: vec![], inverse_deviation: vec![] };
     for row in out.sum.chunks_exact(p.d) {
         // pass 1: the mean, as seen from the first element
-        let first = row[0];
+        let first = if centered { row[0] } else { T::zero() };
         let mut total = T::zero();
         for &s in row {
             total += s - first;
         }
-        let mean = total / count;
+        let mean = if centered { total / count } else { T::zero() };
         // pass 2: the variance
         let mut squares = T::zero();
         for &s in row {

@@ -15,11 +15,13 @@ pub mod attention_scores;
 pub mod attention_values;
 pub mod cache;
 pub mod embedding;
+pub mod gate;
 pub mod layer_norm;
 pub mod layers;
 pub mod linear;
 pub mod masked_softmax;
 pub mod real;
+pub mod rotary;
 
 pub use activation::{activation, activation_rows};
 pub use additive_scores::additive_scores;
@@ -29,10 +31,12 @@ pub use attention_scores::attention_scores;
 pub use attention_values::attention_values;
 pub use cache::{cache_append, cache_gather};
 pub use embedding::{EmbeddingInputs, add_positions, embedding};
-pub use layer_norm::{LayerNorm, LayerNormOutput, layer_norm};
+pub use gate::gate;
+pub use layer_norm::{LayerNorm, LayerNormOutput, layer_norm, rms_norm};
 pub use linear::{Linear, linear};
 pub use masked_softmax::{log_sum_exp, masked_softmax, masked_softmax_options};
 pub use real::Real;
+pub use rotary::rotary;
 
 use crate::error::{Error, Result};
 use crate::shape::MAX_ELEMENTS;

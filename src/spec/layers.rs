@@ -173,10 +173,21 @@ pub enum Placement {
     Pre,
 }
 
-/// A layer norm: (x − mean) / √(variance + eps) · weight + bias over the last dimension (Ba et al., arXiv 1607.06450). eps
-/// stands inside the root.
+/// What a norm divides by, and whether it subtracts the mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NormKind {
+    /// (x − mean) / √(variance + eps) (Ba et al., arXiv 1607.06450).
+    #[default]
+    Layer,
+    /// x / √(mean of x² + eps), as in Llama (Zhang and Sennrich, arXiv 1910.07467).
+    Rms,
+}
+
+/// A norm over the last dimension, times weight plus bias. eps stands inside the root.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
+    /// Layer norm or RMS norm.
+    pub kind: NormKind,
     /// Added to the variance; at least 0.
     pub eps: f32,
     /// Whether `weight` is bound.
@@ -187,11 +198,17 @@ pub struct Norm {
 
 impl Default for Norm {
     fn default() -> Self {
-        Self { eps: 1e-5, weight: true, bias: true }
+        Self { kind: NormKind::Layer, eps: 1e-5, weight: true, bias: true }
     }
 }
 
 impl Norm {
+    /// RMS norm with a weight and no bias.
+    #[must_use]
+    pub fn rms(eps: f32) -> Self {
+        Self { kind: NormKind::Rms, eps, weight: true, bias: false }
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         if self.eps.is_finite() && self.eps >= 0.0 {
             Ok(())

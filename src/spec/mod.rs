@@ -2,8 +2,11 @@
 
 pub mod cache;
 pub mod layers;
+mod positions;
 
 use crate::error::{Error, Result};
+
+pub use positions::{RotaryOrder, RotaryScaling, SinusoidOrder, rotary_table, sinusoidal_positions};
 
 /// The most heads that can have an ALiBi slope of their own: the slopes live in the kernel's uniform.
 pub const MAX_SLOPES: usize = 128;
@@ -348,41 +351,6 @@ impl Sequences {
 
 fn to_u32(name: &str, value: usize) -> Result<u32> {
     u32::try_from(value).map_err(|_| Error::option(name, "below 2^30", value))
-}
-
-/// The two published orders of the sinusoidal positions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum SinusoidOrder {
-    /// sin and cos take turns: P(pos, 2i) = sin, P(pos, 2i + 1) = cos (Vaswani et al., arXiv 1706.03762).
-    Interleaved,
-    /// All sines, then all cosines, as Marian and tensor2tensor publish them.
-    Halves,
-}
-
-/// The sinusoidal position table, `f32` (positions, d_model): sin and cos of pos / 10000^(2i/d_model), computed in f64.
-/// An odd `d_model` has one sine more than cosines.
-///
-/// WGSL's `sin` is only good to 2⁻¹¹, so the table is made here and bound like a learned one.
-///
-/// # Errors
-/// [`Error::Option`] for a size of 0 or [`crate::shape::MAX_ELEMENTS`] and more elements.
-pub fn sinusoidal_positions(positions: usize, d_model: usize, order: SinusoidOrder) -> Result<Vec<f32>> {
-    let layout = crate::shape::Layout::contiguous(&[positions, d_model])?;
-    let sines = d_model.div_ceil(2);
-    let angle = |position: usize, pair: usize| position as f64 / 10000f64.powf((2 * pair) as f64 / d_model as f64);
-    let mut table = Vec::with_capacity(layout.len());
-    for position in 0..positions {
-        table.extend((0..d_model).map(|c| {
-            let (pair, is_sine) = match order {
-                SinusoidOrder::Interleaved => (c / 2, c % 2 == 0),
-                SinusoidOrder::Halves => (c % sines, c < sines),
-            };
-            let angle = angle(position, pair);
-            (if is_sine { angle.sin() } else { angle.cos() }) as f32
-        }));
-    }
-    Ok(table)
 }
 
 /// Refuses ids that lie outside a table of `rows` rows, naming the first.

@@ -14,9 +14,9 @@ pub use embeddings::embeddings;
 pub use encoder::{encoder, encoder_layer};
 pub use weights::Weights;
 
-use super::{LayerNorm, Linear, MaskValues, Real, add_positions, layer_norm, linear};
+use super::{LayerNorm, Linear, MaskValues, Real, add_positions, layer_norm, linear, rms_norm};
 use crate::error::Result;
-use crate::spec::layers::{FeedForward, Norm, Placement};
+use crate::spec::layers::{FeedForward, Norm, NormKind, Placement};
 use crate::spec::{Activation, BatchShape, Sequence};
 
 /// The masks of one attention, each bound exactly where its options say so.
@@ -107,7 +107,12 @@ pub fn feed_forward<T: Real>(
 pub fn norm<T: Real>(spec: &Norm, weights: &Weights<'_, T>, prefix: &str, x: &[T], rows: usize, d: usize) -> Result<Vec<T>> {
     let weight = weights.get_if(spec.weight, &format!("{prefix}weight"), &[d])?;
     let bias = weights.get_if(spec.bias, &format!("{prefix}bias"), &[d])?;
-    Ok(layer_norm(&LayerNorm { x, residual: None, weight, bias, eps: spec.eps, rows, d })?.y)
+    let args = LayerNorm { x, residual: None, weight, bias, eps: spec.eps, rows, d };
+    let normed = match spec.kind {
+        NormKind::Layer => layer_norm(&args),
+        NormKind::Rms => rms_norm(&args),
+    };
+    Ok(normed?.y)
 }
 
 /// One sublayer with its residual and its norm: x + f(norm(x)) or norm(x + f(x)).
