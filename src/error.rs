@@ -121,6 +121,14 @@ pub enum Error {
         /// The wgpu feature's name.
         feature: &'static str,
     },
+    /// A checkpoint cannot be used.
+    #[error("{what}: {problem}")]
+    Checkpoint {
+        /// The file, the tensor, or the key of the configuration.
+        what: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A device, a queue or a mapping failed.
     #[error("device: {0}")]
     Device(String),
@@ -130,6 +138,12 @@ impl Error {
     /// An [`Error::Option`] from anything that can be shown.
     pub(crate) fn option(what: impl Into<String>, expected: impl ToString, found: impl ToString) -> Self {
         Self::Option { what: what.into(), expected: expected.to_string(), found: found.to_string() }
+    }
+
+    /// An [`Error::Checkpoint`] from anything that can be shown.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn checkpoint(what: impl ToString, problem: impl ToString) -> Self {
+        Self::Checkpoint { what: what.to_string(), problem: problem.to_string() }
     }
 
     /// An [`Error::Shape`] from anything that can be shown.

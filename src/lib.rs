@@ -8,6 +8,8 @@ pub mod convenience;
 pub mod error;
 pub mod kernels;
 pub mod layers;
+#[cfg(feature = "safetensors")]
+pub mod models;
 mod pipeline;
 mod plan;
 mod program;

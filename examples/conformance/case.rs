@@ -37,6 +37,8 @@ pub(crate) struct Case {
     metadata: HashMap<String, String>,
     /// By their names in the file: `in.NAME`, `w.NAME`, `out.NAME`.
     tensors: BTreeMap<String, Value>,
+    /// The weights by their names without `w.`, as they are stored, where a model is to read them.
+    stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
     f16: bool,
 }
 
@@ -51,9 +53,13 @@ impl Case {
         let malformed = |e: safetensors::SafeTensorError| Stop::Failed(format!("no safetensors file: {e}"));
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
         let file = SafeTensors::deserialize(bytes).map_err(malformed)?;
-        let mut case =
-            Self { metadata: header.metadata().clone().unwrap_or_default(), tensors: BTreeMap::new(), f16: false };
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let mut case = Self { metadata, tensors: BTreeMap::new(), stored: Vec::new(), f16: false };
+        let is_model = case.metadata.contains_key("config");
         for (name, view) in file.iter() {
+            if let Some(weight) = name.strip_prefix("w.").filter(|_| is_model) {
+                case.stored.push((weight.to_owned(), view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+            }
             case.f16 |= view.dtype() == Dtype::F16 && !name.starts_with("out.");
             case.tensors.insert(name.to_owned(), value(&view)?);
         }
@@ -121,6 +127,16 @@ impl Case {
     /// A float tensor by its full name.
     pub(crate) fn float(&self, name: &str) -> Outcome<&Array<f32>> {
         self.optional(name)?.map_or_else(|| failed(format!("no {name} in the file")), Ok)
+    }
+
+    /// The weights as a checkpoint's file.
+    pub(crate) fn weights(&self) -> Outcome<Vec<u8>> {
+        let malformed = |e: safetensors::SafeTensorError| Stop::Failed(format!("weights: {e}"));
+        let mut views = Vec::new();
+        for (name, dtype, sizes, bytes) in &self.stored {
+            views.push((name.as_str(), TensorView::new(*dtype, sizes.clone(), bytes).map_err(malformed)?));
+        }
+        safetensors::serialize(views, None).map_err(malformed)
     }
 
     /// The expected outputs, by their names without `out.`.

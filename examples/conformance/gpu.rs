@@ -1,9 +1,10 @@
 //! The device, and programs run on it with tensors from the host.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tileformer::convenience::{Gpu, Setup};
+use tileformer::models::{Checkpoint, WeightMap};
 use tileformer::{Bindings, Builder, Element, Kernels, Layout, Options, Program, Role, TensorView};
 
 use super::case::Case;
@@ -108,16 +109,37 @@ impl Session {
     /// Runs a program once. Outputs hold NaN before, so that an element which nothing writes is found out.
     pub(crate) fn run(&self, program: &Program, feeds: &Feeds<'_>) -> Outcome<Written> {
         let mut bindings = Bindings::new();
-        let mut outputs = Vec::new();
-        for (name, role, element, layout) in program.tensors() {
-            let view = match role {
-                Role::Output => self.gpu.upload_floats(element, layout.sizes(), &vec![f32::NAN; layout.len()])?,
-                _ => self.upload(element, layout, feeds.get(name, role, layout)?)?,
+        for (name, role, element, layout) in program.tensors().filter(|(_, role, ..)| *role != Role::Output) {
+            bindings.set(name, self.upload(element, layout, feeds.get(name, role, layout)?)?);
+        }
+        self.run_bound(program, bindings)
+    }
+
+    /// Runs a model's program once, over the weights of a checkpoint and these words.
+    pub(crate) fn run_model(
+        &self,
+        program: &Program,
+        checkpoint: &Checkpoint,
+        map: &WeightMap,
+        feeds: &BTreeMap<&str, Vec<u32>>,
+    ) -> Outcome<Written> {
+        let mut bindings = self.gpu.upload_checkpoint(&[program], checkpoint, map, |_| {})?;
+        for (name, _, _, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Input) {
+            let Some(words) = feeds.get(name) else {
+                return failed(format!("{name}: the program reads it, and nothing provides it"));
             };
-            if role == Role::Output {
-                outputs.push((name, view.clone()));
-            }
-            bindings.set(name, view);
+            bindings.set(name, self.gpu.upload_u32(layout.sizes(), words)?);
+        }
+        self.run_bound(program, bindings)
+    }
+
+    /// Adds the outputs, runs, and reads them.
+    fn run_bound(&self, program: &Program, mut bindings: Bindings) -> Outcome<Written> {
+        let mut outputs = Vec::new();
+        for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Output) {
+            let view = self.gpu.upload_floats(element, layout.sizes(), &vec![f32::NAN; layout.len()])?;
+            bindings.set(name, view.clone());
+            outputs.push((name, view));
         }
         self.gpu.run(&program.bind(&bindings)?)?;
         let mut written = Written::default();

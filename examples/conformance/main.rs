@@ -6,15 +6,16 @@
 //!     --list-adapters       names the adapters and ends
 //! ```
 //!
-//! A case is one safetensors file. Its metadata has `suite` (`onnx` or `pytorch`), `op`, `attrs` (JSON) and
+//! A case is one safetensors file. Its metadata has `suite` (`onnx`, `pytorch` or `huggingface`), `op` and
 //!
-//! * for ONNX `opset`, `inputs` and `outputs` (the node's arguments, JSON, "" for one left out), `rtol` and `atol`,
-//! * for PyTorch `call` (JSON: the call's arguments that are no tensors).
+//! * for ONNX `attrs` (JSON), `opset`, `inputs` and `outputs` (the node's arguments, JSON, "" for one left out), `rtol` and `atol`,
+//! * for PyTorch `attrs` and `call` (JSON: the call's arguments that are no tensors),
+//! * for Hugging Face `config` (the model's `config.json`).
 //!
 //! Its tensors are inputs (`in.NAME`), weights (`w.NAME`) and expected outputs (`out.NAME`). Every expected output is computed on
 //! the GPU and compared: an element may be off by 2e-5 of the tensor's largest |expected| and 1e-4 of its own, or by the file's own
 //! `atol` and `rtol` where those allow more; by 1e-2 of either where an input is f16. NaN is wrong where it is not expected, and
-//! infinities must be equal.
+//! infinities must be equal. Models go through the crate's checkpoint loader, and are computed on the CPU reference as well.
 //!
 //! One line a case:
 //!
@@ -34,6 +35,7 @@ mod attention;
 mod case;
 mod gpu;
 mod host;
+mod huggingface;
 mod judge;
 mod kernels;
 mod onnx;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::case::Case;
 use super::gpu::Session;
-use super::judge::{Outcome, Results, Verdict, judge, unsupported};
-use super::{onnx, pytorch};
+use super::judge::{Deviation, Outcome, Stop, Verdict, judge, unsupported};
+use super::{huggingface, onnx, pytorch};
 use tileformer::Element;
 
 /// How many cases ended in which way.
@@ -69,15 +69,24 @@ pub(crate) fn run_file(session: &Session, path: &Path) -> Verdict {
 
 /// Runs a case and compares every output.
 pub(crate) fn run_case(session: &Session, case: &Case) -> Verdict {
-    let results = outputs(session, case).and_then(|results| judge(case, &results));
-    results.map_or_else(Verdict::from, Verdict::Passed)
+    compared(session, case).map_or_else(Verdict::from, Verdict::Passed)
 }
 
-fn outputs(session: &Session, case: &Case) -> Outcome<Results> {
+fn compared(session: &Session, case: &Case) -> Outcome<Deviation> {
     let session = &session.stored(if case.is_f16() { Element::F16 } else { Element::F32 });
     match case.suite()? {
-        "onnx" => onnx::run(session, case),
-        "pytorch" => pytorch::run(session, case),
+        "onnx" => judge(case, &onnx::run(session, case)?),
+        "pytorch" => judge(case, &pytorch::run(session, case)?),
+        "huggingface" => {
+            let run = huggingface::Run::new(case)?;
+            let on_reference = |stop| match stop {
+                Stop::Failed(reason) => Stop::Failed(format!("on the CPU reference: {reason}")),
+                other => other,
+            };
+            let twin = run.on_reference().and_then(|results| judge(case, &results)).map_err(on_reference)?;
+            let worst = judge(case, &run.on_gpu(session)?)?;
+            Ok(if twin.share() > worst.share() { twin } else { worst })
+        }
         other => unsupported(format!("suite {other}")),
     }
 }

@@ -2,6 +2,12 @@
 //! apart from the core, and nothing in the core needs it.
 #![allow(clippy::disallowed_methods)]
 
+#[cfg(feature = "safetensors")]
+mod checkpoint;
+
+#[cfg(feature = "safetensors")]
+pub use checkpoint::Loaded;
+
 use std::sync::mpsc;
 
 use half::f16;

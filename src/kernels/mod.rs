@@ -18,6 +18,7 @@ mod gate;
 mod layer_norm;
 mod linear;
 mod masked_softmax;
+mod pool;
 mod rotary;
 mod visibility;
 
@@ -35,6 +36,7 @@ pub use gate::Gate;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use masked_softmax::MaskedSoftmax;
+pub use pool::Pool;
 pub use rotary::{Rotary, RotaryPositions};
 pub use visibility::Visibility;
 
@@ -117,6 +119,7 @@ static FAMILIES: &[Family] = &[
     family(&gate::KERNEL, &[&FLAT], Storage::ALL),
     family(&rotary::KERNEL, &[&FLAT], Storage::ALL),
     family(&embedding::KERNEL, &[&FLAT], Storage::ALL),
+    family(&pool::KERNEL, &[&FLAT], Storage::ALL),
     family(&cache_append::KERNEL, &[&FLAT], Storage::ALL),
     family(&cache_gather::KERNEL, &[&FLAT], Storage::ALL),
     rows_x4(&argmax::KERNEL, ROWS_X4, &[Storage::F32x4]),

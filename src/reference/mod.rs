@@ -20,6 +20,7 @@ pub mod layer_norm;
 pub mod layers;
 pub mod linear;
 pub mod masked_softmax;
+pub mod pool;
 pub mod real;
 pub mod rotary;
 
@@ -35,6 +36,7 @@ pub use gate::gate;
 pub use layer_norm::{LayerNorm, LayerNormOutput, layer_norm, rms_norm};
 pub use linear::{Linear, linear};
 pub use masked_softmax::{log_sum_exp, masked_softmax, masked_softmax_options};
+pub use pool::pool;
 pub use real::Real;
 pub use rotary::rotary;
 

@@ -2,11 +2,13 @@
 
 pub mod cache;
 pub mod layers;
+mod pooling;
 mod positions;
 
-use crate::error::{Error, Result};
-
+pub use pooling::Pooling;
 pub use positions::{RotaryOrder, RotaryScaling, SinusoidOrder, rotary_table, sinusoidal_positions};
+
+use crate::error::{Error, Result};
 
 /// The most heads that can have an ALiBi slope of their own: the slopes live in the kernel's uniform.
 pub const MAX_SLOPES: usize = 128;

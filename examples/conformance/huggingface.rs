@@ -1,0 +1,142 @@
+//! Models under their checkpoint names, of Hugging Face's library, through the crate's loader: on the GPU, and on the CPU reference.
+
+use std::collections::BTreeMap;
+
+use tileformer::layers::Inputs;
+use tileformer::models::Checkpoint;
+use tileformer::models::bert::{Bert, BertInputs, Output};
+use tileformer::{BatchShape, Sequences};
+
+use super::case::{Case, Value};
+use super::gpu::Session;
+use super::host::Array;
+use super::judge::{Outcome, Results, failed, unsupported};
+
+/// A model with its inputs, ready to be run anywhere.
+pub(crate) struct Run {
+    checkpoint: Checkpoint,
+    bert: Bert,
+    /// (B · T)
+    ids: Vec<u32>,
+    segment_ids: Vec<u32>,
+    sequences: Sequences,
+    /// (B, T), where lengths do not say which tokens count.
+    key_mask: Option<Vec<u32>>,
+    shape: BatchShape,
+    /// Each expected output's name, and ours.
+    outputs: Vec<(String, Output)>,
+}
+
+/// Which tokens of (B, T) count: by lengths where those come first, else by a mask.
+struct Attended {
+    sequences: Sequences,
+    key_mask: Option<Vec<u32>>,
+}
+
+impl Attended {
+    fn of(mask: &[u32], [batch, longest]: [usize; 2]) -> Outcome<Self> {
+        let rows = || mask.chunks_exact(longest.max(1));
+        let lengths: Vec<usize> = rows().map(|row| row.iter().filter(|&&m| m != 0).count()).collect();
+        if rows().zip(&lengths).all(|(row, &len)| row[..len].iter().all(|&m| m != 0)) {
+            return Ok(Self { sequences: Sequences::padded(&lengths, longest)?, key_mask: None });
+        }
+        let sequences = Sequences::padded(&vec![longest; batch], longest)?;
+        Ok(Self { sequences, key_mask: Some(mask.to_vec()) })
+    }
+}
+
+impl Run {
+    /// Reads a case.
+    pub(crate) fn new(case: &Case) -> Outcome<Self> {
+        match case.text("op")? {
+            "BertForPreTraining" => {}
+            other => return unsupported(format!("model {other}")),
+        }
+        let checkpoint = Checkpoint::from_bytes(case.text("config")?, vec![("the case's weights".into(), case.weights()?)])?;
+        let mut bert = Bert::new(&checkpoint)?;
+        let (sizes, ids) = words(case, "in.input_ids")?;
+        let &[batch, longest] = sizes else {
+            return failed(format!("in.input_ids: expected (B, T), found {sizes:?}"));
+        };
+        if ids.is_empty() {
+            return unsupported("sequences with a dimension of size 0");
+        }
+        let like_ids = |name: &str, default: u32| match case.get(name) {
+            None => Ok(vec![default; ids.len()]),
+            Some(_) => match words(case, name)? {
+                (other, values) if other == sizes => Ok(values),
+                (other, _) => failed(format!("{name}: expected {sizes:?}, found {other:?}")),
+            },
+        };
+        let segment_ids = like_ids("in.token_type_ids", 0)?;
+        let Attended { sequences, key_mask } = Attended::of(&like_ids("in.attention_mask", 1)?, [batch, longest])?;
+        bert.layer.attention.options.key_mask = key_mask.is_some();
+        let outputs = case.outputs().filter_map(|(name, _)| Some((name.to_owned(), output(name)?))).collect();
+        let shape = BatchShape::padded(batch, longest);
+        Ok(Self { checkpoint, bert, ids, segment_ids, sequences, key_mask, shape, outputs })
+    }
+
+    fn wanted(&self) -> Vec<Output> {
+        self.outputs.iter().map(|(_, output)| *output).collect()
+    }
+
+    /// Every expected output that is known, from the GPU.
+    pub(crate) fn on_gpu(&self, session: &Session) -> Outcome<Results> {
+        let inputs = Inputs::new(self.shape).with_storage(session.storage());
+        let program = self.bert.program(session.kernels(), &inputs, &self.wanted())?;
+        let words = |values: &[u32]| values.to_vec();
+        let mut feeds = BTreeMap::from([
+            ("ids", words(&self.ids)),
+            ("segment_ids", words(&self.segment_ids)),
+            ("sequences", words(self.sequences.words())),
+        ]);
+        feeds.extend(self.key_mask.as_deref().map(|mask| ("key_mask", words(mask))));
+        let mut written = session.run_model(&program, &self.checkpoint, &self.bert.weights(), &feeds)?;
+        self.named(|name, _| written.take(name))
+    }
+
+    /// The same from the CPU reference.
+    pub(crate) fn on_reference(&self) -> Outcome<Results> {
+        let wanted = self.wanted();
+        let host = self.bert.host_weights::<f32>(&self.checkpoint, &wanted)?;
+        let Self { ids, segment_ids, sequences, key_mask, .. } = self;
+        let inputs = BertInputs { ids, segment_ids, sequences, key_mask: key_mask.as_deref() };
+        let mut found = self.bert.reference(&host.weights()?, &inputs, &wanted)?;
+        self.named(|name, sizes| Array::new(sizes, found.remove(name).unwrap_or_default()))
+    }
+
+    /// The outputs by their expected names, batch first.
+    fn named(&self, mut take: impl FnMut(&str, &[usize]) -> Outcome<Array<f32>>) -> Outcome<Results> {
+        let (batch, longest, width) = (self.shape.sequences, self.shape.longest_q, self.bert.embedding.d_model);
+        let named = |(name, output): &(String, Output)| {
+            let sizes = match output {
+                Output::Hidden(_) => vec![batch, longest, width],
+                Output::Attention(_) => vec![batch, self.bert.layer.attention.n_heads, longest, longest],
+                Output::MaskedLanguage => vec![batch, longest, self.bert.embedding.vocabulary],
+                _ => vec![batch, 2],
+            };
+            Ok((name.clone(), take(&output.name(), &sizes)?.reshape(&sizes)?))
+        };
+        self.outputs.iter().map(named).collect()
+    }
+}
+
+/// Our output for an expected one.
+fn output(name: &str) -> Option<Output> {
+    let number = |prefix: &str| name.strip_prefix(prefix).and_then(|n| n.parse::<usize>().ok());
+    match name {
+        "mlm_logits" => Some(Output::MaskedLanguage),
+        "nsp_logits" => Some(Output::NextSentence),
+        _ => number("hidden_").map(Output::Hidden).or_else(|| number("attention_").map(Output::Attention)),
+    }
+}
+
+/// Integers that fit 32 bits without a sign, with their sizes.
+fn words<'a>(case: &'a Case, name: &str) -> Outcome<(&'a [usize], Vec<u32>)> {
+    let Some(Value::Int(array)) = case.get(name) else { return failed(format!("{name}: expected integers")) };
+    let values: Option<Vec<u32>> = array.values().iter().map(|&v| u32::try_from(v).ok()).collect();
+    match values {
+        Some(values) => Ok((array.sizes(), values)),
+        None => failed(format!("{name}: expected numbers from 0 to 2^32")),
+    }
+}

@@ -1,0 +1,90 @@
+//! Weights from a checkpoint to the device.
+
+use std::collections::BTreeMap;
+
+use super::{Gpu, UPLOAD_BYTES};
+use crate::error::{Error, Result};
+use crate::models::{Checkpoint, WeightMap};
+use crate::scratch::checked;
+use crate::tensor::Element;
+use crate::{Bindings, Program, Role};
+
+/// How much of a model is on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Bytes that were written, as the programs store them.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+impl Gpu {
+    /// Uploads every weight that `programs` read, each once, as what they store it as: names by `map`, numbers converted on their way from the
+    /// checkpoint's memory into the driver's. At most [`UPLOAD_BYTES`] are under way at a time. `progress` is called behind every
+    /// piece.
+    ///
+    /// # Errors
+    /// As [`WeightMap::resolve`], by name, before anything is uploaded; [`Error::Option`] for a weight that two programs want in different
+    /// ways, [`Error::Checkpoint`] for a number that f16 cannot hold, [`Error::Limit`] for a weight larger than a buffer,
+    /// [`Error::Device`] when the device is out of memory.
+    pub fn upload_checkpoint(
+        &self,
+        programs: &[&Program],
+        checkpoint: &Checkpoint,
+        map: &WeightMap,
+        mut progress: impl FnMut(Loaded),
+    ) -> Result<Bindings> {
+        let mut wanted = BTreeMap::new();
+        for program in programs {
+            for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Weight) {
+                if let Some(&(_, other)) = wanted.get(name).filter(|other| **other != (layout, element)) {
+                    let found = format!("{} {layout} and {} of other programs", element.name(), Element::name(other));
+                    return Err(Error::option(name, "one layout and element in all programs", found));
+                }
+                wanted.insert(name, (layout, element));
+            }
+        }
+        let mut found = Vec::with_capacity(wanted.len());
+        for (name, (layout, element)) in wanted {
+            found.push((name, element, map.resolve(name, layout, checkpoint)?));
+        }
+        let total = found.iter().map(|(_, element, source)| source.len() as u64 * element.size()).sum();
+        let mut loaded = Loaded { bytes: 0, total };
+        let (mut bindings, mut staged) = (Bindings::new(), 0);
+        for (name, element, source) in found {
+            let view = self.zeros(element, source.sizes())?;
+            let size = element.size() as usize;
+            for first in (0..source.len()).step_by(UPLOAD_BYTES / size) {
+                let range = first..source.len().min(first + UPLOAD_BYTES / size);
+                // Whole words: behind an odd number of f16 the buffer has room.
+                let bytes = (range.len() * size).next_multiple_of(4);
+                if staged + bytes > UPLOAD_BYTES {
+                    self.flush()?;
+                    staged = 0;
+                }
+                let Some(length) = wgpu::BufferSize::new(bytes as u64) else { continue };
+                let at = (first * size) as u64;
+                let write = || self.queue.write_buffer_with(view.buffer(), at, length);
+                let mut staging = checked(&self.device, name, write)?
+                    .ok_or_else(|| Error::Device(format!("{name}: no memory to stage {bytes} bytes")))?;
+                if bytes > range.len() * size {
+                    staging.slice(bytes - 4..).copy_from_slice(&[0; 4]);
+                }
+                loaded.bytes += (range.len() * size) as u64;
+                source.convert(element, range, |at, piece| staging.slice(at..at + piece.len()).copy_from_slice(piece))?;
+                checked(&self.device, name, || drop(staging))?;
+                staged += bytes;
+                progress(loaded);
+            }
+            bindings.set(name, view);
+        }
+        self.flush()?;
+        Ok(bindings)
+    }
+
+    /// Hands over what is staged, and waits, so that its memory is free again.
+    fn flush(&self) -> Result<()> {
+        self.queue.submit([]);
+        self.wait()
+    }
+}

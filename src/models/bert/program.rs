@@ -1,0 +1,155 @@
+//! BERT on the GPU.
+
+use super::{Bert, Output};
+use crate::builder::Builder;
+use crate::error::{Error, Result};
+use crate::kernels::{Linear, Pool};
+use crate::layers::{Batch, Inputs};
+use crate::pipeline::Kernels;
+use crate::program::{Program, Tensor};
+use crate::shape::Layout;
+use crate::spec::{Activation, Pooling};
+use crate::tensor::Element;
+
+impl Bert {
+    /// Ids to `outputs`, in one program:
+    ///
+    /// ```text
+    /// ids (rows), segment_ids (rows), sequences (B, 8) -> hidden.0 -> layer 0 -> hidden.1 -> … -> hidden.L (rows, C)
+    /// hidden.L -> embedding, pooled (B, C) ; hidden.L -> mlm_logits (rows, V), token_logits, span_logits ; pooled -> nsp_logits, sequence_logits
+    /// ```
+    ///
+    /// `ids` and `segment_ids` are `u32`; text of one segment has zeros. Batches are padded or packed, as
+    /// [`Sequences`](crate::Sequences) says. Layers that no output needs are left out, and so are their weights.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for no outputs, layers that there are not, a mask's layout, or `inputs.weights` ([`Output::Attention`] is the way to
+    /// them); as [`Builder::encoder_layer`].
+    pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
+        if inputs.mask.is_some() || inputs.cross_mask.is_some() || inputs.weights {
+            return Err(Error::option("inputs", "a shape and a storage alone", "masks or weights"));
+        }
+        let mut b = Builder::new(kernels, "BERT").with_storage(inputs.storage)?;
+        let attention = &self.layer.attention;
+        let batch = b.batch("", &attention.options, attention.n_heads, inputs.shape.to_self(), None)?;
+        self.append(&mut b, &batch, outputs)?;
+        b.finish()
+    }
+
+    /// As [`Bert::program`], as a part of the caller's: gives the rows (rows, C) behind the last layer that `outputs` need.
+    ///
+    /// # Errors
+    /// As [`Bert::program`].
+    pub fn append(&self, b: &mut Builder, batch: &Batch, outputs: &[Output]) -> Result<Tensor> {
+        self.check_outputs(outputs)?;
+        let shape = batch.shape;
+        let mut x = self.hidden(b, batch, outputs, 0)?;
+        b.embed("", &self.embedding, batch, x)?;
+        for n in 0..self.layers_for(outputs) {
+            let weights = match outputs.contains(&Output::Attention(n)) {
+                true => {
+                    let sizes = [shape.sequences, self.layer.attention.n_heads, shape.longest_q, shape.longest_k];
+                    Some(b.output(&Output::Attention(n).name(), Element::F32, Layout::contiguous(&sizes)?)?)
+                }
+                false => None,
+            };
+            let y = self.hidden(b, batch, outputs, n + 1)?;
+            b.encoder_layer(&format!("layers.{n}."), &self.layer, batch, x, weights, y)?;
+            x = y;
+        }
+        let on_rows = Rows { b, rows: shape.q_rows, x };
+        self.row_heads(on_rows, outputs)?;
+        self.sequence_heads(b, batch, x, outputs)?;
+        Ok(x)
+    }
+
+    /// Where the rows before layer `n` are: an output of the caller's, or scratch.
+    fn hidden(&self, b: &mut Builder, batch: &Batch, outputs: &[Output], n: usize) -> Result<Tensor> {
+        let layout = Layout::contiguous(&[batch.shape.q_rows, self.embedding.d_model])?;
+        match outputs.contains(&Output::Hidden(n)) {
+            true => b.output(&Output::Hidden(n).name(), b.storage(), layout),
+            false => b.scratch("hidden", b.storage(), layout),
+        }
+    }
+
+    /// The heads that say something about every row.
+    fn row_heads(&self, mut on: Rows<'_>, outputs: &[Output]) -> Result<()> {
+        let d_model = self.embedding.d_model;
+        if outputs.contains(&Output::MaskedLanguage) {
+            let [dense, normed] = ["mlm.dense", "mlm.norm"].map(|name| on.scratch(name, d_model));
+            let (dense, normed) = (dense?, normed?);
+            on.project("mlm.dense", self.head_activation, dense)?;
+            on.b.norm("mlm.norm.", &self.layer.norm, dense, normed)?;
+            let logits = on.output(Output::MaskedLanguage, self.embedding.vocabulary)?;
+            on.b.head(self.decoder_weight(), Some("mlm.bias"), normed, logits)?;
+        }
+        if outputs.contains(&Output::TokenClasses) {
+            let logits = on.output(Output::TokenClasses, self.labels.len())?;
+            on.project("classifier", Activation::Identity, logits)?;
+        }
+        if outputs.contains(&Output::Spans) {
+            let logits = on.output(Output::Spans, 2)?;
+            on.project("spans", Activation::Identity, logits)?;
+        }
+        Ok(())
+    }
+
+    /// The heads that say something about every sequence.
+    fn sequence_heads(&self, b: &mut Builder, batch: &Batch, x: Tensor, outputs: &[Output]) -> Result<()> {
+        let (d_model, rows) = (self.embedding.d_model, batch.shape.sequences);
+        let (sequences, longest) = (batch.sequences, batch.shape.longest_k);
+        if outputs.contains(&Output::Embedding) {
+            let y = Rows { b, rows, x }.output(Output::Embedding, d_model)?;
+            let pool = Pool { x, sequences, longest, pooling: self.pooling, normalize: self.normalize, y };
+            b.pool("embedding", &pool)?;
+        }
+        if !outputs.iter().any(|o| o.is_of_pooled()) {
+            return Ok(());
+        }
+        let mut on = Rows { b, rows, x };
+        let first = on.scratch("first", d_model)?;
+        on.b.pool("first", &Pool { x, sequences, longest, pooling: Pooling::First, normalize: false, y: first })?;
+        let pooled = match outputs.contains(&Output::Pooled) {
+            true => on.output(Output::Pooled, d_model)?,
+            false => on.scratch("pooled", d_model)?,
+        };
+        on.x = first;
+        on.project("pooler", Activation::Tanh, pooled)?;
+        on.x = pooled;
+        for (output, name, columns) in
+            [(Output::NextSentence, "nsp", 2), (Output::SequenceClasses, "classifier", self.labels.len())]
+        {
+            if outputs.contains(&output) {
+                let logits = on.output(output, columns)?;
+                on.project(name, Activation::Identity, logits)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows that heads project.
+struct Rows<'a> {
+    b: &'a mut Builder,
+    rows: usize,
+    /// (rows, C)
+    x: Tensor,
+}
+
+impl Rows<'_> {
+    fn scratch(&mut self, name: &str, columns: usize) -> Result<Tensor> {
+        self.b.scratch(name, self.b.storage(), Layout::contiguous(&[self.rows, columns])?)
+    }
+
+    fn output(&mut self, output: Output, columns: usize) -> Result<Tensor> {
+        self.b.output(&output.name(), self.b.storage(), Layout::contiguous(&[self.rows, columns])?)
+    }
+
+    /// y = activation(x · Wᵀ + b), by the weights under `name`.
+    fn project(&mut self, name: &str, activation: Activation, y: Tensor) -> Result<()> {
+        let [d_in, d_out] = [self.x, y].map(|t| t.layout().sizes()[1]);
+        let weight = self.b.weight(&format!("{name}.weight"), Layout::contiguous(&[d_out, d_in])?)?;
+        let bias = Some(self.b.weight(&format!("{name}.bias"), Layout::contiguous(&[d_out])?)?);
+        self.b.linear(name, &Linear { bias, activation, ..Linear::new(self.x, weight, y) })
+    }
+}

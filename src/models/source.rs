@@ -1,0 +1,413 @@
+//! From the tensors of a checkpoint to the weights of a program.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use half::{bf16, f16};
+use safetensors::tensor::Dtype;
+
+use super::checkpoint::{Checkpoint, Stored};
+use crate::error::{Error, Result};
+use crate::reference::Real;
+use crate::reference::layers::Weights;
+use crate::shape::Layout;
+use crate::tensor::Element;
+
+/// From here on numbers round to infinity in f16.
+const F16_LIMIT: f32 = 65520.0;
+
+/// Elements that are converted at a time.
+const PIECE: usize = 1 << 14;
+
+/// Where a weight comes from: a tensor of a checkpoint, or several of them put together.
+///
+/// ```
+/// use tileformer::models::Source;
+/// // q, k and v of one attention under each other, as `in_proj_weight` has them
+/// let stacked = Source::rows(["query", "key", "value"].map(|name| Source::tensor(format!("attention.self.{name}.weight"))));
+/// // GPT-2's weights are (in, out); a tied head stands under either name
+/// let turned = Source::tensor("h.0.mlp.c_fc.weight").transposed();
+/// let head = Source::tensor("lm_head.weight").or("transformer.wte.weight");
+/// # drop((stacked, turned, head));
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source(Kind);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Kind {
+    /// The first of these that the checkpoint has.
+    Named(Vec<String>),
+    Rows(Vec<Source>),
+    Transposed(Box<Source>),
+    Reshaped(Box<Source>, Vec<usize>),
+    Values(Vec<usize>, Vec<f32>),
+}
+
+impl Source {
+    /// The tensor `name`, spelled as [`Checkpoint::sizes`] allows.
+    #[must_use]
+    pub fn tensor(name: impl Into<String>) -> Self {
+        Self(Kind::Named(vec![name.into()]))
+    }
+
+    /// The tensor `name` where the checkpoint has none of those before it. What is no single tensor stays as it is.
+    #[must_use]
+    pub fn or(mut self, name: impl Into<String>) -> Self {
+        if let Kind::Named(names) = &mut self.0 {
+            names.push(name.into());
+        }
+        self
+    }
+
+    /// Several one behind the other along their first dimension.
+    #[must_use]
+    pub fn rows(parts: impl IntoIterator<Item = Self>) -> Self {
+        Self(Kind::Rows(parts.into_iter().collect()))
+    }
+
+    /// (a, b) as (b, a).
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        Self(Kind::Transposed(Box::new(self)))
+    }
+
+    /// The same elements under other sizes.
+    #[must_use]
+    pub fn reshaped(self, sizes: &[usize]) -> Self {
+        Self(Kind::Reshaped(Box::new(self), sizes.to_vec()))
+    }
+
+    /// Numbers that are no checkpoint's: a table of sinusoidal positions, say.
+    #[must_use]
+    pub fn values(sizes: &[usize], values: Vec<f32>) -> Self {
+        Self(Kind::Values(sizes.to_vec(), values))
+    }
+
+    /// Finds the tensors in a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a tensor that is missing or whose elements are no f32, f16 or bf16; [`Error::Shape`] for sizes that
+    /// do not go together; each names the tensor.
+    pub fn resolve<'a>(&'a self, checkpoint: &'a Checkpoint) -> Result<Resolved<'a>> {
+        match &self.0 {
+            Kind::Named(names) => {
+                let Some(stored) = names.iter().find_map(|name| checkpoint.find(name)) else {
+                    let name = names.first().map_or("", String::as_str);
+                    let others = names.get(1..).unwrap_or_default().iter().map(|n| format!(", and none named {n}"));
+                    let others: String = others.collect();
+                    return Err(Error::checkpoint(name, format!("the checkpoint has no tensor of this name{others}")));
+                };
+                Resolved::stored(stored)
+            }
+            Kind::Values(sizes, values) => {
+                let count = sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+                if count != Some(values.len()) {
+                    return Err(Error::shape("values", format!("{sizes:?}"), format!("{} elements", values.len())));
+                }
+                let part =
+                    Part { name: "values", data: Data::Values(values), rows: 1, columns: values.len(), turned: false };
+                Ok(Resolved { sizes: sizes.clone(), parts: vec![part] })
+            }
+            Kind::Rows(sources) => Resolved::rows(sources, checkpoint),
+            Kind::Transposed(source) => source.resolve(checkpoint)?.transposed(),
+            Kind::Reshaped(source, sizes) => source.resolve(checkpoint)?.reshaped(sizes),
+        }
+    }
+}
+
+/// A source that was found: its sizes, and its elements where they lie.
+#[derive(Clone, Debug)]
+pub struct Resolved<'a> {
+    sizes: Vec<usize>,
+    /// One behind the other.
+    parts: Vec<Part<'a>>,
+}
+
+/// A matrix (rows, columns) in row-major order, or its transpose.
+#[derive(Clone, Copy, Debug)]
+struct Part<'a> {
+    name: &'a str,
+    data: Data<'a>,
+    rows: usize,
+    columns: usize,
+    /// Whether its elements come column by column.
+    turned: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Data<'a> {
+    F32(&'a [[u8; 4]]),
+    F16(&'a [[u8; 2]]),
+    Bf16(&'a [[u8; 2]]),
+    Values(&'a [f32]),
+}
+
+impl Data<'_> {
+    fn copy(&self, from: usize, step: usize, out: &mut [f32]) {
+        fn each<T: Copy>(data: &[T], from: usize, step: usize, out: &mut [f32], read: impl Fn(T) -> f32) {
+            let data = data.get(from..).unwrap_or_default().iter().step_by(step.max(1));
+            out.iter_mut().zip(data).for_each(|(o, &value)| *o = read(value));
+        }
+        match *self {
+            Self::F32(data) => each(data, from, step, out, f32::from_le_bytes),
+            Self::F16(data) => each(data, from, step, out, |b| f16::from_le_bytes(b).to_f32()),
+            Self::Bf16(data) => each(data, from, step, out, |b| bf16::from_le_bytes(b).to_f32()),
+            Self::Values(data) => each(data, from, step, out, |v| v),
+        }
+    }
+}
+
+impl Part<'_> {
+    fn len(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// Elements from `first` on.
+    fn read(&self, first: usize, out: &mut [f32]) {
+        if !self.turned {
+            return self.data.copy(first, 1, out);
+        }
+        let (mut at, mut rest) = (first, out);
+        while !rest.is_empty() {
+            let (column, row) = (at / self.rows, at % self.rows);
+            let count = rest.len().min(self.rows - row);
+            let (now, later) = rest.split_at_mut(count);
+            self.data.copy(row * self.columns + column, self.columns, now);
+            (at, rest) = (at + count, later);
+        }
+    }
+}
+
+impl<'a> Resolved<'a> {
+    fn stored(stored: Stored<'a>) -> Result<Self> {
+        let Stored { name, dtype, sizes, bytes } = stored;
+        let data = match dtype {
+            Dtype::F32 => Data::F32(bytes.as_chunks().0),
+            Dtype::F16 => Data::F16(bytes.as_chunks().0),
+            Dtype::BF16 => Data::Bf16(bytes.as_chunks().0),
+            other => {
+                return Err(Error::checkpoint(name, format!("expected elements of type f32, f16 or bf16, found {other:?}")));
+            }
+        };
+        // A header whose sizes overflow is refused.
+        let columns = sizes.last().copied().unwrap_or(1);
+        let rows = sizes.iter().rev().skip(1).product();
+        Ok(Self { sizes: sizes.to_vec(), parts: vec![Part { name, data, rows, columns, turned: false }] })
+    }
+
+    fn rows(sources: &'a [Source], checkpoint: &'a Checkpoint) -> Result<Self> {
+        let mut all: Option<Self> = None;
+        for source in sources {
+            let next = source.resolve(checkpoint)?;
+            let Some(sum) = &mut all else {
+                all = Some(next);
+                continue;
+            };
+            match (sum.sizes.split_first_mut(), next.sizes.split_first()) {
+                (Some((rows, inner)), Some((more, other))) if *inner == *other => {
+                    *rows = rows.saturating_add(*more);
+                    sum.parts.extend(next.parts);
+                }
+                _ => {
+                    let expected = format!("rows of the same sizes as {}, {:?}", sum.name(), sum.sizes);
+                    return Err(Error::shape(next.name(), expected, format!("{:?}", next.sizes)));
+                }
+            }
+        }
+        all.ok_or_else(|| Error::option("rows", "at least one source", 0))
+    }
+
+    fn transposed(mut self) -> Result<Self> {
+        match (self.sizes.as_slice(), self.parts.as_mut_slice()) {
+            (&[rows, columns], [part]) => {
+                if part.turned {
+                    part.turned = false;
+                } else {
+                    *part = Part { rows, columns, turned: true, ..*part };
+                }
+                self.sizes = vec![columns, rows];
+                Ok(self)
+            }
+            _ => Err(Error::shape(self.name(), "one matrix, to be transposed", format!("{:?}", self.sizes))),
+        }
+    }
+
+    fn reshaped(self, sizes: &[usize]) -> Result<Self> {
+        if sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size)) == Some(self.len()) {
+            return Ok(Self { sizes: sizes.to_vec(), ..self });
+        }
+        Err(Error::shape(self.name(), format!("elements for {sizes:?}"), format!("{:?}", self.sizes)))
+    }
+
+    /// The name of the first tensor.
+    fn name(&self) -> String {
+        self.parts.first().map_or("", |p| p.name).to_owned()
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes
+    }
+
+    /// How many elements it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(Part::len).sum()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Elements from `first` on, in row-major order, until `out` is full or there are no more.
+    pub fn read(&self, first: usize, out: &mut [f32]) {
+        self.each_part(first..first.saturating_add(out.len()), |at, part, range| {
+            if let Some(out) = out.get_mut(at..at + range.len()) {
+                part.read(range.start, out);
+            }
+        });
+    }
+
+    /// Parts and the ranges of their elements that make up `range`; each with where it begins in it.
+    fn each_part<'p>(&'p self, range: Range<usize>, mut visit: impl FnMut(usize, &'p Part<'a>, Range<usize>)) {
+        let mut begin = 0;
+        for part in &self.parts {
+            let end = begin + part.len();
+            let (from, to) = (range.start.max(begin), range.end.min(end));
+            if from < to {
+                visit(from - range.start, part, from - begin..to - begin);
+            }
+            begin = end;
+        }
+    }
+
+    /// Converts `range` of the elements to `element` ([`Element::F32`] or [`Element::F16`]) and gives the bytes, piece by piece, to `write`,
+    /// together with where in the range they belong, in bytes: into memory that the GPU reads, without a copy of all of them.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a finite number that f16 cannot hold, by its tensor's name; [`Error::Element`] for `u32`.
+    pub fn convert(&self, element: Element, range: Range<usize>, mut write: impl FnMut(usize, &[u8])) -> Result<()> {
+        if element == Element::U32 {
+            return Err(Error::Element { tensor: self.name(), expected: "f32 or f16", found: element.name() });
+        }
+        let range = range.start.min(self.len())..range.end.min(self.len());
+        let mut floats = vec![0.0f32; PIECE.min(range.len())];
+        let mut halves = vec![f16::ZERO; if element == Element::F16 { floats.len() } else { 0 }];
+        for first in range.clone().step_by(PIECE) {
+            let piece = first..range.end.min(first.saturating_add(PIECE));
+            let (at, floats) = (piece.start - range.start, &mut floats[..piece.len()]);
+            self.read(piece.start, floats);
+            if element == Element::F32 {
+                write(4 * at, bytemuck::cast_slice(floats));
+                continue;
+            }
+            if let Some(i) = floats.iter().position(|x| x.is_finite() && x.abs() >= F16_LIMIT) {
+                return Err(self.too_large(piece.start + i, floats[i]));
+            }
+            let halves = &mut halves[..piece.len()];
+            halves.iter_mut().zip(floats.iter()).for_each(|(h, &x)| *h = f16::from_f32(x));
+            write(2 * at, bytemuck::cast_slice(half::slice::HalfFloatSliceExt::reinterpret_cast(&*halves)));
+        }
+        Ok(())
+    }
+
+    fn too_large(&self, at: usize, found: f32) -> Error {
+        let mut place = (self.name(), at);
+        self.each_part(at..at + 1, |_, part, range| place = (part.name.to_owned(), range.start));
+        Error::checkpoint(place.0, format!("element {}, {found}, does not fit f16, which ends at ±65504", place.1))
+    }
+}
+
+/// For each weight of a model's programs, by its name there, where it comes from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WeightMap {
+    sources: BTreeMap<String, Source>,
+}
+
+impl WeightMap {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Says where a weight comes from, in the place of what was said before.
+    pub fn insert(&mut self, weight: impl Into<String>, source: Source) -> &mut Self {
+        self.sources.insert(weight.into(), source);
+        self
+    }
+
+    /// `PREFIX.weight` and `PREFIX.bias` from the checkpoint's `NAME.weight` and `NAME.bias`.
+    pub fn insert_pair(&mut self, prefix: &str, name: &str) -> &mut Self {
+        for part in ["weight", "bias"] {
+            self.insert(format!("{prefix}.{part}"), Source::tensor(format!("{name}.{part}")));
+        }
+        self
+    }
+
+    /// Where a weight comes from.
+    #[must_use]
+    pub fn get(&self, weight: &str) -> Option<&Source> {
+        self.sources.get(weight)
+    }
+
+    /// The weights and where they come from, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Source)> {
+        self.sources.iter().map(|(name, source)| (name.as_str(), source))
+    }
+
+    /// Finds a weight of the sizes that a program has for it.
+    ///
+    /// # Errors
+    /// As [`Source::resolve`]; [`Error::Missing`] for a weight that this map does not have, [`Error::Shape`] for other sizes, by the checkpoint's
+    /// name.
+    pub fn resolve<'a>(&'a self, weight: &str, expected: &Layout, checkpoint: &'a Checkpoint) -> Result<Resolved<'a>> {
+        let Some(source) = self.get(weight) else {
+            return Err(Error::Missing { tensor: weight.to_owned(), expected: expected.to_string() });
+        };
+        let found = source.resolve(checkpoint)?;
+        if found.sizes() == expected.sizes() {
+            return Ok(found);
+        }
+        let name = format!("{} (for {weight})", found.name());
+        Err(Error::shape(name, format!("{:?}", expected.sizes()), format!("{:?}", found.sizes())))
+    }
+
+    /// The weights whose names `wanted` takes, on the host, for the CPU reference.
+    ///
+    /// # Errors
+    /// As [`Source::resolve`].
+    pub fn host<T: Real>(&self, checkpoint: &Checkpoint, wanted: impl Fn(&str) -> bool) -> Result<HostWeights<T>> {
+        let mut tensors = Vec::new();
+        for (name, source) in self.iter().filter(|(name, _)| wanted(name)) {
+            let found = source.resolve(checkpoint)?;
+            let mut values = vec![0.0; found.len()];
+            found.read(0, &mut values);
+            tensors.push((name.to_owned(), found.sizes().to_vec(), values.into_iter().map(T::of).collect()));
+        }
+        Ok(HostWeights { tensors })
+    }
+}
+
+/// A model's weights on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostWeights<T> {
+    tensors: Vec<(String, Vec<usize>, Vec<T>)>,
+}
+
+impl<T> HostWeights<T> {
+    /// As the layers of the reference read them.
+    ///
+    /// # Errors
+    /// Never, of weights that [`WeightMap::host`] read.
+    pub fn weights(&self) -> Result<Weights<'_, T>> {
+        let mut weights = Weights::new();
+        for (name, sizes, values) in &self.tensors {
+            weights.insert(name.as_str(), sizes, values)?;
+        }
+        Ok(weights)
+    }
+}

@@ -1,0 +1,245 @@
+//! BERT under its checkpoint's names: the GPU against the reference, padded, packed and masked, in f32 and f16; what is refused.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{On, assert_close, floats, largest, on, on_core, seeded};
+use half::f16;
+use safetensors::tensor::{Dtype, TensorView};
+use tileformer::layers::Inputs;
+use tileformer::models::bert::{Bert, BertInputs, Output};
+use tileformer::models::{Checkpoint, Config};
+use tileformer::{BatchShape, Element, Error, Program, Sequences};
+
+/// C, NH, F, layers, labels.
+type Sizes = [usize; 5];
+
+const VOCABULARY: usize = 46;
+const POSITIONS: usize = 24;
+
+fn config([c, heads, f, layers, labels]: Sizes, more: &str) -> String {
+    let labels: Vec<String> = (0..labels).map(|i| format!(r#""{i}": "L{i}""#)).collect();
+    format!(
+        r#"{{"model_type": "bert", "hidden_size": {c}, "num_attention_heads": {heads}, "intermediate_size": {f},
+            "num_hidden_layers": {layers}, "vocab_size": {VOCABULARY}, "max_position_embeddings": {POSITIONS},
+            "hidden_act": "gelu", "id2label": {{{}}}{more}}}"#,
+        labels.join(", ")
+    )
+}
+
+/// A checkpoint of random weights with every head, its names beginning with `prefix`.
+fn checkpoint(sizes: Sizes, prefix: &str, dtype: Dtype, more: &str) -> Checkpoint {
+    let [c, _, f, layers, labels] = sizes;
+    let mut all: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut base = |name: String, sizes: &[usize]| all.push((format!("{prefix}{name}"), sizes.to_vec()));
+    base("embeddings.word_embeddings.weight".into(), &[VOCABULARY, c]);
+    base("embeddings.position_embeddings.weight".into(), &[POSITIONS, c]);
+    base("embeddings.token_type_embeddings.weight".into(), &[2, c]);
+    let mut pairs = vec![("embeddings.LayerNorm".to_owned(), vec![c]), ("pooler.dense".to_owned(), vec![c, c])];
+    for n in 0..layers {
+        let names = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"];
+        pairs.extend(names.map(|name| (format!("encoder.layer.{n}.{name}"), vec![c, c])));
+        pairs.push((format!("encoder.layer.{n}.intermediate.dense"), vec![f, c]));
+        pairs.push((format!("encoder.layer.{n}.output.dense"), vec![c, f]));
+        let norms = ["attention.output.LayerNorm", "output.LayerNorm"];
+        pairs.extend(norms.map(|name| (format!("encoder.layer.{n}.{name}"), vec![c])));
+    }
+    for (name, sizes) in pairs {
+        base(format!("{name}.weight"), &sizes);
+        base(format!("{name}.bias"), &sizes[..1]);
+    }
+    for (name, rows) in [("cls.seq_relationship", 2), ("classifier", labels), ("qa_outputs", 2)] {
+        all.push((format!("{name}.weight"), vec![rows, c]));
+        all.push((format!("{name}.bias"), vec![rows]));
+    }
+    for (name, sizes) in
+        [("dense.weight", vec![c, c]), ("dense.bias", vec![c]), ("LayerNorm.weight", vec![c]), ("LayerNorm.bias", vec![c])]
+    {
+        all.push((format!("cls.predictions.transform.{name}"), sizes));
+    }
+    all.push(("cls.predictions.decoder.weight".into(), vec![VOCABULARY, c]));
+    all.push(("cls.predictions.bias".into(), vec![VOCABULARY]));
+
+    let bytes: Vec<Vec<u8>> = all
+        .iter()
+        .map(|(name, sizes)| {
+            let mut values = floats(&mut seeded(name, 7), sizes.iter().product());
+            if sizes.len() == 2 {
+                values.iter_mut().for_each(|v| *v *= 1.5 / (sizes[1] as f32).sqrt());
+            } else if name.ends_with("LayerNorm.weight") {
+                values.iter_mut().for_each(|v| *v = 1.0 + 0.2 * *v);
+            }
+            match dtype {
+                Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+                _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            }
+        })
+        .collect();
+    let views = all.iter().zip(&bytes).map(|((name, sizes), b)| (name, TensorView::new(dtype, sizes.clone(), b).unwrap()));
+    let file = safetensors::serialize(views, None).unwrap();
+    Checkpoint::from_bytes(&config(sizes, more), vec![("model.safetensors".into(), file)]).unwrap()
+}
+
+/// Every output of a model of `layers` layers.
+fn every_output(layers: usize) -> Vec<Output> {
+    let mut all: Vec<Output> = (0..=layers).map(Output::Hidden).collect();
+    all.extend((0..layers).map(Output::Attention));
+    all.extend([Output::Pooled, Output::Embedding, Output::MaskedLanguage, Output::NextSentence]);
+    all.extend([Output::SequenceClasses, Output::TokenClasses, Output::Spans]);
+    all
+}
+
+/// Runs a program over these inputs and reads what it wrote.
+fn run(on: &On, program: &Program, bert: &Bert, checkpoint: &Checkpoint, inputs: &BertInputs) -> BTreeMap<String, Vec<f32>> {
+    let gpu = &on.gpu;
+    let mut bindings = gpu.upload_checkpoint(&[program], checkpoint, &bert.weights(), |_| {}).unwrap();
+    let rows = [inputs.ids.len()];
+    bindings
+        .set("ids", gpu.upload_ids("ids", &rows, inputs.ids, VOCABULARY).unwrap())
+        .set("segment_ids", gpu.upload_u32(&rows, inputs.segment_ids).unwrap())
+        .set("sequences", gpu.upload_sequences(inputs.sequences).unwrap());
+    if let Some(mask) = inputs.key_mask {
+        bindings.set("key_mask", gpu.upload_u32(&[inputs.sequences.as_slice().len(), mask.len() / 3], mask).unwrap());
+    }
+    let mut views = Vec::new();
+    for (name, role, element, layout) in program.tensors() {
+        if role == tileformer::Role::Output {
+            let view = gpu.upload_floats(element, layout.sizes(), &vec![f32::NAN; layout.len()]).unwrap();
+            bindings.set(name, view.clone());
+            views.push((name.to_owned(), view));
+        }
+    }
+    gpu.run(&program.bind(&bindings).unwrap()).unwrap();
+    views.into_iter().map(|(name, view)| (name, gpu.read_f32(&view).unwrap())).collect()
+}
+
+struct Text {
+    ids: Vec<u32>,
+    segments: Vec<u32>,
+}
+
+fn text(rows: usize) -> Text {
+    let word = |i: usize| (i * 7 + i * i % 11) as u32;
+    Text {
+        ids: (0..rows).map(|i| word(i) % VOCABULARY as u32).collect(),
+        segments: (0..rows).map(|i| word(i + 3) % 2).collect(),
+    }
+}
+
+/// Every output against the reference's, computed in f64.
+fn compare(on: &On, element: Element, sizes: Sizes, checkpoint: &Checkpoint, sequences: &Sequences, mask: Option<&[u32]>) {
+    let mut bert = Bert::new(checkpoint).unwrap();
+    bert.layer.attention.options.key_mask = mask.is_some();
+    let outputs = every_output(sizes[3]);
+    let shape = sequences.shape().to_self();
+    let text = text(shape.q_rows);
+    let inputs = BertInputs { ids: &text.ids, segment_ids: &text.segments, sequences, key_mask: mask };
+    let program = bert.program(&on.kernels, &Inputs::new(shape).with_storage(element), &outputs).unwrap();
+    let found = run(on, &program, &bert, checkpoint, &inputs);
+
+    let narrow = bert.host_weights::<f32>(checkpoint, &outputs).unwrap();
+    let narrow = bert.reference(&narrow.weights().unwrap(), &inputs, &outputs).unwrap();
+    let wide = bert.host_weights::<f64>(checkpoint, &outputs).unwrap();
+    let wide = bert.reference(&wide.weights().unwrap(), &inputs, &outputs).unwrap();
+    assert_eq!(found.len(), outputs.len());
+    for output in outputs {
+        let name = output.name();
+        let wide = &wide[&name];
+        // What WGSL leaves to exp and inverseSqrt, and in f16 the rounding of what is stored, layer after layer.
+        let floor = largest(wide) * if element == Element::F16 { 2e-2 } else { 4e-6 };
+        assert_close(&format!("{name} of {sizes:?} in {element:?}"), &found[&name], &narrow[&name], wide, floor);
+    }
+}
+
+/// Rule: every output of every size is the reference's, from padded, packed and masked batches, from names with and without a
+/// prefix.
+#[test]
+fn every_output_is_the_references() {
+    let sizes = [[24, 4, 40, 2, 3], [20, 2, 36, 3, 2], [15, 3, 29, 1, 5]];
+    for (number, sizes) in sizes.into_iter().enumerate() {
+        let prefix = ["bert.", "", "model."][number];
+        let c = checkpoint(sizes, prefix, Dtype::F32, "");
+        compare(on(), Element::F32, sizes, &c, &Sequences::padded(&[11, 4, 8], 11).unwrap(), None);
+        compare(on(), Element::F32, sizes, &c, &Sequences::packed(&[1, 9, 3]).unwrap(), None);
+    }
+    let c = checkpoint(sizes[0], "bert.", Dtype::F32, r#", "tie_word_embeddings": false"#);
+    let mask: Vec<u32> = (0..3 * 7).map(|i| u32::from(i % 7 == 0 || i % 3 != 1)).collect();
+    compare(on(), Element::F32, sizes[0], &c, &Sequences::padded(&[7, 7, 7], 7).unwrap(), Some(&mask));
+    compare(on(), Element::F16, sizes[0], &c, &Sequences::packed(&[5, 9]).unwrap(), None);
+    let (even, c) = ([24, 4, 40, 2, 4], checkpoint([24, 4, 40, 2, 4], "", Dtype::F16, ""));
+    compare(on_core(), Element::F16, even, &c, &Sequences::padded(&[5, 9], 9).unwrap(), None);
+}
+
+/// Rule: a program has the layers and weights that its outputs need, and no others.
+#[test]
+fn programs_have_what_outputs_need() {
+    let sizes = [24, 4, 40, 3, 2];
+    let bert = Bert::from_config(&Config::parse("config.json", &config(sizes, "")).unwrap()).unwrap();
+    let inputs = Inputs::new(BatchShape::padded(2, 5));
+    let weights = |outputs: &[Output]| {
+        let program = bert.program(&on().kernels, &inputs, outputs).unwrap();
+        let of_role = program.tensors().filter(|(_, role, ..)| *role == tileformer::Role::Weight);
+        of_role.map(|(name, ..)| name.to_owned()).collect::<Vec<_>>()
+    };
+    let has = |names: &[String], part: &str| names.iter().any(|name| name.contains(part));
+    let early = weights(&[Output::Hidden(1), Output::Attention(1)]);
+    assert!(has(&early, "layers.1.") && !has(&early, "layers.2.") && !has(&early, "pooler"));
+    assert!(!has(&weights(&[Output::Hidden(0)]), "layers."));
+    assert!(!has(&weights(&[Output::MaskedLanguage]), "mlm.decoder"));
+    assert!(has(&weights(&[Output::NextSentence]), "pooler") && !has(&weights(&[Output::Embedding]), "pooler"));
+    let map = bert.weights();
+    assert!(weights(&every_output(3)).iter().all(|name| map.get(name).is_some()));
+
+    let refused = |outputs: &[Output]| bert.program(&on().kernels, &inputs, outputs).map(drop).unwrap_err().to_string();
+    assert_eq!(refused(&[]), "outputs: expected at least one, found 0");
+    assert_eq!(refused(&[Output::Attention(3)]), "outputs: expected layers of 3, found 4");
+    assert!(refused(&[Output::Hidden(usize::MAX)]).starts_with("outputs"));
+    let weights = bert.program(&on().kernels, &inputs.clone().with_weights(), &[Output::Embedding]);
+    assert!(matches!(weights, Err(Error::Option { .. })));
+}
+
+/// Rule: a configuration that the crate cannot run is refused by its key, a checkpoint that does not fit it by its tensor.
+#[test]
+fn what_does_not_fit_is_named() {
+    let sizes = [24, 4, 40, 2, 2];
+    let read = |text: String| Bert::from_config(&Config::parse("config.json", &text)?);
+    assert!(read(config(sizes, "")).is_ok());
+    for (more, key) in [
+        (r#""model_type": "roberta""#, "model_type"),
+        (r#""position_embedding_type": "relative_key""#, "position_embedding_type"),
+        (r#""hidden_act": "quick_gelu""#, "hidden_act"),
+        (r#""is_decoder": true"#, "is_decoder"),
+        (r#""num_attention_heads": 5"#, "num_attention_heads"),
+        (r#""num_hidden_layers": 0"#, "num_hidden_layers"),
+        (r#""num_hidden_layers": 1000000000"#, "num_hidden_layers"),
+        (r#""hidden_size": 1e300"#, "hidden_size"),
+        (r#""vocab_size": null"#, "vocab_size"),
+        (r#""intermediate_size": -3"#, "intermediate_size"),
+        (r#""layer_norm_eps": "small""#, "layer_norm_eps"),
+        (r#""layer_norm_eps": -1"#, "layer_norm_eps"),
+        (r#""id2label": []"#, "id2label"),
+    ] {
+        let found = read(config(sizes, &format!(", {more}"))).unwrap_err().to_string();
+        assert!(found.starts_with(&format!("config.json: {key}: expected")), "{found}");
+    }
+
+    // A model that its checkpoint does not fit: wider, deeper, with more words.
+    let c = checkpoint(sizes, "bert.", Dtype::F32, "");
+    let refused = |other: Sizes, more: &str| {
+        let bert = read(config(other, more)).unwrap();
+        let program =
+            bert.program(&on().kernels, &Inputs::new(BatchShape::padded(1, 4)), &[Output::Hidden(other[3])]).unwrap();
+        on().gpu.upload_checkpoint(&[&program], &c, &bert.weights(), |_| {}).map(drop).unwrap_err().to_string()
+    };
+    let deeper = "bert.encoder.layer.2.intermediate.dense.bias: the checkpoint has no tensor of this name";
+    assert_eq!(refused([24, 4, 40, 3, 2], ""), deeper);
+    let wider = refused([24, 4, 44, 2, 2], "");
+    assert_eq!(wider, "bert.encoder.layer.0.intermediate.dense.bias (for layers.0.linear1.bias): expected [44], found [40]");
+    let words = refused(sizes, r#", "vocab_size": 48"#);
+    assert!(
+        words.starts_with("bert.embeddings.word_embeddings.weight (for token_embedding.weight): expected [48, 24]"),
+        "{words}"
+    );
+}
