@@ -281,7 +281,7 @@ impl Builder {
     }
 
     /// The variant that the table, or a pin of the caller's, has for a case.
-    pub(crate) fn choose(&self, case: &Case) -> Choice {
+    pub(crate) fn choice(&self, case: &Case) -> Choice {
         tuning::choose(case, self.kernels.class(), &self.kernels.options().pinned)
     }
 

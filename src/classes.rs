@@ -105,6 +105,12 @@ pub(crate) const ROW_8: Class = class!("row8", THREADS: 8, ROW_THREADS: 8, GROUP
 /// One element group a thread.
 pub(crate) const FLAT: Class = class!("flat", THREADS: 64);
 
+/// `choose` with 256 threads a row, sixteen of which share a part of it: reads of 256 bytes that lie together.
+pub(crate) const CHOOSE_256: Class = class!("row256", THREADS: 256, SHARE: 16);
+
+/// Eight threads a row, a part each: a single vector of a CPU adapter, which a barrier does not suspend.
+pub(crate) const CHOOSE_8: Class = class!("row8", THREADS: 8, SHARE: 1);
+
 /// 128×128 outputs a workgroup, 32×64 a subgroup of 32 threads, two tiles of operands in 48 KiB of workgroup memory.
 pub(crate) const MATRIX_128: Class = class!(
     "128x128x32m16",

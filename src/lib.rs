@@ -33,6 +33,7 @@ pub use plan::Plan;
 pub use program::{Dispatch, Program, Role, Tensor};
 pub use scratch::Scratch;
 pub use shape::Layout;
+pub use spec::sampling::Sampling;
 pub use spec::{Activation, AttentionOptions, BatchShape, Mask, Sequence, Sequences, SinusoidOrder};
 pub use tensor::{Element, TensorView, Weight};
 pub use timing::Timing;

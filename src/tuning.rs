@@ -1,10 +1,10 @@
 //! The table of variants: which compiled form of a kernel serves which shape on which device, and why.
 
 use crate::classes::{
-    Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_80,
-    HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64,
-    MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, ROW_8, ROW_128,
-    ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
+    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32,
+    HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128,
+    MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128,
+    ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::storage::{DeviceClass, MatrixSize, Storage, Tier};
 use crate::variant::Variant;
@@ -20,6 +20,8 @@ pub(crate) enum Operation {
     AttentionValues,
     /// `masked_softmax`, `layer_norm` and `argmax`: reductions over rows.
     Rows,
+    /// The next token of rows of logits.
+    Choose,
 }
 
 /// One dispatch that needs a variant.
@@ -474,6 +476,22 @@ static TABLE: &[Row] = &[
         ANY,
         ANY,
         "short rows in registers; rows that a batch makes longer, and unaligned ones of any length",
+    ),
+    row(
+        Operation::Choose,
+        "choose",
+        &CHOOSE_8,
+        ANY,
+        |_, d| d.cpu,
+        "a CPU adapter: a row is one vector, and barriers of one vector suspend nothing",
+    ),
+    row(
+        Operation::Choose,
+        "choose",
+        &CHOOSE_256,
+        ANY,
+        ANY,
+        "one workgroup a row, as a row's passes follow each other: as many threads as any device has",
     ),
 ];
 

@@ -9,8 +9,8 @@ use common::refusals::{Env, Tensors, layout};
 use common::{on, seeded, uniform};
 use tileformer::convenience::Gpu;
 use tileformer::kernels::{
-    ActivationRows, Argmax, AttentionScores, CacheAppend, CacheGather, Gate, LayerNorm, MaskedSoftmax, Rotary,
-    RotaryPositions, Visibility,
+    ActivationRows, Argmax, AttentionScores, CacheAppend, CacheGather, Choose, Gate, LayerNorm, MarkSeen, MaskedSoftmax,
+    Rotary, RotaryPositions, Visibility,
 };
 use tileformer::layers::{
     AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm,
@@ -19,7 +19,7 @@ use tileformer::layers::{
 use tileformer::spec::RotaryOrder;
 use tileformer::{
     Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Mask, Options, Program, Result, Role,
-    Sequences, Tensor, wgpu,
+    Sampling, Sequences, Tensor, wgpu,
 };
 
 const ROWS: usize = 40;
@@ -90,6 +90,7 @@ fn everything(kernels: &Kernels) -> Result<Program> {
     sample(&mut b, logits, normed)?;
     llama(&mut b, normed, plain.sequences)?;
     cache(&mut b, normed, plain.sequences)?;
+    choose(&mut b, logits, plain.sequences)?;
     b.finish()
 }
 
@@ -114,6 +115,19 @@ fn cache(b: &mut Builder, rows: Tensor, sequences: Tensor) -> Result<()> {
     b.cache_gather("gather", &CacheGather { from: cache, parents, lengths: None, to: gathered })
 }
 
+/// A token of every row by its options, and what was seen of two texts.
+fn choose(b: &mut Builder, logits: Tensor, sequences: Tensor) -> Result<()> {
+    let sampling = b.u32("sampling", &[ROWS, 16]);
+    let state = b.state("state", Element::U32, layout(&[2 * ROWS, 8]))?;
+    let seen = b.output("seen", Element::U32, layout(&[ROWS, VOCABULARY.div_ceil(32)]))?;
+    let ids = b.u32("token_ids", &[ROWS]);
+    b.mark_seen("seen", &MarkSeen { ids, sequences, longest: ROWS / 2, seen: seen.narrow(0, 0, 2)? })?;
+    let tokens = b.output("tokens", Element::U32, layout(&[1, ROWS]))?;
+    let log_probs = Some(b.out("log_probs", &[1, ROWS]));
+    let args = Choose { seen: Some(seen), log_probs, ..Choose::new(logits, sampling, state, 100, tokens) };
+    b.choose("choose", &args)
+}
+
 /// Probabilities at a temperature, of a query and of the next token, and the most probable one.
 fn sample(b: &mut Builder, logits: Tensor, rows: Tensor) -> Result<()> {
     let scores = b.out("scores", &[1, 3, ROWS, ROWS]);
@@ -126,6 +140,12 @@ fn sample(b: &mut Builder, logits: Tensor, rows: Tensor) -> Result<()> {
     b.masked_softmax("next", &MaskedSoftmax { x: long, visibility: warm, y: next })?;
     let ids = b.output("ids_out", Element::U32, layout(&[ROWS]))?;
     b.argmax("argmax", &Argmax { x: logits, ids })
+}
+
+/// Rows of nine keys before their first step.
+fn state() -> Vec<u32> {
+    let (sequence, own) = ([0, 1, 0, 9, 8, 0, 0, 0], [0; 8]);
+    [sequence.repeat(ROWS), own.repeat(ROWS)].concat()
 }
 
 /// Runs the program on seeded data and gives the bits of every output.
@@ -141,6 +161,12 @@ fn run(gpu: &Gpu, program: &Program) -> BTreeMap<String, Vec<u32>> {
             (_, _, "sequences" | "plain_sequences") => {
                 gpu.upload_u32(&[2, 8], Sequences::padded(&[20, 11], ROWS / 2).unwrap().words())
             }
+            (_, _, "sampling") => {
+                let sampled = Sampling::sampled(5).with_top_k(20).with_top_p(0.9).unwrap();
+                let both = [sampled.with_repetition_penalty(1.5).unwrap(), Sampling::greedy()];
+                gpu.upload_u32(layout.sizes(), Sampling::words(&both.repeat(ROWS / 2)))
+            }
+            (_, _, "state") => gpu.upload_u32(layout.sizes(), &state()),
             _ => gpu.upload_u32(layout.sizes(), &(0..n as u32).map(|i| i * 7 % 2 + i % 2).collect::<Vec<_>>()),
         }
         .unwrap();
@@ -180,7 +206,11 @@ fn every_operation_runs_on_the_core_tier() {
         let other = run(&on().gpu, &everything(&there).unwrap());
         for (name, bits) in &found {
             // scores hold −∞ nowhere here: nothing is hidden without a mask
-            assert!(name == "ids_out" || bits.iter().all(|b| f32::from_bits(*b).is_finite()), "{name}");
+            assert!(
+                ["ids_out", "seen", "tokens"].contains(&name.as_str())
+                    || bits.iter().all(|b| f32::from_bits(*b).is_finite()),
+                "{name}"
+            );
             assert!(bits.iter().any(|b| *b != 0), "{name} is all zeros");
             assert!(*bits == other[name], "{name} differs from the device with more");
         }

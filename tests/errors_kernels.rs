@@ -5,11 +5,22 @@ mod common;
 
 use common::refusals::{Case, Env, Tensors, layout};
 use tileformer::kernels::{
-    ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, EmbeddingRows, LayerNorm, Linear,
-    MaskedSoftmax, Visibility,
+    ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, Choose, EmbeddingRows, LayerNorm, Linear,
+    MarkSeen, MaskedSoftmax, Visibility,
 };
 use tileformer::layers::{AttentionPath, EncoderLayer, Inputs};
-use tileformer::{Activation, AttentionOptions, BatchShape, Element, Layout, Mask, Result};
+use tileformer::{Activation, AttentionOptions, BatchShape, Builder, Element, Layout, Mask, Result, Sampling};
+
+/// A choice for two rows of 70 tokens, with something wrong in it.
+fn choose(e: &Env, spoil: fn(&mut Builder, &mut Choose)) -> Result<()> {
+    let mut b = e.builder();
+    let (logits, sampling) = (b.f32("logits", &[2, 70]), b.u32("sampling", &[2, 16]));
+    let state = b.state("state", Element::U32, layout(&[4, 8]))?;
+    let tokens = b.output("tokens", Element::U32, layout(&[4, 2]))?;
+    let mut args = Choose::new(logits, sampling, state, 9, tokens);
+    spoil(&mut b, &mut args);
+    b.choose("choose", &args)
+}
 
 /// Names, parts and ends of programs.
 #[test]
@@ -62,14 +73,14 @@ fn builders() {
 }
 
 /// A projection of x (2, 4) to y (2, 3) with one tensor replaced.
-fn projection(e: &Env, change: impl Fn(&mut tileformer::Builder, &mut Linear)) -> Result<()> {
+fn projection(e: &Env, change: impl Fn(&mut Builder, &mut Linear)) -> Result<()> {
     let mut b = e.builder();
     let mut linear = Linear::new(b.f32("x", &[2, 4]), b.w("weight", &[3, 4]), b.out("y", &[2, 3]));
     change(&mut b, &mut linear);
     b.linear("projection", &linear)
 }
 
-fn norm(e: &Env, change: impl Fn(&mut tileformer::Builder, &mut LayerNorm)) -> Result<()> {
+fn norm(e: &Env, change: impl Fn(&mut Builder, &mut LayerNorm)) -> Result<()> {
     let mut b = e.builder();
     let mut norm = LayerNorm::new(b.f32("x", &[2, 4]), b.out("y", &[2, 4]));
     change(&mut b, &mut norm);
@@ -77,7 +88,7 @@ fn norm(e: &Env, change: impl Fn(&mut tileformer::Builder, &mut LayerNorm)) -> R
 }
 
 /// An embedding of ids (6) from a table (5, 4) with one part replaced.
-fn embedding(e: &Env, change: impl Fn(&mut tileformer::Builder, &mut EmbeddingRows)) -> Result<()> {
+fn embedding(e: &Env, change: impl Fn(&mut Builder, &mut EmbeddingRows)) -> Result<()> {
     let mut b = e.builder();
     let mut rows = EmbeddingRows::new(b.u32("ids", &[6]), b.w("token", &[5, 4]), b.out("y", &[6, 4]));
     change(&mut b, &mut rows);
@@ -156,6 +167,65 @@ fn rows() {
             let (x, ids) = (b.f32("x", &[2, 9]), b.output("ids", Element::U32, layout(&[3]))?);
             b.argmax("argmax", &Argmax { x, ids })
         }),
+        ("choose of other options", "Shape", &["sampling", "[2, 16]", "[3, 16]"], |e| {
+            choose(e, |b, args| args.sampling = b.u32("others", &[3, 16]))
+        }),
+        ("choose with a state without cross-attention", "Shape", &["state", "[6, 8]", "[4, 8]"], |e| {
+            choose(e, |_, args| args.cross = true)
+        }),
+        ("choose into tokens of other rows", "Shape", &["tokens", "[4, 2]", "[4, 3]"], |e| {
+            choose(e, |b, args| args.tokens = b.output("others", Element::U32, layout(&[4, 3])).unwrap())
+        }),
+        ("choose into float tokens", "Element", &["tokens", "u32", "f32"], |e| {
+            choose(e, |b, args| args.tokens = b.out("floats", &[4, 2]))
+        }),
+        ("choose with log-probabilities of other steps", "Shape", &["log_probs", "[4, 2]", "[5, 2]"], |e| {
+            choose(e, |b, args| args.log_probs = Some(b.out("log_probs", &[5, 2])))
+        }),
+        ("choose with maxima that are no pairs", "Shape", &["maxima", "[2, 7, 2]", "[2, 7, 3]"], |e| {
+            choose(e, |b, args| args.maxima = Some(b.u32("maxima", &[2, 7, 3])))
+        }),
+        ("choose with maxima of two dimensions", "Shape", &["maxima", "(B, groups, 2)", "[2, 14]"], |e| {
+            choose(e, |b, args| args.maxima = Some(b.u32("maxima", &[2, 14])))
+        }),
+        ("choose with a bias of another vocabulary", "Shape", &["bias", "[70]", "[71]"], |e| {
+            choose(e, |b, args| args.bias = Some(b.f32("bias", &[71])))
+        }),
+        ("choose with too few bits of seen tokens", "Shape", &["seen", "[2, 3]", "[2, 2]"], |e| {
+            choose(e, |b, args| args.seen = Some(b.state("seen", Element::U32, layout(&[2, 2])).unwrap()))
+        }),
+        ("choose with seen tokens that are only lent", "Option", &["seen", "Input"], |e| {
+            choose(e, |b, args| args.seen = Some(b.u32("seen", &[2, 3])))
+        }),
+        ("choose into one tensor twice", "Alias", &["tokens", "seen"], |e| {
+            choose(e, |b, args| {
+                args.tokens = b.output("tokens and seen", Element::U32, layout(&[2, 3])).unwrap().narrow(1, 0, 2).unwrap();
+                args.seen = Some(b.output("tokens and seen", Element::U32, layout(&[2, 3])).unwrap());
+            })
+        }),
+        ("choose without capacity", "Option", &["capacity", "1 to", "0"], |e| choose(e, |_, args| args.capacity = 0)),
+        ("choose of too many tokens", "Option", &["V", "16777216", "16777217"], |e| {
+            choose(e, |b, args| args.logits = b.f32("wide", &[2, (1 << 24) + 1]))
+        }),
+        ("marking more rows than there are", "Option", &["longest", "1 to 5", "6"], |e| {
+            let mut b = e.builder();
+            let seen = b.state("seen", Element::U32, layout(&[2, 3]))?;
+            let (ids, sequences) = (b.u32("ids", &[5]), b.u32("sequences", &[2, 8]));
+            b.mark_seen("seen", &MarkSeen { ids, sequences, longest: 6, seen })
+        }),
+        ("a temperature below 0", "Option", &["temperature", "-1"], |_| Sampling::greedy().with_temperature(-1.0).map(drop)),
+        ("a temperature of NaN", "Option", &["temperature", "NaN"], |_| {
+            Sampling::greedy().with_temperature(f32::NAN).map(drop)
+        }),
+        ("top-p past 1", "Option", &["top_p", "1.5"], |_| Sampling::greedy().with_top_p(1.5).map(drop)),
+        ("a top-p of NaN", "Option", &["top_p", "NaN"], |_| Sampling::greedy().with_top_p(f32::NAN).map(drop)),
+        ("a penalty of 0", "Option", &["repetition_penalty", "0"], |_| {
+            Sampling::greedy().with_repetition_penalty(0.0).map(drop)
+        }),
+        ("nine stop tokens", "Option", &["stop tokens", "at most 8", "9"], |_| {
+            Sampling::greedy().with_stops(&[1; 9]).map(drop)
+        }),
+        ("a stop token that is none", "Option", &["stop tokens"], |_| Sampling::greedy().with_stops(&[u32::MAX]).map(drop)),
         ("argmax into floats", "Element", &["ids", "u32", "f32"], |e| {
             let mut b = e.builder();
             let (x, ids) = (b.f32("x", &[2, 9]), b.out("ids", &[2]));
@@ -166,7 +236,7 @@ fn rows() {
 }
 
 /// Scores (2, 4, 3, 5) of q (6, 4, 8) and k (10, 2, 8) with something changed.
-fn scores(e: &Env, change: impl Fn(&mut tileformer::Builder, &mut AttentionScores)) -> Result<()> {
+fn scores(e: &Env, change: impl Fn(&mut Builder, &mut AttentionScores)) -> Result<()> {
     let mut b = e.builder();
     let (q, k, scores) = (b.f32("q", &[6, 4, 8]), b.f32("k", &[10, 2, 8]), b.out("scores", &[2, 4, 3, 5]));
     let mut args = AttentionScores { q, k, visibility: Visibility::default(), scores };

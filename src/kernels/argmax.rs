@@ -56,7 +56,7 @@ impl Builder {
         self.expect_strided(label, "ids", ids, Element::U32, &[rows])?;
         let storage = self.storage_of(label, Element::F32, &[], &[Some(x)])?;
         let case = rows_case(KERNEL.name, storage, rows, columns, false);
-        let choice = self.choose(&case);
+        let choice = self.choice(&case);
         let class = choice.class;
         let params = Params {
             rows: rows as u32,

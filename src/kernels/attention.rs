@@ -147,7 +147,7 @@ impl Builder {
             invariant: self.batch_invariant(),
             cached: args.cached,
         };
-        let mut choice = self.choose(&case);
+        let mut choice = self.choice(&case);
         let splits = longest_k.div_ceil(choice.class.get("KEYS") as usize);
         let parts = [splits, batch * n_heads * longest_q, 4 * (value_size.div_ceil(4) + 1)];
         let needed = parts.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
@@ -159,7 +159,7 @@ impl Builder {
                 return Err(Error::Limit { what, limit: "max_storage_buffer_binding_size", needed, allowed });
             }
             // Too many parts for a binding: what more queries would take.
-            choice = self.choose(&Case { rows: usize::MAX, ..case });
+            choice = self.choice(&Case { rows: usize::MAX, ..case });
         }
         let (kernel, queries) = if choice.kernel == KERNEL_MATRIX.name {
             (&KERNEL_MATRIX, choice.class.get("TILE_M"))

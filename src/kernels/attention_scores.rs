@@ -79,7 +79,7 @@ impl Builder {
         let shape = ScoresShape::check(self, label, *q, *k, *scores, visibility)?;
         let ScoresShape { element, batch, n_heads, n_kv_heads, head_size, longest_q, longest_k } = shape;
         let storage = self.storage_of(label, element, &[Some(*q), Some(*k)], &[Some(*scores)])?;
-        let choice = self.choose(&Case {
+        let choice = self.choice(&Case {
             operation: Operation::AttentionScores,
             kernel: KERNEL.name,
             storage,

@@ -99,7 +99,7 @@ impl Builder {
         rows_fit("v", &visibility, k_rows, batch, longest_k)?;
         visibility.check(self, label, [batch, n_heads, longest_q, longest_k])?;
         let storage = self.storage_of(label, element, &[Some(*v), Some(*out)], &[Some(*probs)])?;
-        let choice = self.choose(&Case {
+        let choice = self.choice(&Case {
             operation: Operation::AttentionValues,
             kernel: KERNEL.name,
             storage,

@@ -89,7 +89,7 @@ impl Builder {
         let ScoresShape { element, batch, n_heads, n_kv_heads, head_size, longest_q, longest_k } = shape;
         self.expect(label, "statistics", *statistics, Element::F32, &[2, batch, n_heads, longest_q])?;
         let storage = self.storage_of(label, element, &[Some(*q), Some(*k)], &[Some(*weights)])?;
-        let choice = self.choose(&Case {
+        let choice = self.choice(&Case {
             operation: Operation::AttentionWeights,
             kernel: KERNEL.name,
             storage,

@@ -131,7 +131,7 @@ impl Builder {
             self.expect(label, "statistics", statistics, Element::F32, &[rows, 2])?;
         }
         let storage = self.storage_of(label, element, &[weight, bias, Some(x), residual, Some(y), sum], &[])?;
-        let choice = self.choose(&rows_case(KERNEL.name, storage, rows, columns, false));
+        let choice = self.choice(&rows_case(KERNEL.name, storage, rows, columns, false));
         let class = choice.class;
         let rows_per_group = class.get("THREADS") / class.get("ROW_THREADS");
         let params = Params {

@@ -175,7 +175,7 @@ impl Builder {
             invariant,
             cached: false,
         };
-        let choice = self.choose(&case);
+        let choice = self.choice(&case);
         let params = Params {
             rows: rows as u32,
             d_in: d_in as u32,

@@ -90,7 +90,7 @@ impl Builder {
         let storage = self.storage_of(label, Element::F32, &[], &[Some(*x), Some(*y)])?;
         let case =
             Case { invariant: self.batch_invariant(), ..rows_case(KERNEL.name, storage, rows as usize, longest_k, true) };
-        let choice = self.choose(&case);
+        let choice = self.choice(&case);
         let class = choice.class;
         let rows_per_group = u64::from(class.get("THREADS") / class.get("ROW_THREADS"));
         let params = Params {

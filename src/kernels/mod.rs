@@ -13,10 +13,12 @@ mod attention_values;
 mod attention_weights;
 mod cache_append;
 mod cache_gather;
+mod choose;
 mod embedding;
 mod gate;
 mod layer_norm;
 mod linear;
+mod mark_seen;
 mod masked_softmax;
 mod pool;
 mod rotary;
@@ -31,20 +33,22 @@ pub use attention_values::AttentionValues;
 pub use attention_weights::AttentionWeights;
 pub use cache_append::CacheAppend;
 pub use cache_gather::CacheGather;
+pub use choose::Choose;
 pub use embedding::EmbeddingRows;
 pub use gate::Gate;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use mark_seen::MarkSeen;
 pub use masked_softmax::MaskedSoftmax;
 pub use pool::Pool;
 pub use rotary::{Rotary, RotaryPositions};
 pub use visibility::Visibility;
 
 use crate::classes::{
-    Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_80,
-    HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64,
-    MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, REDUCE, ROW_8,
-    ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
+    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32,
+    HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128,
+    MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128,
+    REDUCE, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
@@ -124,6 +128,8 @@ static FAMILIES: &[Family] = &[
     family(&cache_gather::KERNEL, &[&FLAT], Storage::ALL),
     rows_x4(&argmax::KERNEL, ROWS_X4, &[Storage::F32x4]),
     family(&argmax::KERNEL, ROWS_SINGLE, &[Storage::F32]),
+    family(&choose::KERNEL, &[&CHOOSE_8, &CHOOSE_256], Storage::WIDE),
+    family(&mark_seen::KERNEL, &[&FLAT], &[Storage::F32]),
 ];
 
 /// Every variant that the crate can generate, for any device: [`Variant::features`] says what each needs.

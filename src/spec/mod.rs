@@ -4,6 +4,7 @@ pub mod cache;
 pub mod layers;
 mod pooling;
 mod positions;
+pub mod sampling;
 
 pub use pooling::Pooling;
 pub use positions::{RotaryOrder, RotaryScaling, SinusoidOrder, rotary_table, sinusoidal_positions};

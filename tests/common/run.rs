@@ -81,6 +81,13 @@ impl Run {
         self.builder.output(name, element, layout).expect(name)
     }
 
+    /// A tensor of words that the program reads and writes.
+    pub fn state(&mut self, name: &str, sizes: &[usize], data: &[u32]) -> Tensor {
+        let layout = self.place.layout(sizes);
+        self.add(name, Element::U32, layout, data.to_vec());
+        self.builder.state(name, Element::U32, layout).expect(name)
+    }
+
     fn add(&mut self, name: &str, element: Element, layout: Layout, data: Vec<u32>) {
         let guarded = Guarded::input(&self.gpu, name, element, layout, self.place, &data);
         self.bindings.set(name, guarded.view.clone());

@@ -1,0 +1,502 @@
+// choose: the next token of every row, and the row's state behind it
+//
+//   logits (B, V), maxima (B, groups, 2), bias (B or 1, V), seen (B, V / 32), sampling (B, 16), state (2 B or 3 B, 8)
+//     -> tokens (steps, B), log_probs (steps, B), seen, state
+//
+// A workgroup chooses for one row. A greedy row whose logits are taken as they are reads their maxima alone. Else the first pass
+// finds the largest processed logit, and all that follows is about depths below it: (largest − logit) / temperature in units of
+// 2⁻²⁴, integers from 0 up to LIMIT, at which e^−depth is 0. Every other pass adds up counts or weights in eight bins: top-k and
+// top-p are the depth that is no longer kept, narrowed eight times a pass; the draw narrows columns instead, SEGMENTS times a
+// pass; log-probabilities are one pass over the model's own logits. One loop makes them all, as copies of it would be most of
+// the code.
+// Sums have one order, whatever B is: four, BLOCK columns of a thread, the thread's blocks, SHARE threads, SEGMENTS.
+// A thread's columns: segment thread / SHARE of those of the pass, every SHARE-th group of four.
+// Loops: columns, groups, constant. Workgroup memory: THREADS · 32 + SEGMENTS · 32 + 52 bytes.
+
+struct Params {
+  columns: u32,
+  batch: u32,
+  groups: u32,             // of maxima, in a row
+  steps: u32,
+  padding: u32,            // the token of a row that rests
+  capacity: u32,           // keys that a slot of the cache holds
+  flags: u32,
+  share: u32,              // SHARE and SEGMENTS once more, for loops that are not worth unrolling
+  segments: u32,
+  logits_row: u32,         // strides
+  maxima_row: u32,
+  maxima_group: u32,
+  state_row: u32,
+  tokens_row: u32,
+  log_probs_row: u32,
+  bias_row: u32,
+  seen_row: u32,
+  sampling_row: u32,
+  logits_offset: u32,
+  maxima_offset: u32,
+  state_offset: u32,
+  tokens_offset: u32,
+  log_probs_offset: u32,
+  bias_offset: u32,
+  seen_offset: u32,
+  sampling_offset: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> logits: array<Bits>;           // (B, V)
+@group(1) @binding(1) var<storage, read> maxima: array<u32>;            // (B, groups, 2): key, column
+@group(1) @binding(2) var<storage, read> bias: array<u32>;              // (B or 1, V), floats by their bits
+@group(1) @binding(3) var<storage, read> sampling: array<u32>;          // (B, 16)
+@group(1) @binding(4) var<storage, read_write> state: array<u32>;       // B sequences, B of cross-attention, B of id, step, flags
+@group(1) @binding(5) var<storage, read_write> tokens: array<u32>;      // (steps, B)
+@group(1) @binding(6) var<storage, read_write> log_probs: array<f32>;   // (steps, B)
+@group(1) @binding(7) var<storage, read_write> seen: array<u32>;        // (B, V / 32), a bit a token
+
+// params.flags: what is bound
+const MAXIMA: u32 = 1u;
+const BIAS: u32 = 2u;
+const SEEN: u32 = 4u;
+const LOG_PROBS: u32 = 8u;
+const CROSS: u32 = 16u;
+
+// flags of a row's state
+const ENDED: u32 = 1u;
+const FULL: u32 = 2u;
+const NO_CHOICE: u32 = 4u;
+
+const STOPS: u32 = 8u;
+const NO_STOP: u32 = 0xffffffffu;
+
+const SEGMENTS: u32 = THREADS / SHARE;
+const STEP: u32 = SHARE * 4u;
+const BLOCK: u32 = 64u * STEP;        // columns whose weights are added before they join the thread's
+
+const KEY_OF_MINUS_INFINITY: u32 = 0x00800000u;
+const LOWEST_KEY: u32 = 0x01000000u;  // those of ±2¹²⁷: sums of halves, and twice the half, stay finite
+const HIGHEST_KEY: u32 = 0xff000000u;
+const LARGE: f32 = 8.0e34;            // twice this, times or over a penalty of up to 2¹⁰, stays below 2¹²⁷
+
+const DEPTH: f32 = 16777216.0;        // of 1
+const DEEPEST: f32 = 104.0;           // e^−104 is 0 in f32
+const LIMIT: u32 = 1744830464u;       // DEEPEST · DEPTH
+const NONE: u32 = 0xffffffffu;        // deeper than any: a token that cannot be chosen
+
+// What the threads of a workgroup agree on.
+struct Row {
+  logits: u32,           // where the row begins
+  bias: u32,
+  seen: u32,
+  penalty: f32,
+  penalised: bool,
+  edited: bool,          // whether the processed logits are others than the model's
+  half_largest: f32,     // half the largest processed logit
+  rate: f32,             // 2 / temperature
+}
+
+// What a pass is for; those that a row needs follow in this order.
+const TOP_K: u32 = 0u;
+const TOP_P: u32 = 1u;
+const SEGMENT: u32 = 2u;              // in which the draw falls, until few columns are left
+const COLUMN: u32 = 3u;               // of these
+const LOG_SUM: u32 = 4u;
+const DONE: u32 = 5u;
+
+struct Pass {
+  goal: u32,
+  low: u32,              // depths that count: from low on, below high
+  high: u32,
+  first: u32,            // columns
+  count: u32,
+}
+
+// What thread 0 carries from pass to pass.
+struct Walk {
+  needed: f32,           // what is to be kept, and what above `low` is
+  above: f32,
+  left: f32,             // the weight from `first` up to the draw
+  kept: u32,             // the depth that is no longer kept
+  token: u32,
+  log_sum: f32,
+}
+
+var<workgroup> of_thread: array<array<vec4<u32>, 2>, THREADS>;
+var<workgroup> of_segment: array<array<vec4<u32>, 2>, SEGMENTS>;
+var<workgroup> bins: array<vec4<f32>, 2>;
+var<workgroup> agreed: Pass;
+
+// Numbers that order as the floats with these bits do; 0 for NaN.
+fn order(bits: vec4<u32>) -> vec4<u32> {
+  let magnitude = bits & vec4<u32>(0x7fffffffu);
+  let ordered = select(0x80000000u + magnitude, 0x80000000u - magnitude, bits != magnitude);
+  return select(ordered, vec4<u32>(0u), magnitude > vec4<u32>(0x7f800000u));
+}
+
+// The floats of such numbers, at most 2¹²⁷ in magnitude.
+fn number(keys: vec4<u32>) -> vec4<f32> {
+  let key = clamp(keys, vec4<u32>(LOWEST_KEY), vec4<u32>(HIGHEST_KEY));
+  let negative = key < vec4<u32>(0x80000000u);
+  return bitcast<vec4<f32>>(select(key - 0x80000000u, vec4<u32>(0x80000000u) | (0x80000000u - key), negative));
+}
+
+// The model's logits c .. c + 3 by their keys, 0 for what cannot be chosen: NaN, −∞, columns past the last.
+fn own_logits(row: Row, c: u32) -> vec4<u32> {
+  let at = row.logits + c;
+  let keys = order(bits4(logits[at / WIDE_LANES], logits[(at + 1u) / WIDE_LANES], logits[(at + 2u) / WIDE_LANES], logits[(at + 3u) / WIDE_LANES]));
+  let inside = c + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.columns);
+  return select(vec4<u32>(0u), keys, inside & (keys > vec4<u32>(KEY_OF_MINUS_INFINITY)));
+}
+
+// The same with bias and penalty.
+fn edit(row: Row, c: u32, keys: vec4<u32>) -> vec4<u32> {
+  if !row.edited { return keys; }
+  var possible = keys != vec4<u32>(0u);
+  var x = clamp(number(keys), vec4<f32>(-LARGE), vec4<f32>(LARGE));
+  if (params.flags & BIAS) != 0u {
+    let at = row.bias + min(c + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.columns - 1u));
+    let added = order(vec4<u32>(bias[at.x], bias[at.y], bias[at.z], bias[at.w]));
+    possible = possible & (added > vec4<u32>(KEY_OF_MINUS_INFINITY));
+    x += clamp(number(added), vec4<f32>(-LARGE), vec4<f32>(LARGE));
+  }
+  if row.penalised {
+    let marks = vec4<u32>(seen[row.seen + c / 32u] >> (c % 32u)) >> vec4<u32>(0u, 1u, 2u, 3u);
+    let penalised = select(x * row.penalty, x / row.penalty, x > vec4<f32>(0.0));
+    x = select(x, penalised, (marks & vec4<u32>(1u)) != vec4<u32>(0u));
+  }
+  return select(vec4<u32>(0u), order(bitcast<vec4<u32>>(x)), possible);
+}
+
+// How deep the processed logits c .. c + 3 lie below the largest.
+fn depths(row: Row, c: u32) -> vec4<u32> {
+  let keys = edit(row, c, own_logits(row, c));
+  let below = clamp(row.half_largest - 0.5 * number(keys), vec4<f32>(0.0), vec4<f32>(1.0e12)) * row.rate;
+  return select(vec4<u32>(NONE), vec4<u32>(min(below, vec4<f32>(DEEPEST)) * DEPTH), keys != vec4<u32>(0u));
+}
+
+// Columns of a segment, whole groups of four, when there are `count`.
+fn segment_length(count: u32) -> u32 { return (count + SEGMENTS * 4u - 1u) / (SEGMENTS * 4u) * 4u; }
+
+// Whether a key and a column's complement come before others: the larger key, of equal ones the lower column.
+fn before(a: vec4<u32>, b: vec4<u32>) -> bool { return a.x > b.x || (a.x == b.x && a.y > b.y); }
+fn better(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> { return vec4<u32>(select(b.xy, a.xy, before(a, b)), max(a.zw, b.zw)); }
+
+// The best x with its y, and the largest z, over all threads; the same for all of them.
+fn best(thread: u32, v: vec4<u32>) -> vec3<u32> {
+  of_thread[thread][0] = v;
+  workgroupBarrier();
+  if thread % SHARE == 0u {
+    var found = v;
+    for (var i = 1u; i < min(params.share, SHARE); i++) { found = better(found, of_thread[thread + i][0]); }
+    of_segment[thread / SHARE][0] = found;
+  }
+  workgroupBarrier();
+  if thread == 0u {
+    var found = of_segment[0][0];
+    for (var s = 1u; s < min(params.segments, SEGMENTS); s++) { found = better(found, of_segment[s][0]); }
+    agreed = Pass(0u, found.x, found.y, found.z, 0u);
+  }
+  let found = workgroupUniformLoad(&agreed);
+  return vec3<u32>(found.low, found.high, found.first);
+}
+
+fn sum_of_4(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
+
+// Adds up the bins of all threads: thread 0 finds the sums in `bins`, and those of segments in `of_segment`.
+fn add_up(thread: u32, low: vec4<f32>, high: vec4<f32>) {
+  of_thread[thread] = array<vec4<u32>, 2>(bitcast<vec4<u32>>(low), bitcast<vec4<u32>>(high));
+  workgroupBarrier();
+  if thread % SHARE == 0u {
+    var a = low;
+    var b = high;
+    for (var i = 1u; i < min(params.share, SHARE); i++) {
+      a += bitcast<vec4<f32>>(of_thread[thread + i][0]);
+      b += bitcast<vec4<f32>>(of_thread[thread + i][1]);
+    }
+    of_segment[thread / SHARE] = array<vec4<u32>, 2>(bitcast<vec4<u32>>(a), bitcast<vec4<u32>>(b));
+  }
+  workgroupBarrier();
+  if thread == 0u {
+    var a = vec4<f32>(0.0);
+    var b = vec4<f32>(0.0);
+    for (var s = 0u; s < min(params.segments, SEGMENTS); s++) {
+      a += bitcast<vec4<f32>>(of_segment[s][0]);
+      b += bitcast<vec4<f32>>(of_segment[s][1]);
+    }
+    bins[0] = a;
+    bins[1] = b;
+  }
+}
+
+// How far depths are shifted to give a bin of a pass: all of them bin 0 where they are not narrowed.
+fn bin_shift(now: Pass) -> u32 {
+  return select(31u, 29u - min(countLeadingZeros(now.high - now.low - 1u), 29u), now.goal <= TOP_P);
+}
+
+// A pass over the row: counts or weights of what counts, in bins of depths or, at last, of columns.
+fn add_bins(row: Row, thread: u32, now: Pass) {
+  let length = segment_length(now.count);
+  let begin = now.first + thread / SHARE * length;
+  let end = min(begin + length, now.first + now.count);
+  let shift = bin_shift(now);
+  var low = vec4<f32>(0.0);
+  var high = vec4<f32>(0.0);
+  for (var block = begin + thread % SHARE * 4u; block < end; block += BLOCK) {
+    var part_low = vec4<f32>(0.0);
+    var part_high = vec4<f32>(0.0);
+    for (var c = block; c < min(block + BLOCK, end); c += STEP) {
+      let depth = depths(row, c);
+      let into = depth - now.low;             // wraps for what is above
+      let inside = into < vec4<u32>(now.high - now.low);
+      if any(inside) {
+        let weight = exp(-vec4<f32>(min(depth, vec4<u32>(LIMIT))) / DEPTH);
+        let amount = select(vec4<f32>(0.0), select(weight, vec4<f32>(1.0), now.goal == TOP_K), inside);
+        let columns = c - now.first + vec4<u32>(0u, 1u, 2u, 3u);
+        let bin = select(into >> vec4<u32>(shift), columns, now.goal == COLUMN);
+        if shift == 31u && now.goal != COLUMN {
+          part_low.x += sum_of_4(amount);
+        } else {
+          for (var l = 0u; l < 4u; l++) {
+            part_low += select(vec4<f32>(0.0), vec4<f32>(amount[l]), vec4<u32>(bin[l]) == vec4<u32>(0u, 1u, 2u, 3u));
+            part_high += select(vec4<f32>(0.0), vec4<f32>(amount[l]), vec4<u32>(bin[l]) == vec4<u32>(4u, 5u, 6u, 7u));
+          }
+        }
+      }
+    }
+    low += part_low;
+    high += part_high;
+  }
+  add_up(thread, low, high);
+}
+
+// Keeps down to the first bin that reaches what is needed, or the last that holds anything; done once that can be one depth only.
+// Equal tokens are kept or dropped together, and one is kept in any case.
+fn narrow(now: Pass, share: f32, walk: ptr<function, Walk>) -> Pass {
+  if now.low == 0u && (*walk).needed < 0.0 {
+    (*walk).above = 0.0;
+    (*walk).needed = select(share, share * (sum_of_4(bins[0]) + sum_of_4(bins[1])), now.goal == TOP_P);
+  }
+  var chosen = 0u;
+  var held = 0.0;
+  var found = false;
+  for (var b = 0u; b < 8u; b++) {
+    let amount = bins[b / 4u][b % 4u];
+    if !found && amount > 0.0 {
+      (*walk).above += held;
+      held = amount;
+      chosen = b;
+      found = (*walk).above + held >= (*walk).needed;
+    }
+  }
+  let shift = bin_shift(now);
+  var next = now;
+  next.low += chosen << shift;
+  if chosen != (now.high - now.low - 1u) >> shift { next.high = next.low + (1u << shift); }
+  // Less than two of the least that a token here can count is one token.
+  let least = select(exp(-f32(next.high) / DEPTH), 1.0, now.goal == TOP_K);
+  if next.high - next.low == 1u || held < 1.9 * least { next.goal = DONE; }
+  return next;
+}
+
+// The segment in which the weights, added up in the order of columns, come to exceed `left`.
+fn descend(now: Pass, walk: ptr<function, Walk>) -> Pass {
+  let length = segment_length(now.count);
+  var walked = 0.0;
+  var chosen = 0u;
+  var rest = (*walk).left;
+  var found = false;
+  for (var s = 0u; s < min(params.segments, SEGMENTS); s++) {
+    let amount = bitcast<f32>(of_segment[s][0].x);
+    if !found && amount > 0.0 {
+      chosen = s;
+      rest = (*walk).left - walked;
+      walked += amount;
+      found = walked > (*walk).left;
+    }
+  }
+  (*walk).left = rest;
+  return Pass(now.goal, now.low, now.high, now.first + chosen * length, min(length, now.count - chosen * length));
+}
+
+// The column in which they do, the last that has a weight if none.
+fn drawn_column(now: Pass, walk: ptr<function, Walk>) {
+  var walked = 0.0;
+  var found = false;
+  for (var b = 0u; b < 8u; b++) {
+    let amount = bins[b / 4u][b % 4u];
+    if !found && amount > 0.0 {
+      (*walk).token = now.first + b;
+      walked += amount;
+      found = walked > (*walk).left;
+    }
+  }
+}
+
+// The first of the wanted goals, a bit each, behind `goal`.
+fn goal_after(wanted: u32, goal: u32) -> u32 { return goal + 1u + countTrailingZeros(wanted >> (goal + 1u)); }
+
+// What thread 0 makes of a pass: the next one. `share` is top-k or top-p.
+fn after(now: Pass, wanted: u32, share: f32, random: f32, walk: ptr<function, Walk>) -> Pass {
+  var next = now;
+  if now.goal <= TOP_P {
+    next = narrow(now, share, walk);
+    if next.goal != DONE { return next; }
+    (*walk).kept = next.high;
+  } else if now.goal == SEGMENT {
+    if now.count == params.columns { (*walk).left = random * (sum_of_4(bins[0]) + sum_of_4(bins[1])); }
+    next = descend(now, walk);
+    if next.count > 8u { return next; }
+    next.goal = COLUMN;
+    return next;
+  } else if now.goal == COLUMN {
+    drawn_column(now, walk);
+  } else {
+    (*walk).log_sum = log(max(bins[0].x, 1.0));
+  }
+  (*walk).needed = -1.0;
+  let goal = goal_after(wanted, now.goal);
+  return Pass(goal, 0u, select((*walk).kept, LIMIT, goal == LOG_SUM), 0u, params.columns);
+}
+
+// a · b in 64 bits: low word, high word.
+fn multiply(a: u32, b: u32) -> vec2<u32> {
+  let low = (a & 0xffffu) * (b & 0xffffu);
+  let first = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
+  let second = (a & 0xffffu) * (b >> 16u) + (first & 0xffffu);
+  return vec2<u32>(a * b, (a >> 16u) * (b >> 16u) + (first >> 16u) + (second >> 16u));
+}
+
+// Philox4x32-10 (Salmon et al., SC 2011): random words by a counter and a key.
+fn philox(counter: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
+  var x = counter;
+  var key = seed;
+  for (var round = 0u; round < 10u; round++) {
+    let a = multiply(0xd2511f53u, x.x);
+    let b = multiply(0xcd9e8d57u, x.z);
+    x = vec4<u32>(b.y ^ x.y ^ key.x, b.x, a.y ^ x.w ^ key.y, a.x);
+    key += vec2<u32>(0x9e3779b9u, 0xbb67ae85u);
+  }
+  return x;
+}
+
+// Where the rows of a row's state begin: its sequences, and id, step, flags.
+fn sequence_at(b: u32) -> u32 { return params.state_offset + b * params.state_row; }
+fn own_at(b: u32) -> u32 { return sequence_at(b + params.batch * select(1u, 2u, (params.flags & CROSS) != 0u)); }
+
+// Hands a step's token out and counts the step.
+fn hand_out(b: u32, token: u32, log_prob: f32) {
+  let step = state[own_at(b) + 1u];
+  if step < params.steps {
+    tokens[params.tokens_offset + step * params.tokens_row + b] = token;
+    if (params.flags & LOG_PROBS) != 0u { log_probs[params.log_probs_offset + step * params.log_probs_row + b] = log_prob; }
+  }
+  state[own_at(b) + 1u] = step + 1u;
+}
+
+// Moves a row on by the token that was chosen, or ends it.
+fn advance(b: u32, options: u32, token: u32, chosen: bool) {
+  let sequence = sequence_at(b);
+  let keys = state[sequence + 3u];
+  var stopped = false;
+  for (var i = 0u; i < STOPS; i++) {
+    let stop = sampling[options + 8u + i];
+    stopped = stopped || (stop == token && stop != NO_STOP);
+  }
+  let full = keys >= params.capacity;
+  state[own_at(b)] = token;
+  if chosen && !stopped && !full && keys < sampling[options + 6u] {
+    state[sequence + 3u] = keys + 1u;
+    state[sequence + 4u] += 1u;
+    return;
+  }
+  state[sequence + 1u] = 0u;
+  if (params.flags & CROSS) != 0u { state[sequence_at(b + params.batch) + 1u] = 0u; }
+  state[own_at(b) + 2u] |= ENDED | select(0u, FULL, chosen && !stopped && full) | select(NO_CHOICE, 0u, chosen);
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let b = workgroup_number(id);
+  if b >= params.batch { return; }
+  if thread == 0u { agreed = Pass(0u, state[sequence_at(b) + 1u], state[sequence_at(b) + 4u], 0u, 0u); }
+  let sequence = workgroupUniformLoad(&agreed);
+  if sequence.low == 0u {
+    if thread == 0u { hand_out(b, params.padding, 0.0); }
+    return;
+  }
+
+  // Options out of range are taken to its ends, by their bits; negative ones and NaN are above it.
+  let options = params.sampling_offset + b * params.sampling_row;
+  let temperature = sampling[options];
+  let greedy = (temperature & 0x7fffffffu) == 0u;
+  let penalty = clamp(sampling[options + 3u], 0x3a800000u, 0x44800000u); // 2⁻¹⁰ to 2¹⁰
+  let penalised = (params.flags & SEEN) != 0u && penalty != 0x3f800000u;
+  var row: Row;
+  row.logits = params.logits_offset + b * params.logits_row;
+  row.bias = params.bias_offset + b * params.bias_row;
+  row.seen = params.seen_offset + b * params.seen_row;
+  row.penalty = bitcast<f32>(penalty);
+  row.penalised = penalised;
+  row.edited = penalised || (params.flags & BIAS) != 0u;
+  row.rate = 2.0 / bitcast<f32>(clamp(temperature, 0x358637bdu, 0x49742400u)); // 10⁻⁶ to 10⁶
+
+  var found = vec4<u32>(0u);                  // key, complement of the column, key of the model's own
+  if greedy && !row.edited && (params.flags & (MAXIMA | LOG_PROBS)) == MAXIMA {
+    for (var group = thread; group < params.groups; group += THREADS) {
+      let at = params.maxima_offset + b * params.maxima_row + group * params.maxima_group;
+      let key = select(0u, maxima[at], maxima[at] > KEY_OF_MINUS_INFINITY);
+      found = better(found, vec4<u32>(key, ~maxima[at + 1u], 0u, 0u));
+    }
+  } else {
+    for (var c = thread * 4u; c < params.columns; c += THREADS * 4u) {
+      let own = own_logits(row, c);
+      let keys = edit(row, c, own);
+      for (var l = 0u; l < 4u; l++) {
+        let more = keys[l] > found.x;
+        found = vec4<u32>(select(found.x, keys[l], more), select(found.y, ~(c + l), more), max(found.z, own[l]), 0u);
+      }
+    }
+  }
+  let largest = best(thread, found);
+  if largest.x == 0u {
+    if thread == 0u {
+      hand_out(b, params.padding, 0.0);
+      advance(b, options, params.padding, false);
+    }
+    return;
+  }
+
+  var wanted = 1u << DONE;
+  let top_k = sampling[options + 1u];
+  let top_p = sampling[options + 2u];
+  if !greedy {
+    wanted |= 1u << SEGMENT;
+    wanted |= select(0u, 1u << TOP_K, top_k != 0u && top_k < params.columns);
+    wanted |= select(0u, 1u << TOP_P, top_p < 0x3f800000u);
+  }
+  if (params.flags & LOG_PROBS) != 0u { wanted |= 1u << LOG_SUM; }
+  row.half_largest = 0.5 * number(vec4<u32>(largest.x)).x;
+  let words = philox(vec4<u32>(sequence.high, 0u, 0u, 0u), vec2<u32>(sampling[options + 4u], sampling[options + 5u]));
+  let random = f32(words.x >> 8u) / 16777216.0;
+  var walk = Walk(-1.0, 0.0, 0.0, LIMIT, ~largest.y, 0.0);
+  var now = Pass(countTrailingZeros(wanted), 0u, LIMIT, 0u, params.columns);
+  // At most 11 passes for each of top-k and top-p, 9 for the draw.
+  for (var n = 0u; n < 40u && now.goal != DONE; n++) {
+    if now.goal == LOG_SUM {
+      row.edited = false;
+      row.rate = 2.0;
+      row.half_largest = 0.5 * number(vec4<u32>(largest.z)).x;
+    }
+    add_bins(row, thread, now);
+    if thread == 0u { agreed = after(now, wanted, select(f32(top_k), bitcast<f32>(top_p), now.goal == TOP_P), random, &walk); }
+    now = workgroupUniformLoad(&agreed);
+  }
+  if thread == 0u {
+    var log_prob = 0.0;
+    if (params.flags & LOG_PROBS) != 0u {
+      let own = number(vec4<u32>(own_logits(row, walk.token / 4u * 4u)[walk.token % 4u], largest.z, 0u, 0u));
+      log_prob = 2.0 * max(0.5 * own.x - 0.5 * own.y, -8.0e37) - walk.log_sum;
+    }
+    hand_out(b, walk.token, log_prob);
+    if (params.flags & SEEN) != 0u { seen[row.seen + walk.token / 32u] |= 1u << (walk.token % 32u); }
+    advance(b, options, walk.token, true);
+  }
+}

@@ -1,0 +1,507 @@
+//! `choose` and `mark_seen` against their twins: the same token, unless a threshold is within 1e-5; the same state, word by word.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+use common::{Done, On, POISON, Place, Run, assert_all_variants, on, pick, seeded, some, stored_forms, uniform};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tileformer::kernels::{Choose, MarkSeen};
+use tileformer::reference;
+use tileformer::spec::sampling::seen_words;
+use tileformer::{Element, Sampling};
+
+/// Where decisions of f32 and f64 may differ.
+const TOLERANCE: f64 = 1e-5;
+const PADDING: u32 = 77_777;
+
+/// The kernel in every form, compiled once.
+fn forms() -> &'static [On] {
+    static FORMS: OnceLock<Vec<On>> = OnceLock::new();
+    FORMS.get_or_init(|| stored_forms("choose", Element::F32))
+}
+
+/// One dispatch and what it starts from.
+#[derive(Clone)]
+struct Case {
+    columns: usize,
+    logits: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    seen: Option<Vec<u32>>,
+    options: Vec<Sampling>,
+    state: Vec<u32>,
+    cross: bool,
+    capacity: u32,
+    steps: usize,
+    maxima: bool,
+    log_probs: bool,
+}
+
+/// A row's sequence of `keys` keys at `offset`, live or at rest.
+fn sequence(b: usize, live: bool, keys: u32, offset: u32) -> [u32; 8] {
+    [b as u32, u32::from(live), 40 * b as u32, keys, offset, 0, 0, 0]
+}
+
+impl Case {
+    /// Live rows that are greedy, at their first step.
+    fn new(logits: Vec<f32>, columns: usize, options: &[Sampling]) -> Self {
+        let batch = logits.len() / columns;
+        assert_eq!(batch, options.len());
+        let mut state: Vec<u32> = (0..batch).flat_map(|b| sequence(b, true, 5 + b as u32, 4 + b as u32)).collect();
+        state.extend((0..batch).flat_map(|_| [POISON / 2, 0, 0, 0, 0, 0, 0, 0]));
+        Self {
+            columns,
+            logits,
+            bias: None,
+            seen: None,
+            options: options.to_vec(),
+            state,
+            cross: false,
+            capacity: 1000,
+            steps: 1,
+            maxima: false,
+            log_probs: true,
+        }
+    }
+
+    fn batch(&self) -> usize {
+        self.options.len()
+    }
+
+    /// The words of row b of part `part` of the state.
+    fn words(&mut self, part: usize, b: usize) -> &mut [u32] {
+        let at = (part * self.batch() + b) * 8;
+        &mut self.state[at..at + 8]
+    }
+
+    /// The row alone.
+    fn row(&self, b: usize) -> Self {
+        let parts = if self.cross { 3 } else { 2 };
+        let part = |all: &[u32], n: usize| all[b * n..(b + 1) * n].to_vec();
+        let words = seen_words(self.columns);
+        let bias = self.bias.as_ref().map(|bias| {
+            if bias.len() == self.columns { bias.clone() } else { bias[b * self.columns..][..self.columns].to_vec() }
+        });
+        Self {
+            logits: self.logits[b * self.columns..][..self.columns].to_vec(),
+            bias,
+            seen: self.seen.as_ref().map(|s| part(s, words)),
+            options: vec![self.options[b]],
+            state: (0..parts).flat_map(|p| part(&self.state[p * self.batch() * 8..], 8)).collect(),
+            ..self.clone()
+        }
+    }
+
+    /// As the kernel that makes logits leaves them: of every 37 columns the largest.
+    fn maxima(&self) -> Vec<u32> {
+        let key = |x: f32| match x.to_bits() {
+            _ if x.is_nan() => 0,
+            bits if bits >> 31 == 0 => 0x8000_0000 + bits,
+            bits => 0x8000_0000 - (bits & 0x7fff_ffff),
+        };
+        let group = |(n, group): (usize, &[f32])| {
+            let column = reference::argmax(group, 1, group.len()).unwrap()[0] as usize;
+            [key(group[column]), (37 * n + column) as u32]
+        };
+        self.logits.chunks(self.columns).flat_map(|row| row.chunks(37).enumerate().flat_map(group)).collect()
+    }
+
+    fn go(&self, on: &On, place: Place) -> Found {
+        let (batch, columns) = (self.batch(), self.columns);
+        let mut run = Run::new(on, "choose", place);
+        let logits = if self.maxima && !self.log_probs {
+            // must not be read
+            run.input("logits", &[batch, columns], &vec![f32::MAX; batch * columns])
+        } else {
+            run.input("logits", &[batch, columns], &self.logits)
+        };
+        let maxima = self.maxima.then(|| run.words("maxima", &[batch, columns.div_ceil(37), 2], &self.maxima()));
+        let bias = self.bias.as_ref().map(|bias| {
+            let sizes = [batch, columns];
+            run.input("bias", if bias.len() == columns { &sizes[1..] } else { &sizes }, bias)
+        });
+        let sampling = run.words("sampling", &[batch, 16], Sampling::words(&self.options));
+        let state = run.state("state", &[self.state.len() / 8, 8], &self.state);
+        let seen = self.seen.as_ref().map(|seen| run.state("seen", &[batch, seen_words(columns)], seen));
+        let tokens = run.output_as("tokens", Element::U32, place.layout(&[self.steps, batch]));
+        let log_probs = self.log_probs.then(|| run.output("log_probs", &[self.steps, batch]));
+        let (cross, capacity) = (self.cross, self.capacity as usize);
+        let args = Choose { maxima, bias, seen, cross, log_probs, ..Choose::new(logits, sampling, state, capacity, tokens) };
+        run.builder.choose("choose", &Choose { padding: PADDING, ..args }).unwrap();
+        let done = run.go();
+        Found {
+            tokens: done.tensor("tokens").bits(),
+            log_probs: self.log_probs.then(|| done.tensor("log_probs").bits()),
+            state: done.tensor("state").bits(),
+            seen: self.seen.as_ref().map(|_| done.tensor("seen").bits()),
+            done,
+        }
+    }
+
+    /// Runs it and compares everything with the twin.
+    fn check(&self, on: &On, name: &str, place: Place) -> Found {
+        let found = self.go(on, place);
+        let (batch, own) = (self.batch(), (if self.cross { 2 } else { 1 }) * self.batch() * 8);
+        let (mut state, mut seen) = (self.state.clone(), self.seen.clone());
+        let mut tokens = vec![POISON; self.steps * batch];
+        let mut written = vec![false; self.steps * batch];
+        for b in 0..batch {
+            let row = self.row(b);
+            let options = row.options[0];
+            let (live, position, step) = (row.state[1] != 0, row.state[4], self.state[own + b * 8 + 1] as usize);
+            let wide: Vec<f64> = row.logits.iter().map(|&x| x.into()).collect();
+            let bias: Option<Vec<f64>> = row.bias.as_ref().map(|bias| bias.iter().map(|&x| x.into()).collect());
+            let twin = reference::choose(&wide, bias.as_deref(), row.seen.as_deref(), &options, position).unwrap();
+            let name = format!("{name}: row {b} of {batch}×{}, {options:?}, {place:?}", self.columns);
+            let mut token = twin.token;
+            if live && step < self.steps && twin.token.is_some() {
+                let chosen = found.tokens[step * batch + b];
+                assert!(twin.allows(chosen, TOLERANCE), "{name}: {chosen} for {token:?}, margin {}", twin.margin);
+                token = Some(chosen);
+            }
+            let out = reference::advance(&mut state, self.cross, b, token, &options, self.capacity, PADDING).unwrap();
+            if let (true, Some(token), Some(seen)) = (live, token, &mut seen) {
+                seen[b * seen_words(self.columns) + token as usize / 32] |= 1 << (token % 32);
+            }
+            if step >= self.steps {
+                continue;
+            }
+            (tokens[step * batch + b], written[step * batch + b]) = (out, true);
+            if let Some(log_probs) = &found.log_probs {
+                let log_prob = f64::from(f32::from_bits(log_probs[step * batch + b]));
+                let expected = match token {
+                    Some(t) if live && Some(t) != twin.token => {
+                        let only = |c: usize| if c == t as usize { 0.0 } else { f64::NEG_INFINITY };
+                        let only: Vec<f64> = (0..self.columns).map(only).collect();
+                        reference::choose(&wide, Some(&only), None, &Sampling::greedy(), 0).unwrap().log_prob
+                    }
+                    _ if live => twin.log_prob,
+                    _ => 0.0,
+                };
+                let tolerance = TOLERANCE * expected.abs().max(1.0);
+                assert!((log_prob - expected).abs() <= tolerance, "{name}: log-probability {log_prob} for {expected}");
+            }
+        }
+        assert_eq!(found.tokens, tokens, "{name}: tokens");
+        assert_eq!(found.state, state, "{name}: state");
+        assert_eq!(found.seen, seen, "{name}: seen");
+        if let Some(log_probs) = &found.log_probs {
+            let untouched = |i: usize| written[i] || log_probs[i] == POISON;
+            assert!((0..written.len()).all(untouched), "{name}: log-probabilities of other steps");
+        }
+        found
+    }
+}
+
+/// What a run leaves, by its bits.
+struct Found {
+    tokens: Vec<u32>,
+    log_probs: Option<Vec<u32>>,
+    state: Vec<u32>,
+    seen: Option<Vec<u32>>,
+    done: Done,
+}
+
+/// Logits of a language model's kind: most of them low, some high, rounded so that some are equal.
+fn logits(rng: &mut StdRng, len: usize) -> Vec<f32> {
+    let spread = pick(rng, &[0.5, 3.0, 8.0]);
+    let one = |x: f32| ((x / (1.02 - x.abs())) * spread * 64.0).round() / 64.0;
+    uniform(rng, len, -1.0, 1.0).into_iter().map(one).collect()
+}
+
+/// Any options.
+fn options(rng: &mut StdRng) -> Sampling {
+    let mut options = if rng.random_range(0..4) == 0 { Sampling::greedy() } else { Sampling::sampled(rng.random()) };
+    if options.temperature() != 0.0 {
+        options = options.with_temperature(pick(rng, &[0.3, 0.7, 1.0, 1.5, 5.0])).unwrap();
+    }
+    options
+        .with_top_k(pick(rng, &[0, 0, 1, 2, 7, 40, 300]))
+        .with_top_p(pick(rng, &[1.0, 1.0, 0.95, 0.5, 0.1, 0.0, 0.999]))
+        .unwrap()
+        .with_repetition_penalty(pick(rng, &[1.0, 1.0, 1.2, 4.0, 0.5]))
+        .unwrap()
+}
+
+fn bias(rng: &mut StdRng, len: usize) -> Vec<f32> {
+    let one = |x: f32| if x > 0.8 { f32::NEG_INFINITY } else { (x * 8.0).round() / 4.0 };
+    uniform(rng, len, -1.0, 1.0).into_iter().map(one).collect()
+}
+
+fn case(rng: &mut StdRng, columns: usize, batch: usize) -> Case {
+    let options: Vec<Sampling> = (0..batch).map(|_| options(rng)).collect();
+    let mut case = Case::new(logits(rng, batch * columns), columns, &options);
+    if rng.random() {
+        let rows = pick(rng, &[1, batch]);
+        case.bias = Some(bias(rng, rows * columns));
+    }
+    if rng.random() {
+        case.seen = Some((0..batch * seen_words(columns)).map(|_| rng.random::<u32>() & rng.random::<u32>()).collect());
+    }
+    case.log_probs = rng.random();
+    case
+}
+
+/// Rule: every option, alone and with others, chooses as the twin does, at every size, in every compiled form.
+#[test]
+fn options_combine_at_every_size_in_every_form() {
+    let (forms, mut reached) = (forms(), BTreeSet::new());
+    for (i, (columns, cases)) in [(1, 4), (2, 8), (31, 24), (257, 24), (1000, 24), (50257, 6)].into_iter().enumerate() {
+        for number in 0..cases {
+            let mut rng = seeded("choose", (i * 100 + number) as u64);
+            let batch = if columns > 1000 { 1 + number % 3 } else { [1, 3, 8][number % 3] };
+            let place = pick(&mut rng, &Place::ALL);
+            let case = case(&mut rng, columns, batch);
+            for on in some(forms, number % 4 == 0, i + number) {
+                case.check(on, &format!("case {number}"), place).done.note(&mut reached);
+            }
+        }
+    }
+    assert_all_variants("choose", &reached);
+}
+
+/// Rule: a greedy row that nothing edits is chosen from the maxima of its groups, and the logits are not read.
+#[test]
+fn maxima_stand_for_logits() {
+    let forms = forms();
+    for (number, columns) in [1, 36, 37, 38, 1000, 20_000].into_iter().enumerate() {
+        let mut rng = seeded("maxima", number as u64);
+        let mut case = Case::new(logits(&mut rng, 3 * columns), columns, &[Sampling::greedy(); 3]);
+        (case.maxima, case.log_probs) = (true, false);
+        case.logits[..columns].fill(-3.0);
+        case.logits[2 * columns..].fill(f32::NAN);
+        for on in forms {
+            case.check(on, "maxima", Place::ALL[number % 4]);
+        }
+        // Where they do not serve, the logits are read.
+        case.log_probs = true;
+        case.check(on(), "maxima and log-probabilities", Place::DENSE);
+    }
+}
+
+/// Rule: stop tokens, the limit and a full cache end a row, in this order of blame; rows that rest give padding; a step behind the
+/// last one writes nothing and counts.
+#[test]
+fn rows_go_on_and_end() {
+    let columns = 40;
+    for (number, cross) in [false, true, false, true].into_iter().enumerate() {
+        let stop = Sampling::greedy().with_stops(&[3, 11]).unwrap();
+        let options = [
+            stop,                                              // goes on
+            stop,                                              // stops
+            Sampling::sampled(5).with_top_k(1).with_limit(20), // reaches its limit
+            stop.with_limit(90),                               // full
+            stop,                                              // full, and stops
+            stop,                                              // rests
+            stop,                                              // nothing to choose
+            stop,                                              // past the last step
+            stop.with_stops(&[0, 1, 2, 3, 4, 5, 6, 7]).unwrap(),
+        ];
+        let batch = options.len();
+        let mut case = Case::new(logits(&mut seeded("ends", number as u64), batch * columns), columns, &options);
+        case.steps = 3;
+        case.capacity = 30;
+        if cross {
+            let at = batch * 8;
+            let crossed: Vec<u32> = (0..batch).flat_map(|b| sequence(b, true, 9, 0)).collect();
+            case.state.splice(at..at, crossed);
+            case.cross = true;
+        }
+        case.seen = (number > 1).then(|| vec![0; batch * seen_words(columns)]);
+        let winners = [5, 11, 6, 8, 3, 2, 0, 9, 7];
+        for (b, winner) in winners.into_iter().enumerate() {
+            case.logits[b * columns + winner] = 1e3;
+            let last = if cross { 2 } else { 1 };
+            case.words(last, b)[1] = (b % 3) as u32;
+            case.words(0, b)[3] = 12;
+        }
+        case.logits[6 * columns..7 * columns].fill(f32::NEG_INFINITY);
+        case.words(0, 2)[3] = 20;
+        case.words(0, 3)[3] = 30;
+        case.words(0, 4)[3] = 30;
+        case.words(0, 5)[1] = 0;
+        case.words(if cross { 2 } else { 1 }, 7)[1] = 3;
+        for on in forms() {
+            let found = case.check(on, "ends", Place::ALL[number]);
+            let own = if cross { 2 } else { 1 } * batch * 8;
+            let flags: Vec<u32> = (0..batch).map(|b| found.state[own + b * 8 + 2]).collect();
+            assert_eq!(flags, [0, 1, 1, 3, 1, 0, 5, 0, 1]);
+        }
+    }
+}
+
+/// Rule: the random words are Philox4x32-10's, bit for bit: of 2¹⁷ equal tokens a row draws the one that the upper bits name.
+#[test]
+fn draws_are_philox_bit_by_bit() {
+    const BITS: u32 = 17;
+    assert_eq!(reference::philox([0; 4], [0; 2])[0], 0x6627_e8d5);
+    let mut rng = seeded("philox", 0);
+    let seeds: Vec<u64> = (0..8).map(|b| if b == 0 { 0 } else { rng.random() }).collect();
+    let options: Vec<Sampling> = seeds.iter().map(|&seed| Sampling::sampled(seed)).collect();
+    let mut case = Case::new(vec![0.25; 8 << BITS], 1 << BITS, &options);
+    let positions: Vec<u32> = (0..8).map(|b| if b == 0 { 0 } else { rng.random() }).collect();
+    positions.iter().enumerate().for_each(|(b, &p)| case.words(0, b)[4] = p);
+    case.log_probs = false;
+    for on in forms() {
+        let found = case.go(on, Place::DENSE);
+        for b in 0..8 {
+            let [word, ..] = reference::philox([positions[b], 0, 0, 0], [seeds[b] as u32, (seeds[b] >> 32) as u32]);
+            assert_eq!(found.tokens[b], word >> (32 - BITS), "seed {:#x}, position {}", seeds[b], positions[b]);
+        }
+    }
+}
+
+/// Rule: tokens come as often as the twin's probabilities say (chi-square).
+#[test]
+fn draws_have_the_probabilities_of_the_twin() {
+    const ROWS: usize = 4096;
+    let columns = 67;
+    let plain = Sampling::sampled(0).with_temperature(1.3).unwrap();
+    let cut = plain.with_top_k(30).with_top_p(0.9).unwrap();
+    for (number, options) in [plain, cut].into_iter().enumerate() {
+        let mut rng = seeded("chi-square", number as u64);
+        let one = uniform(&mut rng, columns, -2.0, 2.0);
+        let twin = reference::choose(&one.iter().map(|&x| x.into()).collect::<Vec<f64>>(), None, None, &options, 0).unwrap();
+        let seeded = |b: usize| Sampling::sampled(b as u64).with_temperature(options.temperature()).unwrap();
+        let all: Vec<Sampling> =
+            (0..ROWS).map(|b| seeded(b).with_top_k(options.top_k()).with_top_p(options.top_p()).unwrap()).collect();
+        let mut case = Case::new(one.repeat(ROWS), columns, &all);
+        case.log_probs = false;
+        let tokens = case.go(on(), Place::DENSE).tokens;
+        let mut counts = vec![0.0f64; columns];
+        tokens.iter().for_each(|&t| counts[t as usize] += 1.0);
+        // Cells of few are joined.
+        let (mut square, mut cells, mut rest) = (0.0, 0, [0.0; 2]);
+        for (count, p) in counts.iter().zip(&twin.probabilities) {
+            assert!(*p > 0.0 || *count == 0.0, "a token that is not kept was drawn");
+            let expected = p * ROWS as f64;
+            if expected >= 5.0 {
+                square += (count - expected).powi(2) / expected;
+                cells += 1;
+            } else {
+                rest = [rest[0] + count, rest[1] + expected];
+            }
+        }
+        if rest[1] >= 1.0 {
+            square += (rest[0] - rest[1]).powi(2) / rest[1];
+            cells += 1;
+        }
+        // Wilson and Hilferty: the cube root is all but normal; 3.72 is what 1e-4 of a normal exceeds.
+        let freedom = f64::from(cells - 1);
+        let spread = 2.0 / (9.0 * freedom);
+        let deviation = ((square / freedom).cbrt() - (1.0 - spread)) / spread.sqrt();
+        assert!(cells > 10 && deviation.abs() < 3.72, "chi-square {square} of {freedom}: {deviation} deviations");
+    }
+}
+
+/// Rule: a row's bits are its own: alone, in a batch, at another place in it.
+#[test]
+fn a_row_does_not_depend_on_the_batch() {
+    for (number, columns) in [257, 5003].into_iter().enumerate() {
+        let mut rng = seeded("batches", number as u64);
+        let mut case = case(&mut rng, columns, 8);
+        case.log_probs = true;
+        case.seen.get_or_insert_with(|| vec![0x0101_0101; 8 * seen_words(columns)]);
+        for on in forms() {
+            let all = case.go(on, Place::DENSE);
+            for b in 0..8 {
+                let alone = case.row(b).go(on, Place::DENSE);
+                assert_eq!(alone.tokens[0], all.tokens[b]);
+                assert_eq!(alone.log_probs.unwrap()[0], all.log_probs.as_ref().unwrap()[b]);
+                assert_eq!(alone.state[..8], all.state[b * 8..][..8]);
+                assert_eq!(
+                    alone.seen.unwrap()[..],
+                    all.seen.as_ref().unwrap()[b * seen_words(columns)..][..seen_words(columns)]
+                );
+            }
+        }
+    }
+}
+
+/// Rule: NaN, infinities and huge values give defined tokens.
+#[test]
+fn hostile_logits() {
+    let values =
+        [f32::NAN, f32::from_bits(0xffc0_0001), f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 0.0, -0.0, 1e-40];
+    let forms = forms();
+    for number in 0..48 {
+        let mut rng = seeded("hostile", number);
+        let columns = pick(&mut rng, &[1, 3, 70, 600]);
+        let mut case = case(&mut rng, columns, 3);
+        let some_values: Vec<f32> = (0..3).map(|_| pick(&mut rng, &values)).collect();
+        case.logits.iter_mut().for_each(|x| {
+            if rng.random() {
+                *x = pick(&mut rng, &some_values);
+            }
+        });
+        if number % 3 == 0 {
+            case.logits[..columns].fill(pick(&mut rng, &values));
+        }
+        if let Some(bias) = &mut case.bias {
+            bias.iter_mut().for_each(|x| {
+                if rng.random_range(0..4) == 0 {
+                    *x = pick(&mut rng, &values);
+                }
+            });
+        }
+        case.check(&forms[number as usize % forms.len()], &format!("hostile {number}"), pick(&mut rng, &Place::ALL));
+    }
+}
+
+/// Rule: probabilities are right to 1e-5 in a vocabulary of 131072: the draw's share lands on the right one of many equal tokens, and
+/// top-p counts them right, although no sum is exact.
+#[test]
+fn sums_of_a_large_vocabulary() {
+    let columns = 131_072;
+    let mut case =
+        Case::new(vec![-0.7; 2 * columns], columns, &[Sampling::sampled(3), Sampling::sampled(4).with_top_p(0.7).unwrap()]);
+    for b in 0..2 {
+        // one large token makes the weights of the others inexact
+        case.logits[b * columns + 9] = 0.0;
+        (0..columns).for_each(|c| case.logits[b * columns + c] -= (c % 1021) as f32 * 1e-3);
+    }
+    for on in forms() {
+        case.check(on, "large", Place::DENSE);
+    }
+}
+
+/// Rule: a prompt's tokens become bits of its text; the first rows of a text clear those of the one before; rows that rest stay.
+#[test]
+fn prompts_are_marked() {
+    let words = seen_words(1000);
+    for (number, place) in Place::ALL.into_iter().enumerate() {
+        let mut rng = seeded("seen", number as u64);
+        // begins a text, goes on with one, rests, begins with one row
+        let sequences = [
+            [0u32, 90, 0, 90, 0, 0, 0, 0],
+            [90, 33, 0, 60, 27, 0, 0, 0],
+            [0, 0, 0, 5, 0, 0, 0, 0],
+            [123, 1, 0, 1, 0, 0, 0, 0],
+        ];
+        let ids: Vec<u32> = (0..124).map(|i| if i % 40 == 7 { u32::MAX - i } else { rng.random_range(0..1000) }).collect();
+        let mut expected: Vec<u32> = (0..4 * words).map(|_| rng.random()).collect();
+        let mut run = Run::new(on(), "mark_seen", place);
+        let args = MarkSeen {
+            ids: run.words("ids", &[124], &ids),
+            sequences: run.words("sequences", &[4, 8], sequences.as_flattened()),
+            longest: 90,
+            seen: run.state("seen", &[4, words], &expected),
+        };
+        run.builder.mark_seen("mark_seen", &args).unwrap();
+        let found = run.go().tensor("seen").bits();
+        for (row, s) in expected.chunks_mut(words).zip(&sequences) {
+            if s[4] == 0 && s[1] != 0 {
+                row.fill(0);
+            }
+            for &id in &ids[s[0] as usize..(s[0] + s[1]) as usize] {
+                if let Some(word) = row.get_mut(id as usize / 32) {
+                    *word |= 1 << (id % 32);
+                }
+            }
+        }
+        assert_eq!(found, expected, "{place:?}");
+    }
+}
