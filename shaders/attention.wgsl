@@ -15,16 +15,15 @@ const TILE_N: u32 = GROUPS_N * 4u;                   // keys
 const TILE_P: u32 = WRITERS * 4u;                    // keys of a slice of weights, those of WRITERS values of tx
 const VALUE_SIZE: u32 = GROUPS_N * VALUE_GROUPS * 4u;
 const THREADS: u32 = GROUPS_M * GROUPS_N;
-const A_TILE: u32 = max(max(TILE_K, TILE_P), GROUPS_N) * TILE_M / 4u;
+const TOPS_AT: u32 = TILE_P * TILE_M / 4u;           // behind the weights
+const A_TILE: u32 = max(max(TILE_K, TILE_P + 1u), GROUPS_N) * TILE_M / 4u;
 const B_TILE: u32 = max(TILE_K * TILE_N, TILE_P * VALUE_SIZE) / 4u;
 
 alias Scores = array<vec4<f32>, ROW_GROUPS * 4u>;                  // rows of the thread, keys tx · 4 .. tx · 4 + 3
 alias Output = array<vec4<f32>, ROW_GROUPS * 4u * VALUE_GROUPS>;   // [row of the thread][group of columns]
 
-var<workgroup> a_tile: array<vec4<f32>, A_TILE>;  // q or weights: [k][m / 4]
+var<workgroup> a_tile: array<vec4<f32>, A_TILE>;  // q or weights: [k][m / 4]; what threads found of rows: [thread][m / 4]
 var<workgroup> b_tile: array<vec4<f32>, B_TILE>;  // k: [k][n / 4], or v: [key][column / 4]
-var<workgroup> tops: array<vec4<f32>, TILE_M / 4u>;  // largest scores of rows
-var<workgroup> sums: array<vec4<f32>, TILE_M / 4u>;
 
 // For the loads: set once, from uniform values.
 var<private> q_first: u32;
@@ -164,7 +163,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
     largest[i] = vec4<f32>(LOWEST);
   }
-  if thread < TILE_M / 4u { tops[thread] = vec4<f32>(LOWEST); }
 
   for (var j0 = u32(seen.x) / TILE_N * TILE_N; j0 < end; j0 += TILE_N) {
     let masked = options || i32(j0) < plain.x || i32(j0 + TILE_N) > plain.y + 1;
@@ -185,17 +183,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       }
       let t = transpose(mat4x4<f32>(shown(scores[i * 4u]), shown(scores[i * 4u + 1u]), shown(scores[i * 4u + 2u]),
                                     shown(scores[i * 4u + 3u])));
-      a_tile[tx * (TILE_M / 4u) + ty + i * GROUPS_M] = max(max(t[0], t[1]), max(t[2], t[3]));
+      a_tile[tx * (TILE_M / 4u) + ty + i * GROUPS_M] = max(largest[i], max(max(t[0], t[1]), max(t[2], t[3])));
     }
     workgroupBarrier();
     if thread < TILE_M / 4u {
-      var top = tops[thread];
-      for (var t = thread; t < GROUPS_N * TILE_M / 4u; t += TILE_M / 4u) { top = max(top, a_tile[t]); }
-      tops[thread] = top;
+      var top = a_tile[thread];
+      for (var t = thread + TILE_M / 4u; t < GROUPS_N * TILE_M / 4u; t += TILE_M / 4u) { top = max(top, a_tile[t]); }
+      a_tile[TOPS_AT + thread] = top;  // of the same four rows, which no other thread looks at here
     }
     workgroupBarrier();
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-      let top = tops[ty + i * GROUPS_M];
+      let top = a_tile[TOPS_AT + ty + i * GROUPS_M];
       let factor = exp0(largest[i] - top);
       largest[i] = top;
       scores[i * 4u] = weight4(scores[i * 4u], top.x);
@@ -241,16 +239,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   }
   workgroupBarrier();
   if thread < TILE_M / 4u {
-    var all = vec4<f32>(0.0);
-    for (var t = thread; t < GROUPS_N * TILE_M / 4u; t += TILE_M / 4u) { all += a_tile[t]; }
-    sums[thread] = all;
+    var all = a_tile[thread];
+    for (var t = thread + TILE_M / 4u; t < GROUPS_N * TILE_M / 4u; t += TILE_M / 4u) { all += a_tile[t]; }
+    a_tile[thread] = all;
   }
   workgroupBarrier();
-  for (var i = thread; i < TILE_M; i += THREADS) { store_statistics(i0 + i, tops[i / 4u][i % 4u], sums[i / 4u][i % 4u]); }
   for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-    let all = sums[ty + i * GROUPS_M];
+    let all = a_tile[ty + i * GROUPS_M];
     let inverse = select(vec4<f32>(0.0), 1.0 / all, all > vec4<f32>(0.0));
     let row = i0 + (ty + i * GROUPS_M) * 4u;
+    if tx == 0u {
+      let top = largest[i];
+      for (var r = 0u; r < 4u; r++) { store_statistics(row + r, top[r], all[r]); }
+    }
     for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
       let at = i * 4u * VALUE_GROUPS + j;
       let d = (tx + j * GROUPS_N) * 4u;

@@ -58,7 +58,7 @@ fn x4(at: u32) -> vec4<u32> {
 fn plain4(found: vec4<u32>, j: u32) -> vec4<u32> {
   let behind = j + vec4<u32>(0u, 1u, 2u, 3u) >= vec4<u32>(params.longest_k);
   let scaled = bitcast<vec4<u32>>(params.attention.scale * bitcast<vec4<f32>>(found));
-  return select(scaled, vec4<u32>(MINUS_INFINITY), found == vec4<u32>(MINUS_INFINITY) | behind);
+  return select(scaled, vec4<u32>(MINUS_INFINITY), (found == vec4<u32>(MINUS_INFINITY)) | behind);
 }
 
 // The same, and with whatever options there are.

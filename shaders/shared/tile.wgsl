@@ -30,13 +30,13 @@ struct Carried {
 }
 
 // Threads that store blocks of neighbouring k at once meet in the same banks, unless each k has its groups in another order.
-fn swizzle_a(group: u32, k4: u32) -> u32 { return group ^ (k4 * (32u / TILE_K) & (min(TILE_M / 4u, 8u) - 1u)); }
-fn swizzle_b(group: u32, k4: u32) -> u32 { return group ^ (k4 * (32u / TILE_K) & (min(TILE_N / 4u, 8u) - 1u)); }
+fn swizzle_a(group: u32, k4: u32) -> u32 { return group ^ ((k4 * (32u / TILE_K)) & (min(TILE_M / 4u, 8u) - 1u)); }
+fn swizzle_b(group: u32, k4: u32) -> u32 { return group ^ ((k4 * (32u / TILE_K)) & (min(TILE_N / 4u, 8u) - 1u)); }
 
 fn find_rows(carried: ptr<function, Carried>, thread: u32, m0: u32, n0: u32) {
   for (var i = 0u; i < BLOCKS; i++) {
     let group = (thread + i * THREADS) / K4;
-    if only_a(i) || !only_b(i) && group < TILE_M / 4u {
+    if only_a(i) || (!only_b(i) && group < TILE_M / 4u) {
       (*carried).rows[i] = a_rows(m0 + group * 4u);
     } else {
       (*carried).rows[i] = b_rows(n0 + (group - TILE_M / 4u) * 4u);
@@ -52,7 +52,7 @@ fn load_blocks(carried: ptr<function, Carried>, thread: u32, k0: u32, tail: bool
   for (var i = 0u; i < BLOCKS; i++) {
     let block = thread + i * THREADS;
     let k = k0 + block % K4 * 4u;
-    if only_a(i) || !only_b(i) && block < BLOCKS_A {
+    if only_a(i) || (!only_b(i) && block < BLOCKS_A) {
       (*carried).block[i] = a_block((*carried).rows[i], k, tail);
     } else if block < BLOCKS_AB {
       (*carried).block[i] = b_block((*carried).rows[i], k, tail);
@@ -70,7 +70,7 @@ fn store_blocks(carried: ptr<function, Carried>, thread: u32, stage: u32) {
     let block = thread + i * THREADS;
     let k4 = block % K4;
     let v = (*carried).block[i];
-    if only_a(i) || !only_b(i) && block < BLOCKS_A {
+    if only_a(i) || (!only_b(i) && block < BLOCKS_A) {
       let m = swizzle_a(block / K4, k4);
       for (var c = 0u; c < 4u; c++) { a_tile[(stage + k4 * 4u + c) / UNROLL][c % UNROLL][m] = v[c]; }
     } else if block < BLOCKS_AB {
