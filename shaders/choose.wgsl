@@ -67,18 +67,11 @@ const NO_CHOICE: u32 = 4u;
 const STOPS: u32 = 8u;
 const NO_STOP: u32 = 0xffffffffu;
 
-const SEGMENTS: u32 = THREADS / SHARE;
 const STEP: u32 = SHARE * 4u;
 const BLOCK: u32 = 64u * STEP;        // columns whose weights are added before they join the thread's
 
-const KEY_OF_MINUS_INFINITY: u32 = 0x00800000u;
-const LOWEST_KEY: u32 = 0x01000000u;  // those of ±2¹²⁷: sums of halves, and twice the half, stay finite
-const HIGHEST_KEY: u32 = 0xff000000u;
 const LARGE: f32 = 8.0e34;            // twice this, times or over a penalty of up to 2¹⁰, stays below 2¹²⁷
 
-const DEPTH: f32 = 16777216.0;        // of 1
-const DEEPEST: f32 = 104.0;           // e^−104 is 0 in f32
-const LIMIT: u32 = 1744830464u;       // DEEPEST · DEPTH
 const NONE: u32 = 0xffffffffu;        // deeper than any: a token that cannot be chosen
 
 // What the threads of a workgroup agree on.
@@ -93,50 +86,8 @@ struct Row {
   rate: f32,             // 2 / temperature
 }
 
-// What a pass is for; those that a row needs follow in this order.
-const TOP_K: u32 = 0u;
-const TOP_P: u32 = 1u;
-const SEGMENT: u32 = 2u;              // in which the draw falls, until few columns are left
-const COLUMN: u32 = 3u;               // of these
-const LOG_SUM: u32 = 4u;
-const DONE: u32 = 5u;
-
-struct Pass {
-  goal: u32,
-  low: u32,              // depths that count: from low on, below high
-  high: u32,
-  first: u32,            // columns
-  count: u32,
-}
-
-// What thread 0 carries from pass to pass.
-struct Walk {
-  needed: f32,           // what is to be kept, and what above `low` is
-  above: f32,
-  left: f32,             // the weight from `first` up to the draw
-  kept: u32,             // the depth that is no longer kept
-  token: u32,
-  log_sum: f32,
-}
-
 var<workgroup> of_thread: array<array<vec4<u32>, 2>, THREADS>;
-var<workgroup> of_segment: array<array<vec4<u32>, 2>, SEGMENTS>;
-var<workgroup> bins: array<vec4<f32>, 2>;
 var<workgroup> agreed: Pass;
-
-// Numbers that order as the floats with these bits do; 0 for NaN.
-fn order(bits: vec4<u32>) -> vec4<u32> {
-  let magnitude = bits & vec4<u32>(0x7fffffffu);
-  let ordered = select(0x80000000u + magnitude, 0x80000000u - magnitude, bits != magnitude);
-  return select(ordered, vec4<u32>(0u), magnitude > vec4<u32>(0x7f800000u));
-}
-
-// The floats of such numbers, at most 2¹²⁷ in magnitude.
-fn number(keys: vec4<u32>) -> vec4<f32> {
-  let key = clamp(keys, vec4<u32>(LOWEST_KEY), vec4<u32>(HIGHEST_KEY));
-  let negative = key < vec4<u32>(0x80000000u);
-  return bitcast<vec4<f32>>(select(key - 0x80000000u, vec4<u32>(0x80000000u) | (0x80000000u - key), negative));
-}
 
 // The model's logits c .. c + 3 by their keys, 0 for what cannot be chosen: NaN, −∞, columns past the last.
 fn own_logits(row: Row, c: u32) -> vec4<u32> {
@@ -172,9 +123,6 @@ fn depths(row: Row, c: u32) -> vec4<u32> {
   return select(vec4<u32>(NONE), vec4<u32>(min(below, vec4<f32>(DEEPEST)) * DEPTH), keys != vec4<u32>(0u));
 }
 
-// Columns of a segment, whole groups of four, when there are `count`.
-fn segment_length(count: u32) -> u32 { return (count + SEGMENTS * 4u - 1u) / (SEGMENTS * 4u) * 4u; }
-
 // Whether a key and a column's complement come before others: the larger key, of equal ones the lower column.
 fn before(a: vec4<u32>, b: vec4<u32>) -> bool { return a.x > b.x || (a.x == b.x && a.y > b.y); }
 fn better(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> { return vec4<u32>(select(b.xy, a.xy, before(a, b)), max(a.zw, b.zw)); }
@@ -197,8 +145,6 @@ fn best(thread: u32, v: vec4<u32>) -> vec3<u32> {
   let found = workgroupUniformLoad(&agreed);
   return vec3<u32>(found.low, found.high, found.first);
 }
-
-fn sum_of_4(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
 
 // Adds up the bins of all threads: thread 0 finds the sums in `bins`, and those of segments in `of_segment`.
 fn add_up(thread: u32, low: vec4<f32>, high: vec4<f32>) {
@@ -224,11 +170,6 @@ fn add_up(thread: u32, low: vec4<f32>, high: vec4<f32>) {
     bins[0] = a;
     bins[1] = b;
   }
-}
-
-// How far depths are shifted to give a bin of a pass: all of them bin 0 where they are not narrowed.
-fn bin_shift(now: Pass) -> u32 {
-  return select(31u, 29u - min(countLeadingZeros(now.high - now.low - 1u), 29u), now.goal <= TOP_P);
 }
 
 // A pass over the row: counts or weights of what counts, in bins of depths or, at last, of columns.
@@ -265,116 +206,6 @@ fn add_bins(row: Row, thread: u32, now: Pass) {
     high += part_high;
   }
   add_up(thread, low, high);
-}
-
-// Keeps down to the first bin that reaches what is needed, or the last that holds anything; done once that can be one depth only.
-// Equal tokens are kept or dropped together, and one is kept in any case.
-fn narrow(now: Pass, share: f32, walk: ptr<function, Walk>) -> Pass {
-  if now.low == 0u && (*walk).needed < 0.0 {
-    (*walk).above = 0.0;
-    (*walk).needed = select(share, share * (sum_of_4(bins[0]) + sum_of_4(bins[1])), now.goal == TOP_P);
-  }
-  var chosen = 0u;
-  var held = 0.0;
-  var found = false;
-  for (var b = 0u; b < 8u; b++) {
-    let amount = bins[b / 4u][b % 4u];
-    if !found && amount > 0.0 {
-      (*walk).above += held;
-      held = amount;
-      chosen = b;
-      found = (*walk).above + held >= (*walk).needed;
-    }
-  }
-  let shift = bin_shift(now);
-  var next = now;
-  next.low += chosen << shift;
-  if chosen != (now.high - now.low - 1u) >> shift { next.high = next.low + (1u << shift); }
-  // Less than two of the least that a token here can count is one token.
-  let least = select(exp(-f32(next.high) / DEPTH), 1.0, now.goal == TOP_K);
-  if next.high - next.low == 1u || held < 1.9 * least { next.goal = DONE; }
-  return next;
-}
-
-// The segment in which the weights, added up in the order of columns, come to exceed `left`.
-fn descend(now: Pass, walk: ptr<function, Walk>) -> Pass {
-  let length = segment_length(now.count);
-  var walked = 0.0;
-  var chosen = 0u;
-  var rest = (*walk).left;
-  var found = false;
-  for (var s = 0u; s < min(params.segments, SEGMENTS); s++) {
-    let amount = bitcast<f32>(of_segment[s][0].x);
-    if !found && amount > 0.0 {
-      chosen = s;
-      rest = (*walk).left - walked;
-      walked += amount;
-      found = walked > (*walk).left;
-    }
-  }
-  (*walk).left = rest;
-  return Pass(now.goal, now.low, now.high, now.first + chosen * length, min(length, now.count - chosen * length));
-}
-
-// The column in which they do, the last that has a weight if none.
-fn drawn_column(now: Pass, walk: ptr<function, Walk>) {
-  var walked = 0.0;
-  var found = false;
-  for (var b = 0u; b < 8u; b++) {
-    let amount = bins[b / 4u][b % 4u];
-    if !found && amount > 0.0 {
-      (*walk).token = now.first + b;
-      walked += amount;
-      found = walked > (*walk).left;
-    }
-  }
-}
-
-// The first of the wanted goals, a bit each, behind `goal`.
-fn goal_after(wanted: u32, goal: u32) -> u32 { return goal + 1u + countTrailingZeros(wanted >> (goal + 1u)); }
-
-// What thread 0 makes of a pass: the next one. `share` is top-k or top-p.
-fn after(now: Pass, wanted: u32, share: f32, random: f32, walk: ptr<function, Walk>) -> Pass {
-  var next = now;
-  if now.goal <= TOP_P {
-    next = narrow(now, share, walk);
-    if next.goal != DONE { return next; }
-    (*walk).kept = next.high;
-  } else if now.goal == SEGMENT {
-    if now.count == params.columns { (*walk).left = random * (sum_of_4(bins[0]) + sum_of_4(bins[1])); }
-    next = descend(now, walk);
-    if next.count > 8u { return next; }
-    next.goal = COLUMN;
-    return next;
-  } else if now.goal == COLUMN {
-    drawn_column(now, walk);
-  } else {
-    (*walk).log_sum = log(max(bins[0].x, 1.0));
-  }
-  (*walk).needed = -1.0;
-  let goal = goal_after(wanted, now.goal);
-  return Pass(goal, 0u, select((*walk).kept, LIMIT, goal == LOG_SUM), 0u, params.columns);
-}
-
-// a · b in 64 bits: low word, high word.
-fn multiply(a: u32, b: u32) -> vec2<u32> {
-  let low = (a & 0xffffu) * (b & 0xffffu);
-  let first = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
-  let second = (a & 0xffffu) * (b >> 16u) + (first & 0xffffu);
-  return vec2<u32>(a * b, (a >> 16u) * (b >> 16u) + (first >> 16u) + (second >> 16u));
-}
-
-// Philox4x32-10 (Salmon et al., SC 2011): random words by a counter and a key.
-fn philox(counter: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
-  var x = counter;
-  var key = seed;
-  for (var round = 0u; round < 10u; round++) {
-    let a = multiply(0xd2511f53u, x.x);
-    let b = multiply(0xcd9e8d57u, x.z);
-    x = vec4<u32>(b.y ^ x.y ^ key.x, b.x, a.y ^ x.w ^ key.y, a.x);
-    key += vec2<u32>(0x9e3779b9u, 0xbb67ae85u);
-  }
-  return x;
 }
 
 // Where the rows of a row's state begin: its sequences, and id, step, flags.

@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod cases;
+pub mod choosing;
 pub mod close;
 pub mod floors;
 pub mod forms;
