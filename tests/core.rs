@@ -10,13 +10,13 @@ use common::{on, seeded, uniform};
 use tileformer::convenience::Gpu;
 use tileformer::kernels::{
     ActivationRows, Argmax, AttentionScores, CacheAppend, CacheGather, Choose, Gate, LayerNorm, MarkSeen, MaskedSoftmax,
-    Rotary, RotaryPositions, Visibility,
+    Pool, Rotary, RotaryPositions, Visibility,
 };
 use tileformer::layers::{
     AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm,
     Projection, Score,
 };
-use tileformer::spec::RotaryOrder;
+use tileformer::spec::{Pooling, RotaryOrder};
 use tileformer::{
     Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Mask, Options, Program, Result, Role,
     Sampling, Sequences, Tensor, wgpu,
@@ -89,6 +89,8 @@ fn everything(kernels: &Kernels) -> Result<Program> {
     }
     sample(&mut b, logits, normed)?;
     llama(&mut b, normed, plain.sequences)?;
+    let (sequences, y) = (plain.sequences, b.out("pooled", &[2, D]));
+    b.pool("pool", &Pool { x: normed, sequences, longest: ROWS / 2, pooling: Pooling::Mean, normalize: true, y })?;
     cache(&mut b, normed, plain.sequences)?;
     choose(&mut b, logits, plain.sequences)?;
     b.finish()
