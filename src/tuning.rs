@@ -13,6 +13,8 @@ use crate::variant::Variant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Linear,
+    /// `linear_few`, `linear_append` and `linear_logits`: what must be as if there were few rows. Their classes sum in one order.
+    LinearFew,
     /// Columns are those of a value head, the depth the longest key.
     Attention,
     AttentionWeights,
@@ -98,6 +100,11 @@ impl Case {
         self.invariant && self.cached
     }
 
+    /// Whether the form for few rows is due: there are at most `rows`, or any number must be taken so.
+    fn takes_few(&self, rows: usize) -> bool {
+        self.in_steps() || self.has_few(rows)
+    }
+
     /// How long the parts of k are, and how many, for a kernel of `class` that shares k out: as many as keep a device busy, and at
     /// most `most`. Lengths are a multiple of every tile's, and the same for every run of a shape.
     pub(crate) fn split(&self, class: &Class, most: usize) -> (usize, usize) {
@@ -175,7 +182,7 @@ static TABLE: &[Row] = &[
         "linear_few",
         &FEW_1,
         FOURS,
-        |c, d| d.cpu && c.has_few(1),
+        |c, d| d.cpu && c.takes_few(1),
         "one row on a CPU: every weight is read once, and a reduction of 16 is short",
     ),
     row(
@@ -183,7 +190,7 @@ static TABLE: &[Row] = &[
         "linear_few",
         &FEW_1_WIDE,
         FOURS,
-        |c, d| !d.cpu && c.has_few(1),
+        |c, d| !d.cpu && c.takes_few(1),
         "one row on a GPU: memory is the limit, so whole subgroups read one row, and many of them",
     ),
     matrix(
@@ -255,7 +262,7 @@ static TABLE: &[Row] = &[
         "linear_few",
         &FEW_8_WIDE,
         FOURS,
-        |c, d| !d.cpu && c.has_few(16),
+        |c, d| !d.cpu && c.takes_few(16),
         "few rows on a GPU: memory is the limit still, and the second eight rows find the weights in the cache",
     ),
     row(
@@ -263,7 +270,7 @@ static TABLE: &[Row] = &[
         "linear_few",
         &FEW_8,
         ANY,
-        |c, d| c.columns <= 32 || c.has_few(if d.cpu { 40 } else { 16 }),
+        |c, d| c.columns <= 32 || c.takes_few(if d.cpu { 40 } else { 16 }),
         "few rows or columns: no tile is left empty, and none goes through workgroup memory",
     ),
     row(
@@ -323,6 +330,25 @@ static TABLE: &[Row] = &[
         "never chosen: stands in for the other tiles where views are not aligned",
     ),
     row(
+        Operation::LinearFew,
+        "linear_few",
+        &FEW_1,
+        FOURS,
+        |c, d| d.cpu && c.rows == 1,
+        "one row on a CPU: every weight is read once, and a reduction of 16 is short",
+    ),
+    row(
+        Operation::LinearFew,
+        "linear_few",
+        &FEW_8,
+        ANY,
+        |c, d| d.cpu || !c.storage.in_fours(),
+        "more rows on a CPU: eight share every read of a weight",
+    ),
+    row(Operation::LinearFew, "", &FEW_1_WIDE, FOURS, |c, _| c.rows == 1, "one row: memory is the limit"),
+    row(Operation::LinearFew, "", &FEW_8_WIDE, FOURS, ANY, "more rows: eight share every read of a weight"),
+    row(Operation::LinearFew, "", &FEW_8, |c, _| !c.storage.in_fours(), ANY, "any storage that is not in groups of four"),
+    row(
         Operation::Attention,
         "attention_split",
         &SPLIT_1,
@@ -335,7 +361,7 @@ static TABLE: &[Row] = &[
         "attention_split",
         &SPLIT_8,
         |c, _| c.columns.max(c.depth) <= 256,
-        |c, _| c.has_few(8) || c.in_steps(),
+        |c, _| c.takes_few(8),
         "few queries: parts of the keys keep all cores busy, and each key is read once for all of them",
     ),
     matrix(

@@ -9,8 +9,8 @@ use common::refusals::{Env, Tensors, layout};
 use common::{on, seeded, uniform};
 use tileformer::convenience::Gpu;
 use tileformer::kernels::{
-    ActivationRows, Argmax, AttentionScores, CacheAppend, CacheGather, Choose, Gate, LayerNorm, MarkSeen, MaskedSoftmax,
-    Pool, Rotary, RotaryPositions, Visibility,
+    ActivationRows, Argmax, AttentionScores, CacheAppend, CacheGather, Choose, FewOutput, FusedNorm, Gate, LayerNorm,
+    Linear, LinearFew, MarkSeen, MaskedSoftmax, Pool, Rotary, RotaryPositions, Visibility,
 };
 use tileformer::layers::{
     AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm,
@@ -92,6 +92,7 @@ fn everything(kernels: &Kernels) -> Result<Program> {
     let (sequences, y) = (plain.sequences, b.out("pooled", &[2, D]));
     b.pool("pool", &Pool { x: normed, sequences, longest: ROWS / 2, pooling: Pooling::Mean, normalize: true, y })?;
     cache(&mut b, normed, plain.sequences)?;
+    step(&mut b, normed)?;
     choose(&mut b, logits, plain.sequences)?;
     b.finish()
 }
@@ -105,6 +106,21 @@ fn llama(b: &mut Builder, rows: Tensor, sequences: Tensor) -> Result<()> {
     let positions = RotaryPositions::Sequences(sequences, ROWS / 2);
     b.rotary("turn", &Rotary { x: heads(rows)?, table, order: RotaryOrder::Halves, positions, y: heads(turned)? })?;
     b.gate("gate", &Gate { gate: rows, up: normed, activation: Activation::Silu, y: gated })
+}
+
+/// What a decode step has: norms in front of projections, keys and values appended, logits with their maxima.
+fn step(b: &mut Builder, x: Tensor) -> Result<()> {
+    let sequences = b.u32("slots", &[2, 8]);
+    let norm = Some(FusedNorm { weight: Some(b.w("norm", &[D])), bias: None, eps: 1e-5 });
+    let (weight, y, cache) = (b.w("qkv", &[3 * D, D]), b.out("q", &[ROWS, D]), b.out("kept", &[2, 2, 3, ROWS / 2, D / 3]));
+    let out = FewOutput::Append { cache, head_size: D / 3, value_head_size: D / 3 };
+    let few = LinearFew { norm, sequences: Some(sequences), out, ..LinearFew::new(Linear::new(x, weight, y)) };
+    b.linear_few("qkv", &few)?;
+    let (weight, y) = (b.w("words", &[130, D]), b.out("word_logits", &[ROWS, 130]));
+    let groups = b.logit_groups(weight)?;
+    let maxima = b.output("maxima", Element::U32, layout(&[ROWS, groups, 2]))?;
+    let out = FewOutput::Logits { maxima };
+    b.linear_few("words", &LinearFew { norm, out, ..LinearFew::new(Linear::new(x, weight, y)) })
 }
 
 /// Rows as keys and values of a cache, and its slots in another one.
@@ -160,6 +176,8 @@ fn run(gpu: &Gpu, program: &Program) -> BTreeMap<String, Vec<u32>> {
         let view = match (role, element, name) {
             (Role::Output, ..) => gpu.zeros(element, layout.sizes()),
             (_, Element::F32, _) => gpu.upload_f32(layout.sizes(), &uniform(&mut rng, n, -0.5, 0.5)),
+            // the second text has its keys behind the three heads of the first
+            (_, _, "slots") => gpu.upload_u32(&[2, 8], &[0, 20, 0, 20, 0, 0, 0, 0, 20, 11, 60, 11, 0, 0, 0, 0]),
             (_, _, "sequences" | "plain_sequences") => {
                 gpu.upload_u32(&[2, 8], Sequences::padded(&[20, 11], ROWS / 2).unwrap().words())
             }
@@ -209,7 +227,7 @@ fn every_operation_runs_on_the_core_tier() {
         for (name, bits) in &found {
             // scores hold −∞ nowhere here: nothing is hidden without a mask
             assert!(
-                ["ids_out", "seen", "tokens"].contains(&name.as_str())
+                ["ids_out", "maxima", "seen", "tokens"].contains(&name.as_str())
                     || bits.iter().all(|b| f32::from_bits(*b).is_finite()),
                 "{name}"
             );

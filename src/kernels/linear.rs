@@ -1,6 +1,7 @@
-//! y = activation(x · Wᵀ + bias) + residual: `linear` as tiles, `linear_few` for a few rows, `linear_split` and `linear_sum` where
-//! too few tiles would keep a device busy.
+//! y = activation(x · Wᵀ + bias) + residual: `linear` as tiles, `linear_split` and `linear_sum` where too few tiles would keep a device
+//! busy. Few rows are `linear_few`'s.
 
+use super::linear_few::{self, LinearFew, part_rows};
 use super::stride;
 use crate::builder::{Builder, Launch};
 use crate::classes::{self, Class, FLAT};
@@ -57,13 +58,6 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-pub(super) static KERNEL_FEW: Kernel = Kernel {
-    name: "linear_few",
-    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
-    source: wgsl!("linear_few.wgsl"),
-    ..KERNEL
-};
-
 pub(super) static KERNEL_SPLIT: Kernel = Kernel {
     name: "linear_split",
     shared: &[&TILE, &PARAMS, &OPERANDS],
@@ -80,8 +74,12 @@ pub(super) static KERNEL_SUM: Kernel = Kernel {
     ..KERNEL
 };
 
-pub(super) static KERNEL_MATRIX: Kernel =
-    Kernel { name: "linear_matrix", source: wgsl!("linear_matrix.wgsl"), ..KERNEL_FEW };
+pub(super) static KERNEL_MATRIX: Kernel = Kernel {
+    name: "linear_matrix",
+    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
+    source: wgsl!("linear_matrix.wgsl"),
+    ..KERNEL
+};
 
 pub(super) static KERNEL_HALVES: Kernel =
     Kernel { name: "linear_halves", source: wgsl!("linear_halves.wgsl"), ..KERNEL_MATRIX };
@@ -140,10 +138,7 @@ impl Builder {
         if let Some(residual) = residual {
             self.expect(label, "residual", residual, element, &[rows, d_out])?;
         }
-        // As many rows of the weight as fit a binding, a multiple of a tile.
-        let weight_row = weight.layout().strides()[0].max(d_in) as u64;
-        let fitting = self.binding_elements(element) / weight_row;
-        let part_rows = if fitting >= d_out as u64 { d_out } else { (fitting as usize / 64 * 64).max(1) };
+        let part_rows = part_rows(self, weight);
         for first in (0..d_out).step_by(part_rows) {
             let size = part_rows.min(d_out - first);
             let part = Linear {
@@ -193,7 +188,10 @@ impl Builder {
         if choice.kernel == KERNEL_SPLIT.name {
             return self.linear_split(label, linear, &case, &choice, params);
         }
-        let kernels = [&KERNEL_FEW, &KERNEL_MATRIX, &KERNEL_HALVES];
+        if choice.kernel == linear_few::KERNEL.name {
+            return self.launch_few(label, &LinearFew::new(*linear), (0, d_out), &choice, storage);
+        }
+        let kernels = [&KERNEL_MATRIX, &KERNEL_HALVES];
         let kernel = kernels.into_iter().find(|k| k.name == choice.kernel).unwrap_or(&KERNEL);
         let launch = Launch {
             label,
@@ -242,9 +240,6 @@ impl Builder {
 
 /// The workgroups of `class` that cover the output.
 fn tiles(class: &Class, rows: usize, columns: usize) -> u64 {
-    // A constant that a class lacks is 1: few-row classes have no tile, and tiles no rows.
-    let m = class.get("TILE_M") * class.get("ROWS");
-    let n =
-        class.get("TILE_N") * if class.get("TILE_N") == 1 { 4 * class.get("THREADS") / class.get("K_THREADS") } else { 1 };
-    (rows as u64).div_ceil(u64::from(m)) * (columns as u64).div_ceil(u64::from(n))
+    let [m, n] = ["TILE_M", "TILE_N"].map(|name| u64::from(class.get(name)));
+    (rows as u64).div_ceil(m) * (columns as u64).div_ceil(n)
 }

@@ -18,6 +18,7 @@ mod embedding;
 mod gate;
 mod layer_norm;
 mod linear;
+mod linear_few;
 mod mark_seen;
 mod masked_softmax;
 mod pool;
@@ -38,6 +39,7 @@ pub use embedding::EmbeddingRows;
 pub use gate::Gate;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use linear_few::{FewOutput, FusedNorm, LinearFew};
 pub use mark_seen::MarkSeen;
 pub use masked_softmax::MaskedSoftmax;
 pub use pool::Pool;
@@ -95,8 +97,12 @@ static FAMILIES: &[Family] = &[
     family(&linear::KERNEL_SPLIT, &[&TILE_64, &TILE_32], Storage::IN_FOURS),
     family(&linear::KERNEL_SPLIT, &[&PLAIN_64], Storage::SINGLES),
     family(&linear::KERNEL_SUM, &[&FLAT], Storage::ALL),
-    family(&linear::KERNEL_FEW, &[&FEW_1, &FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
-    family(&linear::KERNEL_FEW, &[&FEW_8], Storage::ALL),
+    family(&linear_few::KERNEL, &[&FEW_1, &FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
+    family(&linear_few::KERNEL, &[&FEW_8], Storage::ALL),
+    family(&linear_few::KERNEL_APPEND, &[&FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
+    family(&linear_few::KERNEL_APPEND, &[&FEW_8], Storage::SINGLES),
+    family(&linear_few::KERNEL_LOGITS, &[&FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
+    family(&linear_few::KERNEL_LOGITS, &[&FEW_8], Storage::SINGLES),
     matrix_family(&linear::KERNEL_MATRIX, &[&MATRIX_128, &MATRIX_64, &MATRIX_32, &MATRIX_64_M8, &MATRIX_32_M8]),
     Family { storages: Storage::WIDE, ..matrix_family(&linear::KERNEL_HALVES, &[&HALVES_128, &HALVES_64, &HALVES_64_M8]) },
     family(&activation::KERNEL, &[&FLAT], Storage::ALL),
