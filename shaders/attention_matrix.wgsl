@@ -14,6 +14,7 @@
 // Workgroup memory: OPERANDS · 2 + SUMS · 4 + TILE_M · 4 bytes. Loops: keys up to k_len ≤ S.
 // Parameters and bindings: shared/fused.wgsl. Matrices: shared/matrix_16.wgsl or matrix_8.wgsl. (Dao, arXiv 2307.08691)
 
+const HEAD: u32 = HEAD_BLOCKS * MATRIX;
 const ROW: u32 = HEAD + 8u;                  // between rows of k, v and q; paddings spread rows over the banks
 const K_AT: u32 = 0u;
 const V_AT: u32 = TILE_N * ROW;
@@ -23,10 +24,9 @@ const OPERANDS: u32 = max(WEIGHTS_AT + TILE_M * WEIGHTS_ROW, TILE_M * ROW);  // 
 const SUMS_ROW: u32 = TILE_N + 4u;
 const SUMS: u32 = TILE_M * SUMS_ROW;         // scores; columns of out while they are scaled or stored
 
+const PART_M: u32 = BLOCKS * MATRIX;         // matrices along a part's queries, as HEAD_BLOCKS along the head
 const PARTS: u32 = TILE_M / PART_M;
-const BLOCKS: u32 = PART_M / MATRIX;         // matrices along a part's queries, a tile's keys, the head
 const KEY_BLOCKS: u32 = TILE_N / MATRIX;
-const HEAD_BLOCKS: u32 = HEAD / MATRIX;
 const ROUNDS: u32 = (HEAD + TILE_N - 1u) / TILE_N;
 
 const GROUPS: u32 = HEAD / 4u;               // groups of four in a row
@@ -95,23 +95,27 @@ fn place(fetched: ptr<function, Fetched>, thread: u32, at: u32) {
 fn multiply_keys(query: ptr<function, Query>, part: u32) {
   for (var n = 0u; n < KEY_BLOCKS; n++) {
     var score: array<MatrixC, BLOCKS>;
-    for (var d = 0u; d < HEAD_BLOCKS; d++) {
+    for (var d = 0u; d < HEAD_BLOCKS; d++) {  // unroll
       let keys = load_b_transposed(K_AT + n * MATRIX * ROW + d * MATRIX, ROW);
-      for (var m = 0u; m < BLOCKS; m++) { score[m] = multiply_add((*query)[m * HEAD_BLOCKS + d], keys, score[m]); }
+      for (var m = 0u; m < BLOCKS; m++) {  // unroll
+        score[m] = multiply_add((*query)[m * HEAD_BLOCKS + d], keys, score[m]);
+      }
     }
-    for (var m = 0u; m < BLOCKS; m++) { store_c(score[m], (part * PART_M + m * MATRIX) * SUMS_ROW + n * MATRIX, SUMS_ROW); }
+    for (var m = 0u; m < BLOCKS; m++) {  // unroll
+      store_c(score[m], (part * PART_M + m * MATRIX) * SUMS_ROW + n * MATRIX, SUMS_ROW);
+    }
   }
 }
 
 fn add_values(sum: ptr<function, Output>, part: u32) {
   for (var n = 0u; n < KEY_BLOCKS; n++) {
     var weights: array<MatrixA, BLOCKS>;
-    for (var m = 0u; m < BLOCKS; m++) {
+    for (var m = 0u; m < BLOCKS; m++) {  // unroll
       weights[m] = load_a(WEIGHTS_AT + (part * PART_M + m * MATRIX) * WEIGHTS_ROW + n * MATRIX, WEIGHTS_ROW);
     }
-    for (var d = 0u; d < HEAD_BLOCKS; d++) {
+    for (var d = 0u; d < HEAD_BLOCKS; d++) {  // unroll
       let values = load_b(V_AT + n * MATRIX * ROW + d * MATRIX, ROW);
-      for (var m = 0u; m < BLOCKS; m++) {
+      for (var m = 0u; m < BLOCKS; m++) {  // unroll
         (*sum)[m * HEAD_BLOCKS + d] = multiply_add(weights[m], values, (*sum)[m * HEAD_BLOCKS + d]);
       }
     }
@@ -121,8 +125,8 @@ fn add_values(sum: ptr<function, Output>, part: u32) {
 // The matrices of TILE_N columns of out, to workgroup memory and back. One statement for each, of which those of the round run:
 // no index that is only known at run time.
 fn show(sum: ptr<function, Output>, part: u32, round: u32) {
-  for (var m = 0u; m < BLOCKS; m++) {
-    for (var d = 0u; d < HEAD_BLOCKS; d++) {
+  for (var m = 0u; m < BLOCKS; m++) {  // unroll
+    for (var d = 0u; d < HEAD_BLOCKS; d++) {  // unroll
       let at = (part * PART_M + m * MATRIX) * SUMS_ROW + d % KEY_BLOCKS * MATRIX;
       if d / KEY_BLOCKS == round { store_c((*sum)[m * HEAD_BLOCKS + d], at, SUMS_ROW); }
     }
@@ -130,8 +134,8 @@ fn show(sum: ptr<function, Output>, part: u32, round: u32) {
 }
 
 fn take(sum: ptr<function, Output>, part: u32, round: u32) {
-  for (var m = 0u; m < BLOCKS; m++) {
-    for (var d = 0u; d < HEAD_BLOCKS; d++) {
+  for (var m = 0u; m < BLOCKS; m++) {  // unroll
+    for (var d = 0u; d < HEAD_BLOCKS; d++) {  // unroll
       let at = (part * PART_M + m * MATRIX) * SUMS_ROW + d % KEY_BLOCKS * MATRIX;
       if d / KEY_BLOCKS == round { (*sum)[m * HEAD_BLOCKS + d] = load_c(at, SUMS_ROW); }
     }
@@ -236,8 +240,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     workgroupBarrier();
     var query: Query;
     if working {
-      for (var m = 0u; m < BLOCKS; m++) {
-        for (var d = 0u; d < HEAD_BLOCKS; d++) {
+      for (var m = 0u; m < BLOCKS; m++) {  // unroll
+        for (var d = 0u; d < HEAD_BLOCKS; d++) {  // unroll
           query[m * HEAD_BLOCKS + d] = load_a((part * PART_M + m * MATRIX) * ROW + d * MATRIX, ROW);
         }
       }

@@ -19,8 +19,8 @@ const LOW: u32 = (TILE_M + TILE_N) * ROW;        // from hi to lo
 const B_AT: u32 = TILE_M * ROW;                  // where the tile of W begins, behind that of x
 const OPERANDS: u32 = 2u * LOW;
 
-const BLOCKS_M: u32 = PART_M / MATRIX;
-const BLOCKS_N: u32 = PART_N / MATRIX;
+const PART_M: u32 = BLOCKS_M * MATRIX;
+const PART_N: u32 = BLOCKS_N * MATRIX;
 const PARTS_M: u32 = TILE_M / PART_M;
 const PARTS: u32 = PARTS_M * (TILE_N / PART_N);
 const SQUARE: u32 = MATRIX * MATRIX;
@@ -83,10 +83,10 @@ fn multiply_tiles(sum: ptr<function, Accumulator>, part: u32) {
   let a_at = part % PARTS_M * PART_M * ROW;
   let b_at = B_AT + part / PARTS_M * PART_N * ROW;
   for (var k = 0u; k < TILE_K; k += MATRIX) {
-    for (var i = 0u; i < BLOCKS_M; i++) {
+    for (var i = 0u; i < BLOCKS_M; i++) {  // unroll
       let high_a = load_a(a_at + i * MATRIX * ROW + k, ROW);
       let low_a = load_a(LOW + a_at + i * MATRIX * ROW + k, ROW);
-      for (var j = 0u; j < BLOCKS_N; j++) {
+      for (var j = 0u; j < BLOCKS_N; j++) {  // unroll
         let high_b = load_b_transposed(b_at + j * MATRIX * ROW + k, ROW);
         let low_b = load_b_transposed(LOW + b_at + j * MATRIX * ROW + k, ROW);
         let low = multiply_add(low_a, high_b, multiply_add(high_a, low_b, MatrixC()));
@@ -143,8 +143,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
     for (var block = 0u; block < BLOCKS_M * BLOCKS_N; block++) {
       // One store for each matrix, of which one runs: no index that is only known at run time.
-      for (var i = 0u; i < BLOCKS_M * BLOCKS_N; i++) {
-        if working && i == block { store_c(sum[i], part * SQUARE, MATRIX); }
+      for (var i = 0u; i < BLOCKS_M; i++) {  // unroll
+        for (var j = 0u; j < BLOCKS_N; j++) {  // unroll
+          if working && i * BLOCKS_N + j == block { store_c(sum[i * BLOCKS_N + j], part * SQUARE, MATRIX); }
+        }
       }
       workgroupBarrier();
       for (var at = thread * 4u; at < SUMS; at += THREADS * 4u) {

@@ -16,8 +16,8 @@ const B_AT: u32 = TILE_M * ROW;                  // where the tile of W begins, 
 const STAGE: u32 = (TILE_M + TILE_N) * ROW;
 const OPERANDS: u32 = STAGES * STAGE;
 
-const BLOCKS_M: u32 = PART_M / MATRIX;
-const BLOCKS_N: u32 = PART_N / MATRIX;
+const PART_M: u32 = BLOCKS_M * MATRIX;
+const PART_N: u32 = BLOCKS_N * MATRIX;
 const PARTS_M: u32 = TILE_M / PART_M;
 const PARTS: u32 = PARTS_M * (TILE_N / PART_N);
 const SQUARE: u32 = MATRIX * MATRIX;
@@ -73,10 +73,12 @@ fn multiply_stage(sum: ptr<function, Accumulator>, part: u32, stage: u32) {
   let b_at = stage * STAGE + B_AT + part / PARTS_M * PART_N * ROW;
   for (var k = 0u; k < TILE_K; k += MATRIX) {
     var b: array<MatrixB, BLOCKS_N>;
-    for (var j = 0u; j < BLOCKS_N; j++) { b[j] = load_b_transposed(b_at + j * MATRIX * ROW + k, ROW); }
-    for (var i = 0u; i < BLOCKS_M; i++) {
+    for (var j = 0u; j < BLOCKS_N; j++) {  // unroll
+      b[j] = load_b_transposed(b_at + j * MATRIX * ROW + k, ROW);
+    }
+    for (var i = 0u; i < BLOCKS_M; i++) {  // unroll
       let a = load_a(a_at + i * MATRIX * ROW + k, ROW);
-      for (var j = 0u; j < BLOCKS_N; j++) {
+      for (var j = 0u; j < BLOCKS_N; j++) {  // unroll
         (*sum)[i * BLOCKS_N + j] = multiply_add(a, b[j], (*sum)[i * BLOCKS_N + j]);
       }
     }
@@ -113,8 +115,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
     for (var block = 0u; block < BLOCKS_M * BLOCKS_N; block++) {
       // One store for each matrix, of which one runs: no index that is only known at run time.
-      for (var i = 0u; i < BLOCKS_M * BLOCKS_N; i++) {
-        if working && i == block { store_c(sum[i], part * SQUARE, MATRIX); }
+      for (var i = 0u; i < BLOCKS_M; i++) {  // unroll
+        for (var j = 0u; j < BLOCKS_N; j++) {  // unroll
+          if working && i * BLOCKS_N + j == block { store_c(sum[i * BLOCKS_N + j], part * SQUARE, MATRIX); }
+        }
       }
       workgroupBarrier();
       for (var at = thread * 4u; at < SUMS; at += THREADS * 4u) {

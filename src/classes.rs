@@ -114,36 +114,36 @@ pub(crate) const CHOOSE_8: Class = class!("row8", THREADS: 8, SHARE: 1);
 /// 128×128 outputs a workgroup, 32×64 a subgroup of 32 threads, two tiles of operands in 48 KiB of workgroup memory.
 pub(crate) const MATRIX_128: Class = class!(
     "128x128x32m16",
-    MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 128, TILE_K: 32, STAGES: 2, PART_M: 32, PART_N: 64
+    MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 128, TILE_K: 32, STAGES: 2, BLOCKS_M: 2, BLOCKS_N: 4
 );
 
 /// 64×64 outputs a workgroup, 32×32 a subgroup.
 pub(crate) const MATRIX_64: Class =
-    class!("64x64x32m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, STAGES: 2, PART_M: 32, PART_N: 32);
+    class!("64x64x32m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, STAGES: 2, BLOCKS_M: 2, BLOCKS_N: 2);
 
 /// 32×64 outputs a workgroup, 16×32 a subgroup, with half as many barriers along k.
 pub(crate) const MATRIX_32: Class =
-    class!("32x64x64m16", MATRIX: 16, THREADS: 128, TILE_M: 32, TILE_N: 64, TILE_K: 64, STAGES: 2, PART_M: 16, PART_N: 32);
+    class!("32x64x64m16", MATRIX: 16, THREADS: 128, TILE_M: 32, TILE_N: 64, TILE_K: 64, STAGES: 2, BLOCKS_M: 1, BLOCKS_N: 2);
 
 /// As [`MATRIX_64`], of smaller matrices.
 pub(crate) const MATRIX_64_M8: Class =
-    class!("64x64x32m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, STAGES: 2, PART_M: 32, PART_N: 32);
+    class!("64x64x32m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, STAGES: 2, BLOCKS_M: 4, BLOCKS_N: 4);
 
 /// As [`MATRIX_32`], of smaller matrices.
 pub(crate) const MATRIX_32_M8: Class =
-    class!("32x64x64m8", MATRIX: 8, THREADS: 128, TILE_M: 32, TILE_N: 64, TILE_K: 64, STAGES: 2, PART_M: 16, PART_N: 32);
+    class!("32x64x64m8", MATRIX: 8, THREADS: 128, TILE_M: 32, TILE_N: 64, TILE_K: 64, STAGES: 2, BLOCKS_M: 2, BLOCKS_N: 4);
 
 /// f32 products of two halves each: 128×128 outputs a workgroup, 32×64 a subgroup.
 pub(crate) const HALVES_128: Class =
-    class!("128x128x16m16", MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 128, TILE_K: 16, PART_M: 32, PART_N: 64);
+    class!("128x128x16m16", MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 128, TILE_K: 16, BLOCKS_M: 2, BLOCKS_N: 4);
 
 /// 64×64 outputs a workgroup, 32×32 a subgroup.
 pub(crate) const HALVES_64: Class =
-    class!("64x64x32m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, PART_M: 32, PART_N: 32);
+    class!("64x64x32m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, BLOCKS_M: 2, BLOCKS_N: 2);
 
 /// As [`HALVES_64`], of smaller matrices.
 pub(crate) const HALVES_64_M8: Class =
-    class!("64x64x32m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, PART_M: 32, PART_N: 32);
+    class!("64x64x32m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, BLOCKS_M: 4, BLOCKS_N: 4);
 
 /// `attention_split` of one query: 128 keys a workgroup of 64 threads.
 pub(crate) const SPLIT_1: Class = class!("1x128", THREADS: 64, QUERIES: 1, KEYS: 128);
@@ -156,23 +156,23 @@ pub(crate) const REDUCE: Class = class!("flat", THREADS: 64, KEYS: 128);
 
 /// `attention_matrix` with heads of up to 64: 64 queries × 32 keys, four subgroups of 32 threads with 16 queries each.
 pub(crate) const MATRIX_HEADS_64: Class =
-    class!("64x32.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, HEAD: 64, PART_M: 16);
+    class!("64x32.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 4);
 
 /// Heads of up to 128.
 pub(crate) const MATRIX_HEADS_128: Class =
-    class!("64x32.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, HEAD: 128, PART_M: 16);
+    class!("64x32.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 8);
 
 /// Heads of up to 256: 32 queries × 16 keys, so that out stays in registers.
 pub(crate) const MATRIX_HEADS_256: Class =
-    class!("32x16.h256m16", MATRIX: 16, THREADS: 64, TILE_M: 32, TILE_N: 16, HEAD: 256, PART_M: 16);
+    class!("32x16.h256m16", MATRIX: 16, THREADS: 64, TILE_M: 32, TILE_N: 16, BLOCKS: 1, HEAD_BLOCKS: 16);
 
 /// As [`MATRIX_HEADS_64`], of smaller matrices.
 pub(crate) const MATRIX_HEADS_64_M8: Class =
-    class!("64x32.h64m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 32, HEAD: 64, PART_M: 16);
+    class!("64x32.h64m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 2, HEAD_BLOCKS: 8);
 
 /// As [`MATRIX_HEADS_128`], of smaller matrices.
 pub(crate) const MATRIX_HEADS_128_M8: Class =
-    class!("64x32.h128m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 32, HEAD: 128, PART_M: 16);
+    class!("64x32.h128m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 2, HEAD_BLOCKS: 16);
 
 /// The class that stands in for `class` where tensors are not aligned to groups of four: the fast ones come in those alone.
 pub(crate) fn unaligned(class: &'static Class) -> &'static Class {

@@ -207,7 +207,7 @@ static TABLE: &[Row] = &[
         &MATRIX_64,
         on_matrices::<16, 24_576>,
         |c, _| c.columns >= 64 && (c.invariant || c.rows * c.columns >= 132 * 64 * 64),
-        "four times as many tiles, where larger ones would leave cores idle",
+        "four times as many tiles, where larger ones would leave cores idle; six waves by workgroup memory",
     ),
     matrix(
         Operation::Linear,
@@ -215,7 +215,7 @@ static TABLE: &[Row] = &[
         &MATRIX_32,
         on_matrices::<16, 31_744>,
         |c, _| c.rows > 8 || c.invariant,
-        "few rows or columns: less of a tile is empty, and more workgroups stream the weight",
+        "few rows or columns: less of a tile is empty, more workgroups stream the weight; six waves by workgroup memory",
     ),
     matrix(
         Operation::Linear,
@@ -247,7 +247,7 @@ static TABLE: &[Row] = &[
         &HALVES_64,
         in_halves::<16, 25_600>,
         |c, _| c.columns >= 64 && (c.invariant || c.rows > 32),
-        "four times as many tiles, where larger ones would leave cores idle",
+        "four times as many tiles, where larger ones would leave cores idle; six waves by workgroup memory",
     ),
     matrix(
         Operation::Linear,
@@ -362,7 +362,7 @@ static TABLE: &[Row] = &[
         &SPLIT_8,
         |c, _| c.columns.max(c.depth) <= 256,
         |c, _| c.takes_few(8),
-        "few queries: parts of the keys keep all cores busy, and each key is read once for all of them",
+        "few queries: all cores are busy, and each key is read once; six waves by workgroup memory, where sums of all threads meet",
     ),
     matrix(
         Operation::Attention,
@@ -370,7 +370,7 @@ static TABLE: &[Row] = &[
         &MATRIX_HEADS_64,
         |c, d| c.columns.max(c.depth) <= 64 && on_matrices::<16, 32768>(c, d),
         MANY_QUERIES,
-        "both products on matrix units; the narrowest class that holds the head",
+        "both products on matrix units; the narrowest class that holds the head; six waves by workgroup memory",
     ),
     matrix(
         Operation::Attention,
@@ -378,7 +378,7 @@ static TABLE: &[Row] = &[
         &MATRIX_HEADS_128,
         |c, d| c.columns.max(c.depth) <= 128 && on_matrices::<16, 32768>(c, d),
         MANY_QUERIES,
-        "both products on matrix units; the narrowest class that holds the head",
+        "both products on matrix units; the narrowest class that holds the head; RDNA3 has too few registers for q and out",
     ),
     matrix(
         Operation::Attention,
@@ -425,8 +425,8 @@ static TABLE: &[Row] = &[
         "attention",
         &HEADS_80,
         |c, _| c.columns <= 80 && c.storage == Storage::F32x4,
-        ANY,
-        "the narrowest class that holds the value head",
+        |_, d| !d.cpu,
+        "the narrowest class that holds the value head; a CPU is faster with the eight rows a thread of the next one",
     ),
     row(
         Operation::Attention,

@@ -9,7 +9,7 @@ estimate of latency and throughput. It knows no caches: it ranks inner loops, no
 
 Needs Mesa's Vulkan drivers 25 or newer, libvulkan-dev, a C compiler, and naga-cli 30 (`cargo install naga-cli`).
 """
-import argparse, concurrent.futures, datetime, os, pathlib, re, shutil, subprocess, sys, tempfile
+import argparse, concurrent.futures, datetime, os, pathlib, re, resource, shutil, signal, subprocess, sys, tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -18,6 +18,7 @@ FAMILIES = {"NAVI31": "RDNA3, Radeon RX 7900", "NAVI21": "RDNA2, Radeon RX 6900"
 FIELDS = {"VGPRs": "VGPRs", "spilled": "Spilled VGPRs", "scratch": "Scratch size", "LDS": "LDS size", "waves": "Subgroups per SIMD",
           "instructions": "Instructions", "latency": "Latency", "inverse throughput": "Inverse Throughput"}
 ENOUGH_WAVES = 8
+PATIENCE = 900  # seconds of processor time for one shader: what else the machine does must not decide
 
 
 class Failed(Exception):
@@ -25,7 +26,12 @@ class Failed(Exception):
 
 
 def run(command, **more):
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", **more)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE + 10))
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=limit, **more)
+    if done.returncode == -signal.SIGXCPU:
+        raise Failed(f"no end after {PATIENCE} s of processor time")
+    if done.returncode < 0:
+        raise Failed(f"ended by signal {signal.Signals(-done.returncode).name}")
     if done.returncode:
         lines = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
         raise Failed(next((line for line in lines if "error" in line.lower()), lines[-1]).strip())
@@ -40,9 +46,9 @@ def compile_one(wgsl, family, tools, unchecked):
     environment = dict(os.environ, RADV_DEBUG="shaderstats,nocache", RADV_FORCE_FAMILY=family, VK_DRIVER_FILES=tools.joinpath("icd").read_text())
     try:
         # wgpu checks indices, and leaves whole buffers to the driver's robust access.
-        run(["naga", "--index-bounds-check-policy", checks, "--buffer-bounds-check-policy", "Unchecked", str(wgsl), str(spirv)], timeout=120)
-        out = run([str(tools / "compile_spirv"), str(spirv), uniform[1] if uniform else "-1"], env=environment, timeout=900)
-    except (Failed, subprocess.TimeoutExpired) as error:
+        run(["naga", "--index-bounds-check-policy", checks, "--buffer-bounds-check-policy", "Unchecked", str(wgsl), str(spirv)])
+        out = run([str(tools / "compile_spirv"), str(spirv), uniform[1] if uniform else "-1"], env=environment)
+    except Failed as error:
         return str(error)
     found = {}
     for name, spelled in FIELDS.items():
