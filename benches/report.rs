@@ -6,12 +6,28 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tileformer::convenience::Gpu;
-use tileformer::{Error, Kernels, Program, Variant, wgpu};
+use tileformer::{Element, Error, Kernels, Program, Variant, wgpu};
 
 use crate::ceiling::Ceiling;
 use crate::clock::{Clock, Times};
-use crate::rows::Row;
+use crate::rows::{Row, dtype};
 use crate::task::Work;
+
+/// What a row is, for the table.
+pub(crate) struct Entry {
+    pub(crate) id: String,
+    pub(crate) element: Element,
+    pub(crate) work: Work,
+    pub(crate) what: String,
+    /// Tokens that a call makes, where it decodes.
+    pub(crate) tokens: Option<usize>,
+}
+
+impl From<&Row> for Entry {
+    fn from(row: &Row) -> Self {
+        Self { id: row.id.clone(), element: row.element, work: row.work(), what: row.task.what(), tokens: None }
+    }
+}
 
 pub(crate) struct Report {
     json: Option<File>,
@@ -54,12 +70,12 @@ impl Report {
             "clock": clock.name(),
             "peaks": ceiling.peaks(),
         }))?;
-        self.line(&json!({ "id": "copy", "GB_per_s": rounded(ceiling.copy * 1e-9), "how": ceiling.copy_by }))?;
-        self.line(&json!({ "id": "empty-dispatch", "us": rounded(ceiling.dispatch * 1e6) }))
+        self.line(&json!({ "id": "copy", "GB_per_s": rounded(ceiling.probes.copy * 1e-9), "how": ceiling.probes.copy_by }))?;
+        self.line(&json!({ "id": "empty-dispatch", "us": rounded(ceiling.probes.dispatch * 1e6) }))
     }
 
-    pub(crate) fn row(&mut self, row: &Row, program: &Program, times: &Times, ceiling: &Ceiling) -> io::Result<()> {
-        let work = row.work();
+    pub(crate) fn row(&mut self, row: &Entry, program: &Program, times: &Times, ceiling: &Ceiling) -> io::Result<()> {
+        let work = row.work;
         let share = ceiling.share(work, row.element, times.median);
         let (rate, unit) = match work {
             Work::Flops(flops) => (flops as f64 / times.median * 1e-12, "TFLOP/s"),
@@ -72,7 +88,7 @@ impl Report {
         println!(
             "{:<22} {:<8} {:>11.1} {:>11.1} {:>14} {:>8} {:>10} {:>11}  {variants}",
             row.id,
-            row.dtype(),
+            dtype(row.element),
             times.median * 1e6,
             times.best * 1e6,
             shown,
@@ -82,7 +98,7 @@ impl Report {
         );
         self.line(&json!({
             "id": row.id,
-            "dtype": row.dtype(),
+            "dtype": dtype(row.element),
             "ms": rounded(times.median * 1e3),
             "best_ms": rounded(times.best * 1e3),
             "rate": rounded(rate),
@@ -90,15 +106,16 @@ impl Report {
             "percent_of_ceiling": share.map(|share| rounded(100.0 * share)),
             "dispatches": program.dispatches().len(),
             "scratch_bytes": program.scratch_bytes(),
-            "what": row.task.what(),
+            "what": row.what,
+            "tokens_per_s": row.tokens.map(|tokens| rounded(tokens as f64 / times.median)),
             "how": variants,
         }))
     }
 
     /// A row that the device is too small for.
-    pub(crate) fn refused(&mut self, row: &Row, error: &Error) -> io::Result<()> {
-        println!("{:<22} {:<8} not run: {error}", row.id, row.dtype());
-        self.line(&json!({ "id": row.id, "dtype": row.dtype(), "not_run": error.to_string() }))
+    pub(crate) fn refused(&mut self, row: &Entry, error: &Error) -> io::Result<()> {
+        println!("{:<22} {:<8} not run: {error}", row.id, dtype(row.element));
+        self.line(&json!({ "id": row.id, "dtype": dtype(row.element), "not_run": error.to_string() }))
     }
 }
 

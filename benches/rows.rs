@@ -7,14 +7,12 @@ use rand::{RngExt, SeedableRng};
 use tileformer::convenience::Gpu;
 use tileformer::{Activation, Bindings, Element, Kernels, Layout, Plan, Program, Result, Role, Scratch, TensorView, wgpu};
 
+use crate::clock::CALLS;
 use crate::task::{Heads, Task, Work};
 use crate::work;
 
 /// What a row's inputs overflow together: larger than the last-level cache of any GPU of today.
 const CACHE_BYTES: u64 = 64 << 20;
-
-/// As many calls are timed as one.
-pub(crate) const CALLS: u64 = 20;
 
 /// One row of the table.
 #[derive(Clone, Debug)]
@@ -27,15 +25,6 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The type of its tensors, as in the id column of every program.
-    pub(crate) fn dtype(&self) -> &'static str {
-        match self.element {
-            Element::F32 => "float32",
-            Element::F16 => "float16",
-            other => other.name(),
-        }
-    }
-
     pub(crate) fn work(&self) -> Work {
         self.task.work(self.element)
     }
@@ -76,6 +65,15 @@ impl Row {
             plans.push(program.bind_with(&bindings, &scratch)?);
         }
         Ok(plans)
+    }
+}
+
+/// A type of tensors, as every program that times the rows calls it.
+pub(crate) fn dtype(element: Element) -> &'static str {
+    match element {
+        Element::F32 => "float32",
+        Element::F16 => "float16",
+        other => other.name(),
     }
 }
 

@@ -6,6 +6,12 @@
 
 mod ceiling;
 mod clock;
+mod decode;
+#[path = "../examples/decode/fill.rs"]
+mod fill;
+#[path = "../examples/decode/model.rs"]
+mod model;
+mod probes;
 mod report;
 mod rows;
 mod task;
@@ -18,7 +24,7 @@ use std::time::Instant;
 use ceiling::{Ceiling, Peaks};
 use clap::{Parser, ValueEnum};
 use clock::{Batch, Clock, Times};
-use report::Report;
+use report::{Entry, Report};
 use rows::Row;
 use tileformer::convenience::{Gpu, Setup};
 use tileformer::{Element, Error, Kernels, Program, Result, wgpu};
@@ -104,24 +110,30 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Box<dyn std::error::Err
         Some(list) => matches!(list, List::Small),
         None => gpu.info.device_type == wgpu::DeviceType::Cpu,
     };
-    let typed = |row: &Row| arguments.dtype.is_none_or(|dtype| matches!(dtype, Dtype::F16) == (row.element == Element::F16));
-    let named = |row: &Row| arguments.rows.is_empty() || arguments.rows.iter().any(|part| row.id.contains(part));
-    let wanted = |row: &Row| named(row) && typed(row);
-    let rows: Vec<Row> = if small { rows::small() } else { rows::full() }.into_iter().filter(wanted).collect();
+    let typed = |element| arguments.dtype.is_none_or(|dtype| matches!(dtype, Dtype::F16) == (element == Element::F16));
+    let named = |id: &str| arguments.rows.is_empty() || arguments.rows.iter().any(|part| id.contains(part));
+    let wanted = |id: &str, element| named(id) && typed(element);
+    let rows = if small { rows::small() } else { rows::full() };
+    let decoding = if small { decode::small() } else { decode::full() };
 
     let peaks = Peaks::of(&gpu.info.name, arguments.peak_f32, arguments.peak_f16);
     let ceiling = Ceiling::measure(&gpu, &clock, peaks)?;
     let mut report = Report::new(arguments.json.as_deref())?;
     report.head(&gpu, &kernels, &clock, &ceiling)?;
-    for row in &rows {
-        match row.program(&kernels) {
-            Ok(program) => {
-                let times = time(&gpu, &clock, row, &program, arguments.samples)?;
-                report.row(row, &program, &times, &ceiling)?;
-            }
-            Err(error @ Error::Limit { .. }) => report.refused(row, &error)?,
-            Err(error) => return Err(error.into()),
-        }
+    let mut say = |entry: &Entry, timed: Result<(Program, Times)>| match timed {
+        Ok((program, times)) => Ok(report.row(entry, &program, &times, &ceiling)?),
+        Err(error @ Error::Limit { .. }) => Ok(report.refused(entry, &error)?),
+        Err(error) => Err(Box::<dyn std::error::Error>::from(error)),
+    };
+    for row in rows.iter().filter(|row| wanted(&row.id, row.element)) {
+        let timed = row.program(&kernels).and_then(|program| {
+            let times = time(&gpu, &clock, row, &program, arguments.samples)?;
+            Ok((program, times))
+        });
+        say(&row.into(), timed)?;
+    }
+    for row in decoding.iter().filter(|row| wanted(&row.id, row.element)) {
+        say(&row.entry(), row.time(&gpu, &clock, &kernels, arguments.samples))?;
     }
     Ok(())
 }

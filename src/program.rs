@@ -114,6 +114,18 @@ impl Tensor {
         })
     }
 
+    /// Rows (N, a) and the rows (N, b) right behind each of them as one, (N, a + b), where they lie so.
+    pub(crate) fn beside(&self, next: &Self) -> Option<Self> {
+        let (&[rows, columns], &[next_rows, more]) = (self.layout.sizes(), next.layout.sizes()) else { return None };
+        let together = self.slot == next.slot
+            && self.builder == next.builder
+            && rows == next_rows
+            && self.layout.strides() == next.layout.strides()
+            && next.offset == self.offset + columns as u64;
+        let layout = Layout::strided(&[rows, columns + more], self.layout.strides()).ok()?;
+        together.then_some(Self { layout, padded: false, ..*self })
+    }
+
     /// Rows (N, heads · size) seen as (N, heads, size).
     ///
     /// # Errors

@@ -63,6 +63,16 @@ impl Layout {
         Ok(layout)
     }
 
+    /// A layout whose rows overlap: one element has several indices, so that there may be more of these than [`MAX_ELEMENTS`].
+    pub(crate) fn overlapping(sizes: [usize; 3], strides: [usize; 3]) -> Result<Self> {
+        let mut layout = Self::strided(&[1, 1, sizes[2]], &strides)?;
+        layout.sizes[..2].copy_from_slice(&sizes[..2]);
+        match layout.checked_extent() {
+            Some(extent) if extent <= MAX_ELEMENTS && !sizes.contains(&0) => Ok(layout),
+            _ => Err(Error::option("layout", format!("1 to {MAX_ELEMENTS} elements"), layout)),
+        }
+    }
+
     /// Sizes, outermost first.
     #[must_use]
     pub fn sizes(&self) -> &[usize] {

@@ -5,9 +5,10 @@ use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::cell::Cell;
 
 use tileformer::convenience::{Gpu, Setup};
-use tileformer::layers::{Encoder, EncoderLayer, Inputs};
+use tileformer::layers::{Embedding, Encoder, EncoderLayer, GeneratorInputs, Inputs, Norm, Placement, StepShape};
+use tileformer::spec::generator::{Generator, GeneratorCaches, GeneratorStack};
 use tileformer::wgpu::{self, BufferUsages};
-use tileformer::{BatchShape, Kernels, Options};
+use tileformer::{AttentionOptions, BatchShape, Element, Kernels, Options, Program};
 
 /// The system's allocator, counting what this thread asks for.
 struct Counting;
@@ -101,6 +102,18 @@ impl Bare {
     }
 }
 
+/// A step that decodes: every token of a text records it once more.
+fn decode_step(kernels: &Kernels) -> Program {
+    let mut layer = EncoderLayer::new(16, 2, 24);
+    (layer.placement, layer.attention.options) = (Placement::Pre, AttentionOptions::causal());
+    let stack = GeneratorStack::Encoder(Encoder::new(layer, 3).with_final_norm(Norm::default()));
+    let generator = Generator::new(Embedding { positions: Some(9), ..Embedding::new(50, 16) }, stack);
+    let inputs = GeneratorInputs { caches: GeneratorCaches::new(2, 9), storage: Element::F32 };
+    let program = generator.step(kernels, &inputs, &StepShape::new(2, 8)).unwrap();
+    assert_eq!(program.dispatches().len(), 3 * 6 + 3, "{}", program.describe());
+    program
+}
+
 /// `record_in` asks for exactly as much memory as the bare calls do, and `record` for what a bare pass takes beside.
 #[test]
 fn recording_allocates_what_wgpu_does() {
@@ -108,9 +121,11 @@ fn recording_allocates_what_wgpu_does() {
     let kernels = Kernels::new(&gpu.device, Options::default()).unwrap();
     let encoder_of = || gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let mut results = Vec::new();
-    for n_layers in [1, 2, 6] {
+    let stack = |n_layers: usize| {
         let stack = Encoder::new(EncoderLayer::new(12, 3, 24), n_layers);
-        let program = stack.program(&kernels, &Inputs::new(BatchShape::padded(2, 9))).unwrap();
+        stack.program(&kernels, &Inputs::new(BatchShape::padded(2, 9))).unwrap()
+    };
+    for program in [stack(1), stack(2), stack(6), decode_step(&kernels)] {
         let zeros = |(name, _, element, layout): (&str, _, _, &tileformer::Layout)| {
             (name.to_owned(), gpu.zeros(element, layout.sizes()).unwrap())
         };

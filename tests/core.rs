@@ -13,7 +13,7 @@ use tileformer::kernels::{
     Linear, LinearFew, MarkSeen, MaskedSoftmax, Pool, Rotary, RotaryPositions, Visibility,
 };
 use tileformer::layers::{
-    AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm,
+    AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm, NormKind,
     Projection, Score,
 };
 use tileformer::spec::{Pooling, RotaryOrder};
@@ -111,7 +111,7 @@ fn llama(b: &mut Builder, rows: Tensor, sequences: Tensor) -> Result<()> {
 /// What a decode step has: norms in front of projections, keys and values appended, logits with their maxima.
 fn step(b: &mut Builder, x: Tensor) -> Result<()> {
     let sequences = b.u32("slots", &[2, 8]);
-    let norm = Some(FusedNorm { weight: Some(b.w("norm", &[D])), bias: None, eps: 1e-5 });
+    let norm = Some(FusedNorm { kind: NormKind::Layer, weight: Some(b.w("norm", &[D])), bias: None, eps: 1e-5 });
     let (weight, y, cache) = (b.w("qkv", &[3 * D, D]), b.out("q", &[ROWS, D]), b.out("kept", &[2, 2, 3, ROWS / 2, D / 3]));
     let out = FewOutput::Append { cache, head_size: D / 3, value_head_size: D / 3 };
     let few = LinearFew { norm, sequences: Some(sequences), out, ..LinearFew::new(Linear::new(x, weight, y)) };

@@ -13,6 +13,7 @@ use common::{
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tileformer::kernels::{FewOutput, FusedNorm, Linear, LinearFew};
+use tileformer::layers::NormKind;
 use tileformer::reference::{self, Real};
 use tileformer::spec::cache::CacheShape;
 use tileformer::{Activation, Element, Options, Sequence, wgpu};
@@ -87,11 +88,17 @@ fn twin<T: Real>(case: &Case, data: &Data, activation: Activation) -> Vec<Option
         d_out: case.d_out,
     };
     let norm = case.norm.map(|(weight, bias)| reference::FusedNorm {
+        kind: kind(case),
         weight: weight.then_some(&gain[..]),
         bias: bias.then_some(&offset[..]),
         eps: 1e-5,
     });
     reference::linear_few(&linear, norm, case.sequences.then_some(&data.sequences[..])).unwrap()
+}
+
+/// Both norms take turns.
+fn kind(case: &Case) -> NormKind {
+    if (case.d_in + case.d_out).is_multiple_of(3) { NormKind::Rms } else { NormKind::Layer }
 }
 
 /// 2⁻²² of the terms of the sums, what the activation may leave, and what the norm may leave in each x, times the weights.
@@ -110,9 +117,11 @@ fn floor(case: &Case, data: &Data) -> f64 {
             rows,
             d: d_in,
         };
-        let out = reference::layer_norm(&args).unwrap();
+        let layer = kind(case) == NormKind::Layer;
+        let out = if layer { reference::layer_norm(&args) } else { reference::rms_norm(&args) }.unwrap();
         for (row, deviation) in x.chunks_exact(d_in).zip(&out.inverse_deviation) {
-            let shifted = largest(&row.iter().map(|v| v - row[0]).collect::<Vec<_>>());
+            let first = if layer { row[0] } else { 0.0 };
+            let shifted = largest(&row.iter().map(|v| v - first).collect::<Vec<_>>());
             error = f64::max(error, (4.0 + 3.0) * EPS * shifted * deviation + 2.0 * EPS);
         }
         normed = out.y;
@@ -143,6 +152,7 @@ fn operands(run: &mut Run, case: &Case, data: &Data) -> LinearFew {
     let Case { rows, d_in, d_out, .. } = *case;
     let (x, weight) = (run.input("x", &[rows, d_in], &data.x), run.weight("weight", &[d_out, d_in], &data.weight));
     let norm = case.norm.map(|(gain, offset)| FusedNorm {
+        kind: kind(case),
         weight: gain.then(|| run.weight("norm_weight", &[d_in], &data.norm_weight)),
         bias: offset.then(|| run.weight("norm_bias", &[d_in], &data.norm_bias)),
         eps: 1e-5,

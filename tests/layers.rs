@@ -78,7 +78,7 @@ fn feed_forward_networks() {
     for (n, (rows, d_model, d_ff)) in [(1, 4, 16), (5, 7, 30), (33, 96, 64), (65, 12, 5)].into_iter().enumerate() {
         for (m, activation) in ACTIVATIONS.into_iter().enumerate() {
             let bias = (n + m) % 2 == 0;
-            let spec = FeedForward { d_model, d_ff, activation, bias };
+            let spec = FeedForward { d_model, d_ff, activation, bias, gated: false };
             let mut b = Builder::new(kernels(), "feed-forward");
             let layout = Layout::contiguous(&[rows, d_model]).unwrap();
             let x = b.input("x", Element::F32, layout).unwrap();

@@ -126,6 +126,7 @@ impl<'a> Module<'a> {
             d_ff: attributes.size("dim_feedforward")?,
             activation: activation(attributes.text("activation")?.unwrap_or("relu"))?,
             bias: self.has(&format!("{prefix}linear1.bias")),
+            gated: false,
         };
         let placement = if attributes.flag("norm_first")? { Placement::Pre } else { Placement::Post };
         Ok(EncoderLayer { attention, feed_forward, norm: self.norm(&format!("{prefix}norm1."))?, placement })

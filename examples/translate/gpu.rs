@@ -1,19 +1,20 @@
-//! Translation on a GPU: three programs, recorded into one command encoder, with nothing read back before the end.
+//! Translation on a GPU: sources are encoded once, then each step makes one id of every sequence, its keys and values kept in caches.
 //!
 //! ```text
-//! encode   source ids -> embedding -> encoder -> memory (rows of all sources, packed)
-//! step     target ids (B, T) -> embedding -> decoder over memory -> decoded (B · T, d_model)
-//! choose   row t of each sequence in decoded -> logits (B, V) -> argmax -> column t + 1 of the target ids
+//! encode     source ids -> embedding -> encoder -> memory (rows of all sources, packed)
+//! remember   memory -> keys and values of cross-attention, in a slot for each source
+//! step       the last id of each sequence -> embedding -> decoder over the caches -> logits -> the next id
 //!
-//! encode, then for t in 0 .. T - 1: step, choose[t]
+//! encode, remember, then steps in chunks until every sequence has ended
 //! ```
 //!
-//! Each step decodes all T rows anew, those that have no id yet too: attention is causal, so that they do not reach the rows
-//! before them, and one plan serves all steps. A cache of keys and values would save that work.
+//! A sequence that has ended rests on the GPU; the host learns of it with the chunk's ids.
 
-use tileformer::convenience::Gpu;
+use tileformer::convenience::{CHUNK_STEPS, Gpu};
 use tileformer::spec::SEQUENCE_WORDS;
-use tileformer::{Bindings, Element, Kernels, Layout, Options, Plan, Program, Role, Scratch, Sequences, TensorView};
+use tileformer::spec::cache::{CachedRows, DecodeRow};
+use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
+use tileformer::{Bindings, Element, Kernels, Options, Plan, Program, Role, Scratch, Sequences, TensorView};
 
 use crate::engine::{Engine, Result, Trace, padded_over_packed};
 use crate::model::Model;
@@ -32,14 +33,9 @@ pub(crate) struct OnGpu<'a> {
 /// The plans for batches of up to a size, and the buffers that the host writes and reads.
 struct Batch {
     size: Size,
-    source_ids: TensorView,
-    source_sequences: TensorView,
-    target_ids: TensorView,
-    target_sequences: TensorView,
-    cross_sequences: TensorView,
     encode: Plan,
+    remember: Plan,
     step: Plan,
-    choose: Vec<Plan>,
 }
 
 impl<'a> OnGpu<'a> {
@@ -63,76 +59,59 @@ impl<'a> OnGpu<'a> {
     /// Programs, buffers and plans for batches of up to `size`.
     fn make_batch(&self, size: Size) -> tileformer::Result<Batch> {
         let programs = &self.programs;
-        let (encode, step, choose) = (programs.encode(&size)?, programs.step(&size)?, programs.choose(&size)?);
-        let scratch = Scratch::shared(&[&encode, &step, &choose])?;
+        let all = [programs.encode(&size)?, programs.remember(&size)?, programs.step(&size)?];
+        let scratch = Scratch::shared(&all.each_ref())?;
         let zeros = |element, sizes: &[usize]| self.gpu.zeros(element, sizes);
-        let source_ids = zeros(Element::U32, &[size.source_rows])?;
-        let target_ids = zeros(Element::U32, &[size.sequences * size.target_rows])?;
-        let [source_sequences, target_sequences, cross_sequences] = [
-            zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?,
-            zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?,
-            zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?,
-        ];
-        let memory = zeros(Element::F32, programs.rows(size.source_rows)?.sizes())?;
-        let decoded = zeros(Element::F32, programs.rows(size.sequences * size.target_rows)?.sizes())?;
-
-        let views = [("source.ids", &source_ids), ("source.sequences", &source_sequences), ("memory", &memory)];
-        let encode = encode.bind_with(&self.bindings(&encode, &views), &scratch)?;
-        let views = [
-            ("target.ids", &target_ids),
-            ("target.sequences", &target_sequences),
-            ("cross.sequences", &cross_sequences),
-            ("memory", &memory),
-            ("decoded", &decoded),
-        ];
-        let step = step.bind_with(&self.bindings(&step, &views), &scratch)?;
-        let choose_at = |t: usize| {
-            let first = (t * self.model.config.d_model) as u64;
-            let last = TensorView::new(decoded.buffer(), first, Element::F32, programs.last_rows(&size)?)?;
-            let column = Layout::strided(&[size.sequences], &[size.target_rows])?;
-            let next = TensorView::new(target_ids.buffer(), t as u64 + 1, Element::U32, column)?;
-            choose.bind_with(&self.bindings(&choose, &[("last", &last), ("next", &next)]), &scratch)
-        };
-        let choose = (0..self.model.steps()).map(choose_at).collect::<tileformer::Result<_>>()?;
-        Ok(Batch { size, source_ids, source_sequences, target_ids, target_sequences, cross_sequences, encode, step, choose })
+        let sampling = vec![Sampling::greedy().with_stops(&[TargetVocabulary::EOS])?; size.sequences];
+        let mut bindings = self.weights.clone();
+        bindings
+            .set("source.ids", zeros(Element::U32, &[size.source_rows])?)
+            .set("source.sequences", zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?)
+            .set("memory_sequences", zeros(Element::U32, &[size.sequences, SEQUENCE_WORDS])?)
+            .set("sampling", self.gpu.upload_u32(&[size.sequences, SAMPLING_WORDS], Sampling::words(&sampling))?);
+        all.iter().try_for_each(|program| self.gpu.allocate(program, &mut bindings))?;
+        let bind = |program: &Program| program.bind_with(&bindings.known_to(program), &scratch);
+        let [encode, remember, step] = [bind(&all[0])?, bind(&all[1])?, bind(&all[2])?];
+        Ok(Batch { size, encode, remember, step })
     }
 
-    /// Records the encoder and the first `steps` steps of the decoder, and submits them as one.
-    fn submit(&self, batch: &Batch, steps: usize) {
-        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        batch.encode.record_in(&mut pass);
-        for choose in &batch.choose[..steps] {
-            batch.step.record_in(&mut pass);
-            choose.record_in(&mut pass);
+    /// One batch: four small uploads, one submission for the sources, one for each chunk of steps.
+    fn run(&self, batch: &Batch, sources: &[Vec<u32>], steps: usize) -> tileformer::Result<Vec<Vec<u32>>> {
+        let Batch { size, encode, remember, step } = batch;
+        let write = |plan: &Plan, name: &str, words: &[u32]| match plan.view(name) {
+            Some(view) => self.gpu.write(view, bytemuck::cast_slice(words)),
+            None => Err(tileformer::Error::Missing { tensor: name.into(), expected: "a tensor of the plan".into() }),
+        };
+        // What is free in a batch that is not full: sequences without rows, rows without a sequence.
+        let mut lengths: Vec<usize> = sources.iter().map(Vec::len).collect();
+        lengths.resize(size.sequences, 0);
+        let mut source_ids = sources.concat();
+        source_ids.resize(size.source_rows, 0);
+        let (caches, generator) = (self.programs.caches(size), self.programs.generator());
+        let memory: Vec<CachedRows> =
+            lengths.iter().enumerate().map(|(slot, &new)| CachedRows { slot, past: 0, new }).collect();
+        let row = |slot: usize| DecodeRow { slot, past: 0, id: TargetVocabulary::BOS, memory: Some((slot, lengths[slot])) };
+        let rows: Vec<_> = (0..size.sequences).map(|slot| (slot < sources.len()).then(|| row(slot))).collect();
+        write(encode, "source.ids", &source_ids)?;
+        write(encode, "source.sequences", Sequences::packed(&lengths)?.words())?;
+        if let Some(shape) = caches.of_memory(&generator) {
+            write(remember, "memory_sequences", shape.sequences(&memory)?.words())?;
         }
-        drop(pass);
+        write(step, "state", caches.decode(&generator, &rows)?.words())?;
+
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        encode.record(&mut encoder);
+        remember.record(&mut encoder);
         // The queue is this program's, as it would be an engine's.
         #[allow(clippy::disallowed_methods)]
         self.gpu.queue.submit([encoder.finish()]);
-    }
-
-    /// One batch: five small uploads, one submission, one readback.
-    fn run(&self, batch: &Batch, sources: &[Vec<u32>]) -> tileformer::Result<Vec<Vec<u32>>> {
-        let Size { sequences, source_rows, target_rows, .. } = batch.size;
-        let write = |view: &TensorView, words: &[u32]| self.gpu.write(view, bytemuck::cast_slice(words));
-        // What is free in a batch that is not full: sequences without rows, rows without a sequence.
-        let mut lengths: Vec<usize> = sources.iter().map(Vec::len).collect();
-        lengths.resize(sequences, 0);
-        let mut source_ids = sources.concat();
-        source_ids.resize(source_rows, 0);
-        let mut target_ids = vec![0; sequences * target_rows];
-        target_ids.iter_mut().step_by(target_rows).for_each(|id| *id = TargetVocabulary::BOS);
-        write(&batch.source_ids, &source_ids)?;
-        write(&batch.source_sequences, Sequences::packed(&lengths)?.words())?;
-        write(&batch.target_ids, &target_ids)?;
-        write(&batch.target_sequences, Sequences::padded(&vec![target_rows; sequences], target_rows)?.words())?;
-        write(&batch.cross_sequences, padded_over_packed(target_rows, &lengths)?.words())?;
-
-        self.submit(batch, batch.choose.len());
-        let ids = self.gpu.read_u32(&batch.target_ids)?;
-        let rows = ids.chunks_exact(target_rows).take(sources.len());
-        Ok(rows.map(|row| cut(&row[1..]).to_vec()).collect())
+        let mut produced = vec![Vec::new(); sources.len()];
+        for chunk in self.gpu.decode(step, steps, CHUNK_STEPS)? {
+            for ids in chunk?.tokens.chunks_exact(size.sequences) {
+                produced.iter_mut().zip(ids).for_each(|(row, &id)| row.push(id));
+            }
+        }
+        Ok(produced.iter().map(|row| cut(row).to_vec()).collect())
     }
 }
 
@@ -146,8 +125,7 @@ impl Engine for OnGpu<'_> {
         if self.batch.as_ref().is_none_or(|batch| !batch.size.holds(&size)) {
             let batch = self.make_batch(size)?;
             // Some drivers compile a pipeline when it first runs: one step over a batch without rows has them all.
-            self.submit(&batch, 1);
-            self.gpu.wait()?;
+            self.run(&batch, &[], 1)?;
             self.batch = Some(batch);
         }
         Ok(())
@@ -158,7 +136,7 @@ impl Engine for OnGpu<'_> {
         let batch = self.batch.as_ref().ok_or("no batch was prepared")?;
         let mut translations = Vec::with_capacity(sources.len());
         for sources in sources.chunks(batch.size.sequences) {
-            translations.extend(self.run(batch, sources)?);
+            translations.extend(self.run(batch, sources, self.model.steps())?);
         }
         Ok(translations)
     }

@@ -1,7 +1,7 @@
 //! The programs of the translation: what is dispatched, at which shape. They know nothing of buffers.
 
-use tileformer::kernels::Argmax;
-use tileformer::layers::DecoderRows;
+use tileformer::layers::{DecoderRows, GeneratorInputs, StepShape};
+use tileformer::spec::generator::{Generator, GeneratorCaches, GeneratorStack};
 use tileformer::{AttentionOptions, BatchShape, Builder, Element, Kernels, Layout, Program, Result, Tensor};
 
 use crate::engine::BATCH;
@@ -101,35 +101,41 @@ impl<'a> Programs<'a> {
         b.finish()
     }
 
-    /// Target ids so far, memory -> decoded.
-    pub(crate) fn step(&self, size: &Size) -> Result<Program> {
-        let mut b = Builder::new(&self.kernels, "step");
-        let memory = b.input("memory", Element::F32, self.rows(size.source_rows)?)?;
-        let y = b.output("decoded", Element::F32, self.rows(size.target().q_rows)?)?;
-        self.append_decoder(&mut b, size, memory, false, y)?;
-        b.finish()
+    /// What the decoder's steps run: target embedding, decoder, projection.
+    pub(crate) fn generator(&self) -> Generator {
+        let stack = GeneratorStack::Decoder(self.model.decoder());
+        Generator {
+            embedding_prefix: "target.".into(),
+            stack_prefix: "decoder.".into(),
+            head_weight: "target.token_embedding.weight".into(),
+            ..Generator::new(self.model.target_embedding(), stack)
+        }
     }
 
-    /// One row of each sequence -> the next id of each; which row and which column is said by the views that are bound.
-    pub(crate) fn choose(&self, size: &Size) -> Result<Program> {
-        let mut b = Builder::new(&self.kernels, "choose");
-        let last = b.input("last", Element::F32, self.last_rows(size)?)?;
-        let next = b.output("next", Element::U32, Layout::strided(&[size.sequences], &[size.target_rows])?)?;
-        let logits = b.scratch("logits", Element::F32, Layout::contiguous(&[size.sequences, self.model.target.len()])?)?;
-        b.head("target.token_embedding.weight", None, last, logits)?;
-        b.argmax("argmax", &Argmax { x: logits, ids: next })?;
-        b.finish()
+    /// The keys and values that are kept: a slot for each sequence, and one for its source.
+    pub(crate) fn caches(&self, size: &Size) -> GeneratorCaches {
+        GeneratorCaches::new(size.sequences, self.model.steps()).with_memory(size.longest_source)
+    }
+
+    fn inputs(&self, size: &Size) -> GeneratorInputs {
+        GeneratorInputs { caches: self.caches(size), storage: Element::F32 }
+    }
+
+    /// Memory -> keys and values of cross-attention, once a source.
+    pub(crate) fn remember(&self, size: &Size) -> Result<Program> {
+        let (sequences, rows) = (size.sequences, size.source_rows);
+        self.generator().remember(&self.kernels, &self.inputs(size), sequences, rows)
+    }
+
+    /// The id of each sequence -> its next id, keys and values kept.
+    pub(crate) fn step(&self, size: &Size) -> Result<Program> {
+        let shape = StepShape::new(size.sequences, self.model.steps());
+        self.generator().step(&self.kernels, &self.inputs(size), &shape)
     }
 
     /// Rows of the model's width.
     pub(crate) fn rows(&self, rows: usize) -> Result<Layout> {
         Layout::contiguous(&[rows, self.model.config.d_model])
-    }
-
-    /// Every T-th row: the same one of each sequence.
-    pub(crate) fn last_rows(&self, size: &Size) -> Result<Layout> {
-        let d_model = self.model.config.d_model;
-        Layout::strided(&[size.sequences, d_model], &[size.target_rows * d_model, 1])
     }
 
     /// Source and target in one program, with the attention weights and the logits of every row.

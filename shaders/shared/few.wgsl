@@ -20,7 +20,7 @@ struct Params {
   activation: u32,
   bias: u32,               // whether bound
   residual: u32,
-  norm: u32,               // whether x is normalised first
+  norm: u32,               // what x goes through first: 0 nothing, 1 layer norm, 2 RMS norm, which takes no mean off
   norm_weight: u32,
   norm_bias: u32,
   eps: f32,
@@ -122,7 +122,7 @@ fn deviations(row: u32, norm: vec4<f32>, squared: bool, own: u32) -> vec4<f32> {
 // What is known of a row's norm once the first or the second of its sums is there. (Ba et al., arXiv 1607.06450)
 fn norm_of(known: vec4<f32>, squared: bool, sums: vec4<f32>) -> vec4<f32> {
   let average = ((sums.x + sums.y) + (sums.z + sums.w)) / f32(params.d_in);
-  if !squared { return vec4<f32>(known.x, average, 0.0, 0.0); }
+  if !squared { return vec4<f32>(known.x, select(0.0, average, params.norm == 1u), 0.0, 0.0); }
   let spread = average + params.eps;
   return vec4<f32>(known.xy, select(0.0, inverseSqrt(spread), spread > 0.0), 0.0);
 }
@@ -163,7 +163,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
   for (var r = thread; r < ROWS; r += THREADS) {
     owners[r] = owner_of(m + r);
-    norms[r] = vec4<f32>(x4(x_start(m + r), 0u).x, 0.0, 0.0, 0.0);
+    norms[r] = vec4<f32>(select(0.0, x4(x_start(m + r), 0u).x, params.norm == 1u), 0.0, 0.0, 0.0);
   }
   workgroupBarrier();
   var live = false;
@@ -173,7 +173,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let own = thread % K_THREADS;
   let at = own * THREADS + thread / K_THREADS * K_THREADS;
   let owner = select(NOBODY, owners[min(own, ROWS - 1u)], own < ROWS);
-  let statistics = 2u * params.norm;
+  let statistics = 2u * min(params.norm, 1u);
   for (var turn = 0u; turn < statistics + turns; turn++) {
     let n = first + ((turn - statistics) * GROUPS + thread / K_THREADS) * 4u;
     if turn < statistics {

@@ -4,9 +4,11 @@
 
 #[cfg(feature = "safetensors")]
 mod checkpoint;
+mod decoding;
 
 #[cfg(feature = "safetensors")]
 pub use checkpoint::Loaded;
+pub use decoding::{CHUNK_STEPS, Chunk, Decoding};
 
 use std::sync::mpsc;
 
@@ -242,6 +244,20 @@ impl Gpu {
     pub fn zeros(&self, element: Element, sizes: &[usize]) -> Result<TensorView> {
         let layout = Layout::contiguous(sizes)?;
         TensorView::new(&self.buffer(layout.extent() * element.size())?, 0, element, layout)
+    }
+
+    /// New tensors of zeros, added to `bindings`, for every output and state of a program that they lack.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_f32`].
+    pub fn allocate(&self, program: &Program, bindings: &mut Bindings) -> Result<()> {
+        for (name, role, element, layout) in program.tensors() {
+            if matches!(role, Role::Output | Role::State) && bindings.get(name).is_none() {
+                let buffer = self.buffer(layout.extent() * element.size())?;
+                bindings.set(name, TensorView::new(&buffer, 0, element, *layout)?);
+            }
+        }
+        Ok(())
     }
 
     /// A new contiguous tensor for `len` elements.

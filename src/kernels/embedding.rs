@@ -71,7 +71,7 @@ pub(super) static KERNEL: Kernel = Kernel {
 /// segment outside its table gives a row of zeros.
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddingRows {
-    /// `u32` (rows) and (V, columns). A table larger than a binding is split over several dispatches.
+    /// `u32` (rows), with any stride, and (V, columns). A table larger than a binding is split over several dispatches.
     pub tokens: Option<(Tensor, Tensor)>,
     /// (P, columns), learned or from [`sinusoidal_positions`](crate::spec::sinusoidal_positions).
     pub positions: Option<Tensor>,
@@ -118,7 +118,7 @@ impl Builder {
         let element = self.float(label, "y", y)?;
         self.expect(label, "y", y, element, &[rows, columns])?;
         for (ids, table) in [tokens, segments].into_iter().flatten() {
-            self.expect(label, "ids", ids, Element::U32, &[rows])?;
+            self.expect_strided(label, "ids", ids, Element::U32, &[rows])?;
             self.expect_table(label, table, element, columns)?;
         }
         if let Some(table) = positions {

@@ -7,7 +7,7 @@ use crate::classes::{self, Class};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::SEQUENCE_WORDS;
-use crate::spec::layers::Norm;
+use crate::spec::layers::{Norm, NormKind};
 use crate::storage::Storage;
 use crate::tensor::Element;
 use crate::tuning::{Case, Choice, Operation};
@@ -121,9 +121,11 @@ pub(super) static KERNEL_LOGITS: Kernel = Kernel {
 /// Columns of a group of [`FewOutput::Logits`], and what a split weight is a multiple of.
 const GROUP: usize = 64;
 
-/// A layer norm of each row in front of a projection: (x − mean) / √(variance + eps) · weight + bias.
+/// A norm of each row in front of a projection, times weight plus bias.
 #[derive(Clone, Copy, Debug)]
 pub struct FusedNorm {
+    /// Layer norm or RMS norm.
+    pub kind: NormKind,
     /// (d_in)
     pub weight: Option<Tensor>,
     /// (d_in)
@@ -368,7 +370,7 @@ impl Builder {
             activation: activation as u32,
             bias: u32::from(bias.is_some()),
             residual: u32::from(residual.is_some()),
-            norm: u32::from(few.norm.is_some()),
+            norm: few.norm.map_or(0, |n| if n.kind == NormKind::Layer { 1 } else { 2 }),
             norm_weight: u32::from(norm_weight.is_some()),
             norm_bias: u32::from(norm_bias.is_some()),
             eps: few.norm.map_or(0.0, |n| n.eps),

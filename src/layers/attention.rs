@@ -7,13 +7,13 @@ use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::kernels::{
     AdditiveScores, AttentionScores, AttentionValues, AttentionWeights, FusedAttention, Linear, MAX_VALUE_SIZE,
-    MaskedSoftmax, Visibility,
+    MaskedSoftmax, Rotary, RotaryPositions, Visibility,
 };
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::AttentionOptions;
-use crate::spec::layers::{AttentionPath, MultiHeadAttention, Projection, Score};
+use crate::spec::layers::{AttentionPath, MultiHeadAttention, Projection, RotaryOptions, Score};
 use crate::tensor::Element;
 
 /// The tensors of one multi-head attention.
@@ -116,7 +116,14 @@ impl Builder {
         self.expect(label, "x", rows.x, self.storage(), &[batch.shape.q_rows, spec.d_model])?;
         self.expect(label, "memory_k", rows.memory_k, self.storage(), &[batch.shape.k_rows, spec.k_width])?;
         self.expect(label, "memory_v", rows.memory_v, self.storage(), &[batch.shape.k_rows, spec.v_width])?;
-        let [q, k, v] = self.project(prefix, spec, rows)?;
+        let mut parts = self.project(prefix, spec, rows)?;
+        if spec.rotary.is_some() {
+            if rows.memory_k != rows.x {
+                return Err(Error::option(format!("rotary positions of {label}"), "self-attention", "keys of other rows"));
+            }
+            self.turn(prefix, spec, batch, &mut parts)?;
+        }
+        let [q, k, v] = parts;
         let shape = batch.shape;
         let width = spec.n_heads.saturating_mul(spec.value_head_size);
         let heads = self.scratch("heads", self.storage(), Layout::contiguous(&[shape.q_rows, width])?)?;
@@ -227,6 +234,37 @@ impl Builder {
             first += together;
         }
         Ok(parts)
+    }
+
+    /// Turns projected queries and keys, in one dispatch where they lie side by side.
+    pub(super) fn turn(
+        &mut self,
+        prefix: &str,
+        spec: &MultiHeadAttention,
+        batch: &Batch,
+        parts: &mut [Tensor; 3],
+    ) -> Result<()> {
+        let Some(RotaryOptions { positions, columns, order }) = spec.rotary else { return Ok(()) };
+        let table = self.input("rotary_table", Element::F32, Layout::contiguous(&[positions, columns])?)?;
+        let label = format!("{prefix}rotary");
+        let [q_width, k_width, _] = spec.widths();
+        let rows = parts[0].layout().sizes()[0];
+        let turned = self.scratch("turned", self.storage(), Layout::contiguous(&[rows, q_width + k_width])?)?;
+        let [q, k] = [turned.narrow(1, 0, q_width)?, turned.narrow(1, q_width, k_width)?];
+        let places = RotaryPositions::Sequences(batch.sequences, batch.shape.longest_q);
+        let rotate = |b: &mut Self, x: Tensor, heads: usize, y: Tensor| {
+            let [x, y] = [x.split_heads(heads, spec.head_size)?, y.split_heads(heads, spec.head_size)?];
+            b.rotary(&label, &Rotary { x, table, order, positions: places, y })
+        };
+        match parts[0].beside(&parts[1]) {
+            Some(both) => rotate(self, both, spec.n_heads + spec.n_kv_heads, turned)?,
+            None => {
+                rotate(self, parts[0], spec.n_heads, q)?;
+                rotate(self, parts[1], spec.n_kv_heads, k)?;
+            }
+        }
+        (parts[0], parts[1]) = (q, k);
+        Ok(())
     }
 
     /// The projections of x from number `first` of q, k and v on, in one dispatch.

@@ -11,24 +11,29 @@
 //! | `sequences`, `cross_sequences` | `u32` (B, 8): see [`Sequences`](crate::Sequences) |
 //! | `key_mask`, `cross_key_mask` | `u32` (B, S), where the options have `key_mask` |
 //! | `mask`, `cross_mask` | (B, NH, T, S), where the options have `mask` |
+//! | `rotary_table` | `f32` (positions, columns), where attention has rotary positions |
 //! | `weights`, `cross_weights` | (B, NH, T, S): attention weights, where asked for; in a stack `layers.N.weights` |
 
 mod attention;
+mod cached;
 mod decoder;
 mod embedding;
 mod encoder;
+mod generator;
 
 pub use attention::AttentionRows;
+pub use cached::{CachedLayer, CachedMemory};
 pub use decoder::DecoderRows;
+pub use generator::{GeneratorInputs, PrefillShape, StepShape};
 
 pub use crate::spec::layers::*;
 
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::kernels::{LayerNorm, Linear, Visibility};
+use crate::kernels::{Gate, LayerNorm, Linear, Visibility};
 use crate::program::Tensor;
 use crate::shape::Layout;
-use crate::spec::{AttentionOptions, BatchShape, Mask, SEQUENCE_WORDS};
+use crate::spec::{Activation, AttentionOptions, BatchShape, Mask, SEQUENCE_WORDS};
 use crate::tensor::Element;
 
 /// What a program of a layer is made for.
@@ -209,6 +214,7 @@ impl Builder {
     ) -> Result<()> {
         let ([label1, label2], [first, second]) = self.feed_forward_parts(prefix, spec, x, residual, y)?;
         self.linear(&label1, &first)?;
+        self.gate_hidden(prefix, spec, &first, &second)?;
         self.linear(&label2, &second)
     }
 
@@ -221,19 +227,35 @@ impl Builder {
         residual: Option<Tensor>,
         y: Tensor,
     ) -> Result<([String; 2], [Linear; 2])> {
-        let &FeedForward { d_model, d_ff, activation, bias } = spec;
+        let &FeedForward { d_model, d_ff, activation, bias, gated } = spec;
         crate::shape::nonzero("d_model", d_model)?;
         crate::shape::nonzero("d_ff", d_ff)?;
         let rows = x.layout().sizes()[0];
         let [label1, label2] = ["linear1", "linear2"].map(|name| format!("{prefix}{name}"));
-        let weight1 = self.weight(&format!("{label1}.weight"), Layout::contiguous(&[d_ff, d_model])?)?;
-        let bias1 = self.vector(bias, &format!("{label1}.bias"), d_ff)?;
+        // A gate and what goes through it lie side by side.
+        let (width1, activation) = if gated { (2 * d_ff, Activation::Identity) } else { (d_ff, activation) };
+        let weight1 = self.weight(&format!("{label1}.weight"), Layout::contiguous(&[width1, d_model])?)?;
+        let bias1 = self.vector(bias, &format!("{label1}.bias"), width1)?;
         let weight2 = self.weight(&format!("{label2}.weight"), Layout::contiguous(&[d_model, d_ff])?)?;
         let bias2 = self.vector(bias, &format!("{label2}.bias"), d_model)?;
-        let hidden = self.scratch("hidden", self.storage(), Layout::contiguous(&[rows, d_ff])?)?;
-        let first = Linear { bias: bias1, activation, ..Linear::new(x, weight1, hidden) };
+        let projected = self.scratch("projected", self.storage(), Layout::contiguous(&[rows, width1])?)?;
+        let hidden = match gated {
+            true => self.scratch("hidden", self.storage(), Layout::contiguous(&[rows, d_ff])?)?,
+            false => projected,
+        };
+        let first = Linear { bias: bias1, activation, ..Linear::new(x, weight1, projected) };
         let second = Linear { bias: bias2, residual, ..Linear::new(hidden, weight2, y) };
         Ok(([label1, label2], [first, second]))
+    }
+
+    /// What stands between the two projections of a gated network: hidden = activation(gate) · up.
+    fn gate_hidden(&mut self, prefix: &str, spec: &FeedForward, first: &Linear, second: &Linear) -> Result<()> {
+        if !spec.gated {
+            return Ok(());
+        }
+        let [gate, up] = [0, spec.d_ff].map(|from| first.y.narrow(1, from, spec.d_ff));
+        let args = Gate { gate: gate?, up: up?, activation: spec.activation, y: second.x };
+        self.gate(&format!("{prefix}gate"), &args)
     }
 
     /// Appends logits = x · Wᵀ (+ bias): the projection to a vocabulary, W being `weight` (V, d_model). Name the token embedding's

@@ -1,13 +1,16 @@
 //! Projections of the rows that some sequence has, with a norm in front, and the largest of each group of columns.
 
-use super::{LayerNorm, Linear, Real, expect_len, layer_norm, linear};
+use super::{LayerNorm, Linear, Real, expect_len, layer_norm, linear, rms_norm};
 use crate::error::Result;
 use crate::shape::nonzero;
 use crate::spec::Sequence;
+use crate::spec::layers::NormKind;
 
 /// A norm in front of a projection.
 #[derive(Clone, Copy, Debug)]
 pub struct FusedNorm<'a, T> {
+    /// Layer norm or RMS norm.
+    pub kind: NormKind,
     /// γ (d_in).
     pub weight: Option<&'a [T]>,
     /// β (d_in).
@@ -26,9 +29,13 @@ pub fn linear_few<T: Real>(
     sequences: Option<&[Sequence]>,
 ) -> Result<Vec<Option<T>>> {
     let y = match norm {
-        Some(FusedNorm { weight, bias, eps }) => {
+        Some(FusedNorm { kind, weight, bias, eps }) => {
             let args = LayerNorm { x: p.x, residual: None, weight, bias, eps, rows: p.rows, d: p.d_in };
-            linear(&Linear { x: &layer_norm(&args)?.y, ..*p })?
+            let normed = match kind {
+                NormKind::Layer => layer_norm(&args)?,
+                NormKind::Rms => rms_norm(&args)?,
+            };
+            linear(&Linear { x: &normed.y, ..*p })?
         }
         None => linear(p)?,
     };
@@ -95,7 +102,7 @@ mod tests {
         };
         let second = [Sequence { q_start: 1, q_len: 1, ..Sequence::default() }, Sequence::default()];
         assert_eq!(linear_few(&p, None, Some(&second))?, [None, Some(2.0)]);
-        let norm = FusedNorm { weight: None, bias: Some(&[5.0, 0.0]), eps: 0.0 };
+        let norm = FusedNorm { kind: NormKind::Layer, weight: None, bias: Some(&[5.0, 0.0]), eps: 0.0 };
         assert_eq!(linear_few(&p, Some(norm), None)?, [Some(4.0), Some(5.0)]);
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! Weights are known by the names that PyTorch gives them (`self_attn.in_proj_weight`, `linear1.bias`, `layers.0.norm2.weight`).
 
-use super::{Activation, AttentionOptions};
+use super::{Activation, AttentionOptions, RotaryOrder};
 use crate::error::{Error, Result};
 use crate::shape::nonzero;
 
@@ -45,6 +45,18 @@ pub enum Score {
     },
 }
 
+/// Rotary positions of an attention: queries and keys are turned by their row's position before they meet, by the input `rotary_table`,
+/// `f32` (positions, columns), from [`rotary_table`](super::rotary_table).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RotaryOptions {
+    /// Rows of the table.
+    pub positions: usize,
+    /// Columns of a head that are turned, an even number.
+    pub columns: usize,
+    /// Which of them are pairs.
+    pub order: RotaryOrder,
+}
+
 /// Multi-head attention with its projections: q, k, v = linear(inputs) → attention → `out_proj` (arXiv 1706.03762, 3.2).
 #[derive(Clone, Debug, PartialEq)]
 pub struct MultiHeadAttention {
@@ -68,6 +80,8 @@ pub struct MultiHeadAttention {
     pub projection: Projection,
     /// How scores are formed.
     pub score: Score,
+    /// Rotary positions of queries and keys, in self-attention.
+    pub rotary: Option<RotaryOptions>,
     /// Whether scores are stored between the kernels.
     pub path: AttentionPath,
     /// Masks, scale and positions.
@@ -91,6 +105,7 @@ impl MultiHeadAttention {
             bias: true,
             projection: Projection::Stacked,
             score: Score::Dot,
+            rotary: None,
             path: AttentionPath::Fused,
             options: AttentionOptions::default(),
         }
@@ -140,6 +155,13 @@ impl MultiHeadAttention {
         if self.projection == Projection::Stacked && (self.k_width != self.d_model || self.v_width != self.d_model) {
             let found = format!("k_width {} and v_width {}", self.k_width, self.v_width);
             return Err(Error::option("projection", format!("Separate, or inputs of width {}", self.d_model), found));
+        }
+        if let Some(RotaryOptions { positions, columns, .. }) = self.rotary {
+            nonzero("positions of the rotary table", positions)?;
+            if columns == 0 || columns > self.head_size || !columns.is_multiple_of(2) {
+                let expected = format!("an even number up to the head size, {}", self.head_size);
+                return Err(Error::option("columns of rotary positions", expected, columns));
+            }
         }
         if let Score::Additive { width } = self.score {
             nonzero("width of the additive score", width)?;
@@ -218,7 +240,8 @@ impl Norm {
     }
 }
 
-/// Position-wise feed-forward network: `linear2`(activation(`linear1`(x))).
+/// Position-wise feed-forward network: `linear2`(activation(`linear1`(x))), or gated, `linear2`(activation(g) · u) with g and u the two
+/// halves of `linear1`(x) (Shazeer, arXiv 2002.05202).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeedForward {
     /// Width of input and output.
@@ -229,6 +252,8 @@ pub struct FeedForward {
     pub activation: Activation,
     /// Whether `linear1.bias` and `linear2.bias` are bound.
     pub bias: bool,
+    /// Whether `linear1.weight` is (2 · d_ff, d_model), the gate's rows first.
+    pub gated: bool,
 }
 
 /// An encoder layer: self-attention (`self_attn.`), then feed-forward (`linear1.`, `linear2.`), each with a residual and a
@@ -251,7 +276,7 @@ impl EncoderLayer {
     pub fn new(d_model: usize, n_heads: usize, d_ff: usize) -> Self {
         Self {
             attention: MultiHeadAttention::new(d_model, n_heads),
-            feed_forward: FeedForward { d_model, d_ff, activation: Activation::Relu, bias: true },
+            feed_forward: FeedForward { d_model, d_ff, activation: Activation::Relu, bias: true, gated: false },
             norm: Norm::default(),
             placement: Placement::Post,
         }
@@ -300,7 +325,7 @@ impl DecoderLayer {
         Self {
             attention,
             cross_attention: MultiHeadAttention::new(d_model, n_heads),
-            feed_forward: FeedForward { d_model, d_ff, activation: Activation::Relu, bias: true },
+            feed_forward: FeedForward { d_model, d_ff, activation: Activation::Relu, bias: true, gated: false },
             norm: Norm::default(),
             placement: Placement::Post,
         }

@@ -1,6 +1,7 @@
 //! What an operation is, apart from how it runs: the options that kernels, layers and the CPU reference share.
 
 pub mod cache;
+pub mod generator;
 pub mod layers;
 mod pooling;
 mod positions;

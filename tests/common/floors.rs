@@ -83,7 +83,7 @@ pub fn attention(
 
 /// The floor of x + feed-forward(x).
 pub fn network(spec: &FeedForward, weights: &Weights<'_, f64>, prefix: &str, x: &[f64]) -> f64 {
-    let FeedForward { d_model: d, d_ff, activation, bias } = *spec;
+    let FeedForward { d_model: d, d_ff, activation, bias, gated: _ } = *spec;
     let rows = x.len() / d;
     let get = |name: &str, sizes: &[usize]| weights.get(&format!("{prefix}{name}"), sizes).expect("a weight");
     let first = Linear {

@@ -7,6 +7,7 @@ pub mod choosing;
 pub mod close;
 pub mod floors;
 pub mod forms;
+pub mod generating;
 pub mod guarded;
 pub mod matrices;
 pub mod random;

@@ -105,7 +105,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for row in rows.iter().filter(|row| wanted(row)) {
         match row.program(&kernels) {
             Ok(program) => compare(row, &program, &gpu, &clock, &peers, arguments.samples, &mut json)?,
-            Err(error @ Error::Limit { .. }) => println!("{:<22} {:<8} not run: {error}", row.id, row.dtype()),
+            Err(error @ Error::Limit { .. }) => println!("{:<22} {:<8} not run: {error}", row.id, rows::dtype(row.element)),
             Err(error) => return Err(error.into()),
         }
     }
@@ -132,7 +132,7 @@ fn compare(
         let entrant = match peer.prepare(row, &load) {
             Ok(entrant) => entrant,
             Err(why) => {
-                println!("{:<22} {:<8} {name:<28} not compared: {why}", row.id, row.dtype());
+                println!("{:<22} {:<8} {name:<28} not compared: {why}", row.id, rows::dtype(row.element));
                 continue;
             }
         };
@@ -147,7 +147,7 @@ fn compare(
         println!(
             "{:<22} {:<8} {name:<28} {:>11.1} {:>11.1} {ratio:>7.2}  {}",
             row.id,
-            row.dtype(),
+            rows::dtype(row.element),
             theirs.median * 1e6,
             ours.median * 1e6,
             entrant.how(),
@@ -157,7 +157,7 @@ fn compare(
             &json!({
                 "by": name,
                 "id": row.id,
-                "dtype": row.dtype(),
+                "dtype": rows::dtype(row.element),
                 "ms": theirs.median * 1e3,
                 "best_ms": theirs.best * 1e3,
                 "ours_ms": ours.median * 1e3,

@@ -133,7 +133,13 @@ impl Bert {
         };
         let layer = EncoderLayer {
             attention: MultiHeadAttention::new(d_model, n_heads),
-            feed_forward: FeedForward { d_model, d_ff: config.size("intermediate_size")?, activation, bias: true },
+            feed_forward: FeedForward {
+                d_model,
+                d_ff: config.size("intermediate_size")?,
+                activation,
+                bias: true,
+                gated: false,
+            },
             norm,
             placement: Placement::Post,
         };

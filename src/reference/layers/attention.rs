@@ -3,9 +3,9 @@
 use super::{Batch, Weights};
 use crate::error::Result;
 use crate::reference::{
-    Attention, Linear, Real, additive_scores, attention_scores, attention_values, expect_len, linear, masked_softmax,
+    Attention, Linear, Real, additive_scores, attention_scores, attention_values, expect_len, linear, masked_softmax, rotary,
 };
-use crate::spec::layers::{MultiHeadAttention, Projection, Score};
+use crate::spec::layers::{MultiHeadAttention, Projection, RotaryOptions, Score};
 use crate::spec::{Activation, AttentionOptions};
 
 /// y (q_rows, d_model) and probs (B, NH, T, S):
@@ -18,7 +18,7 @@ use crate::spec::{Activation, AttentionOptions};
 /// ```
 ///
 /// Self-attention is x in all three places. Reads `in_proj_weight` or `q_proj_weight`, `k_proj_weight` and `v_proj_weight`;
-/// `out_proj.weight`; `in_proj_bias` and `out_proj.bias` where there are biases; what its [`Score`] needs.
+/// `out_proj.weight`; `rotary_table` where there are rotary positions; `in_proj_bias` and `out_proj.bias` where there are biases; what its [`Score`] needs.
 ///
 /// # Errors
 /// As [`MultiHeadAttention::check`] and [`Attention::check`]; [`crate::Error::Missing`] or [`crate::Error::Shape`] for a
@@ -43,6 +43,14 @@ pub fn multi_head_attention<T: Real>(
     let q = project(x, q_rows, spec.d_model, w_q)?;
     let k = project(memory_k, k_rows, spec.k_width, w_k)?;
     let v = project(memory_v, k_rows, spec.v_width, w_v)?;
+
+    let (q, k) = match &spec.rotary {
+        Some(rotary) => (
+            turned(spec, rotary, batch, weights, &q, spec.n_heads)?,
+            turned(spec, rotary, batch, weights, &k, spec.n_kv_heads)?,
+        ),
+        None => (q, k),
+    };
 
     // pass 2: scores (B, NH, T, S)
     let options = spec.scored_options();
@@ -92,6 +100,28 @@ fn over<'a, T: Real>(spec: &MultiHeadAttention, options: &'a AttentionOptions, b
         key_mask: batch.masks.key_mask,
         mask: batch.masks.mask,
     }
+}
+
+/// Heads (rows, heads · head_size) turned by their row's position, by the table `rotary_table` (positions, columns) among the weights.
+fn turned<T: Real>(
+    spec: &MultiHeadAttention,
+    options: &RotaryOptions,
+    batch: &Batch<'_, T>,
+    weights: &Weights<'_, T>,
+    x: &[T],
+    heads: usize,
+) -> Result<Vec<T>> {
+    let table = weights.get("rotary_table", &[options.positions, options.columns])?;
+    let rows = x.len() / (heads * spec.head_size);
+    let mut positions = vec![-1; rows];
+    for s in batch.sequences {
+        for t in 0..s.q_len.min(batch.shape.longest_q as u32) {
+            if let Some(position) = positions.get_mut((s.q_start + t) as usize) {
+                *position = i64::from(s.offset) + i64::from(t);
+            }
+        }
+    }
+    rotary(x, [rows, heads, spec.head_size], (table, options.columns), options.order, &positions)
 }
 
 /// A projection's weight (width, inputs) and bias (width).

@@ -14,7 +14,7 @@ pub use embeddings::embeddings;
 pub use encoder::{encoder, encoder_layer};
 pub use weights::Weights;
 
-use super::{LayerNorm, Linear, MaskValues, Real, add_positions, layer_norm, linear, rms_norm};
+use super::{LayerNorm, Linear, MaskValues, Real, add_positions, gate, layer_norm, linear, rms_norm};
 use crate::error::Result;
 use crate::spec::layers::{FeedForward, Norm, NormKind, Placement};
 use crate::spec::{Activation, BatchShape, Sequence};
@@ -65,7 +65,7 @@ impl<'a, T> Batch<'a, T> {
 /// x (rows, d_model) -> hidden (rows, d_ff) -> y (rows, d_model)
 /// ```
 ///
-/// Reads `linear1.weight` (d_ff, d_model) and `linear2.weight` (d_model, d_ff), and `linear1.bias` and `linear2.bias` where
+/// Reads `linear1.weight` (d_ff, d_model), or (2 · d_ff, d_model) where it is gated, and `linear2.weight` (d_model, d_ff), and `linear1.bias` and `linear2.bias` where
 /// there are biases.
 ///
 /// # Errors
@@ -77,17 +77,23 @@ pub fn feed_forward<T: Real>(
     x: &[T],
     rows: usize,
 ) -> Result<Vec<T>> {
-    let FeedForward { d_model, d_ff, activation, bias } = *spec;
-    let hidden = linear(&Linear {
+    let FeedForward { d_model, d_ff, activation, bias, gated } = *spec;
+    let (width, first) = if gated { (2 * d_ff, Activation::Identity) } else { (d_ff, activation) };
+    let mut hidden = linear(&Linear {
         x,
-        weight: weights.get(&format!("{prefix}linear1.weight"), &[d_ff, d_model])?,
-        bias: weights.get_if(bias, &format!("{prefix}linear1.bias"), &[d_ff])?,
+        weight: weights.get(&format!("{prefix}linear1.weight"), &[width, d_model])?,
+        bias: weights.get_if(bias, &format!("{prefix}linear1.bias"), &[width])?,
         residual: None,
-        activation,
+        activation: first,
         rows,
         d_in: d_model,
-        d_out: d_ff,
+        d_out: width,
     })?;
+    if gated {
+        let half =
+            |from: usize| hidden.chunks_exact(width).flat_map(|row| row[from..from + d_ff].to_vec()).collect::<Vec<T>>();
+        hidden = gate(&half(0), &half(d_ff), activation)?;
+    }
     linear(&Linear {
         x: &hidden,
         weight: weights.get(&format!("{prefix}linear2.weight"), &[d_model, d_ff])?,

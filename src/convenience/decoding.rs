@@ -1,0 +1,191 @@
+//! Decoding in chunks: the GPU runs one while the host records the next and reads the one before.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, channel};
+
+use super::Gpu;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::scratch::checked;
+use crate::spec::cache::STATE_WORDS;
+use crate::tensor::TensorView;
+
+/// Steps recorded into one submission, unless told otherwise: few enough that other work of the device, and its watchdog, come to
+/// their turn, enough that submitting costs little a step.
+pub const CHUNK_STEPS: usize = 8;
+
+/// Chunks that are under way at once: one runs while the next is recorded.
+const AHEAD: usize = 2;
+
+/// What a chunk of steps gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The first step's number.
+    pub first_step: usize,
+    /// (steps, B): the chosen ids, the padding id from a row's end on.
+    pub tokens: Vec<u32>,
+    /// (steps, B) where the program has log-probabilities, else empty: their bits.
+    log_probs: Vec<u32>,
+    /// Whether each row rests by the end of the chunk.
+    pub ended: Vec<bool>,
+}
+
+impl Chunk {
+    /// (steps, B): log-probabilities of the chosen ids, where the program has them, 0 from a row's end on.
+    #[must_use]
+    pub fn log_probs(&self) -> Vec<f32> {
+        self.log_probs.iter().copied().map(f32::from_bits).collect()
+    }
+}
+
+/// Steps of a [`Generator`](crate::spec::generator::Generator) in chunks, as an iterator that ends when every row rests or all steps
+/// are taken. The state must stand at step 0 when it begins.
+#[derive(Debug)]
+pub struct Decoding<'a> {
+    gpu: &'a Gpu,
+    plan: &'a Plan,
+    /// State, tokens, log-probabilities: what is copied back.
+    state: &'a TensorView,
+    logs: Vec<&'a TensorView>,
+    batch: usize,
+    steps: usize,
+    chunk: usize,
+    submitted: usize,
+    under_way: VecDeque<UnderWay>,
+    free: Vec<wgpu::Buffer>,
+    failed: bool,
+}
+
+/// A chunk that was submitted.
+#[derive(Debug)]
+struct UnderWay {
+    first: usize,
+    count: usize,
+    staging: wgpu::Buffer,
+    mapped: Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+    submission: wgpu::SubmissionIndex,
+}
+
+impl Gpu {
+    /// Decodes `steps` steps of a step's plan in chunks of `chunk` ([`CHUNK_STEPS`], say).
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for a plan without `state` and `tokens`, [`Error::Option`] for more steps than `tokens` has rows or a chunk of
+    /// none, [`Error::Usage`] for buffers without `COPY_SRC`, [`Error::Device`] when the device is out of memory.
+    pub fn decode<'a>(&'a self, plan: &'a Plan, steps: usize, chunk: usize) -> Result<Decoding<'a>> {
+        let view = |name: &str| {
+            plan.view(name).ok_or_else(|| Error::Missing { tensor: name.into(), expected: "a decode step's".into() })
+        };
+        let (state, tokens) = (view("state")?, view("tokens")?);
+        let &[most, batch] = tokens.layout().sizes() else {
+            return Err(Error::shape("tokens", "(steps, B)", tokens.layout()));
+        };
+        if steps > most {
+            return Err(Error::option("steps", format!("at most {most}, the rows of tokens"), steps));
+        }
+        crate::shape::nonzero("chunk", chunk)?;
+        let logs: Vec<_> = std::iter::once(tokens).chain(plan.view("log_probs")).collect();
+        for (name, view) in [("state", state)].into_iter().chain(logs.iter().map(|view| ("tokens", *view))) {
+            if !view.buffer().usage().contains(wgpu::BufferUsages::COPY_SRC) {
+                let found = format!("{:?}", view.buffer().usage());
+                return Err(Error::Usage { tensor: name.into(), needed: "COPY_SRC", found });
+            }
+            if !view.layout().is_dense() {
+                return Err(Error::shape(name, "a view without gaps", view.layout()));
+            }
+        }
+        let bytes = 4 * (logs.len() * chunk * batch + batch * STATE_WORDS) as u64;
+        let free = (0..AHEAD).map(|_| {
+            checked(&self.device, "readback", || {
+                self.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("tileformer: tokens"),
+                    size: bytes,
+                    usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+                    mapped_at_creation: false,
+                })
+            })
+        });
+        let free = free.collect::<Result<_>>()?;
+        let under_way = VecDeque::with_capacity(AHEAD);
+        Ok(Decoding { gpu: self, plan, state, logs, batch, steps, chunk, submitted: 0, under_way, free, failed: false })
+    }
+}
+
+impl Decoding<'_> {
+    /// Records and submits the next chunk, its ids on their way back.
+    fn submit(&mut self, staging: wgpu::Buffer) {
+        let (first, count) = (self.submitted, self.chunk.min(self.steps - self.submitted));
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for _ in 0..count {
+                self.plan.record_in(&mut pass);
+            }
+        }
+        let row = 4 * self.batch as u64;
+        let mut at = 0;
+        for log in &self.logs {
+            let from = 4 * log.offset() + first as u64 * row;
+            encoder.copy_buffer_to_buffer(log.buffer(), from, &staging, at, count as u64 * row);
+            at += count as u64 * row;
+        }
+        // The last B rows of the state say who rests.
+        let words = (self.batch * STATE_WORDS) as u64;
+        let from = 4 * (self.state.offset() + self.state.layout().extent() - words);
+        encoder.copy_buffer_to_buffer(self.state.buffer(), from, &staging, at, 4 * words);
+        let (send, mapped) = channel();
+        encoder.map_buffer_on_submit(&staging, wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone only where nobody waits any more.
+            let _ = send.send(result);
+        });
+        let submission = self.gpu.queue.submit([encoder.finish()]);
+        self.under_way.push_back(UnderWay { first, count, staging, mapped, submission });
+        self.submitted += count;
+    }
+
+    /// Waits for the oldest chunk.
+    fn receive(&mut self, oldest: UnderWay) -> Result<Chunk> {
+        let UnderWay { first, count, staging, mapped, submission } = oldest;
+        let failed = |e: &dyn std::fmt::Display| Error::Device(format!("decoding: {e}"));
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        self.gpu.device.poll(wait).map_err(|e| failed(&e))?;
+        mapped.recv().map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        let words: Vec<u32> = {
+            let range = staging.slice(..).get_mapped_range().map_err(|e| failed(&e))?;
+            bytemuck::pod_collect_to_vec(&range)
+        };
+        staging.unmap();
+        self.free.push(staging);
+        let size = count * self.batch;
+        let log = |i: usize| words[i * size..(i + 1) * size].to_vec();
+        let flags = words[self.logs.len() * size..].chunks(STATE_WORDS).take(self.batch).map(|row| row[2] & 1 != 0);
+        let log_probs = if self.logs.len() > 1 { log(1) } else { Vec::new() };
+        Ok(Chunk { first_step: first, tokens: log(0), log_probs, ended: flags.collect() })
+    }
+}
+
+impl Iterator for Decoding<'_> {
+    type Item = Result<Chunk>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.submitted < self.steps && !self.failed {
+            let Some(staging) = self.free.pop() else { break };
+            self.submit(staging);
+        }
+        let oldest = self.under_way.pop_front()?;
+        let chunk = self.receive(oldest);
+        match &chunk {
+            // What is under way beyond this leaves at once on the GPU, and has nothing to tell.
+            Ok(chunk) if chunk.ended.iter().all(|ended| *ended) => {
+                self.under_way.clear();
+                self.submitted = self.steps;
+            }
+            Ok(_) => {}
+            Err(_) => {
+                self.under_way.clear();
+                self.failed = true;
+            }
+        }
+        Some(chunk)
+    }
+}

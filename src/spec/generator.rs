@@ -1,0 +1,169 @@
+//! What generates text, token by token: an embedding, a stack over caches, a projection to the vocabulary.
+
+use super::cache::{CacheShape, DecodeState};
+use super::layers::{Decoder, Embedding, Encoder, MultiHeadAttention, Norm};
+use crate::error::{Error, Result};
+use crate::shape::nonzero;
+
+/// The stack of a [`Generator`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum GeneratorStack {
+    /// Self-attention alone, as in GPT-2: encoder layers whose options make them causal.
+    Encoder(Encoder),
+    /// With cross-attention over a memory, as in 2017.
+    Decoder(Decoder),
+}
+
+/// Ids in, ids out: embedding → stack over key/value caches → final norm → logits → choice of the next token.
+///
+/// Weights have the names that they have in a program without caches: those of [`Builder::embed`](crate::Builder::embed) under
+/// `embedding_prefix`, those of the stack under `stack_prefix`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generator {
+    /// Ids to rows, without segments.
+    pub embedding: Embedding,
+    /// In front of the names of the embedding's weights.
+    pub embedding_prefix: String,
+    /// The layers, with their final norm.
+    pub stack: GeneratorStack,
+    /// In front of the names of the stack's weights and caches.
+    pub stack_prefix: String,
+    /// The name of the projection's weight (V, d_model): the token table's, to tie it.
+    pub head_weight: String,
+    /// The name of the projection's bias (V).
+    pub head_bias: Option<String>,
+}
+
+impl Generator {
+    /// No prefixes, and the token table as the projection.
+    #[must_use]
+    pub fn new(embedding: Embedding, stack: GeneratorStack) -> Self {
+        Self {
+            embedding,
+            embedding_prefix: String::new(),
+            stack,
+            stack_prefix: String::new(),
+            head_weight: "token_embedding.weight".into(),
+            head_bias: None,
+        }
+    }
+
+    /// How many layers there are.
+    #[must_use]
+    pub fn n_layers(&self) -> usize {
+        match &self.stack {
+            GeneratorStack::Encoder(stack) => stack.n_layers,
+            GeneratorStack::Decoder(stack) => stack.n_layers,
+        }
+    }
+
+    /// Self-attention of every layer.
+    #[must_use]
+    pub fn attention(&self) -> &MultiHeadAttention {
+        match &self.stack {
+            GeneratorStack::Encoder(stack) => &stack.layer.attention,
+            GeneratorStack::Decoder(stack) => &stack.layer.attention,
+        }
+    }
+
+    /// Cross-attention of every layer, where there is one.
+    #[must_use]
+    pub fn cross_attention(&self) -> Option<&MultiHeadAttention> {
+        match &self.stack {
+            GeneratorStack::Encoder(_) => None,
+            GeneratorStack::Decoder(stack) => Some(&stack.layer.cross_attention),
+        }
+    }
+
+    pub(crate) fn final_norm(&self) -> Option<&Norm> {
+        match &self.stack {
+            GeneratorStack::Encoder(stack) => stack.final_norm.as_ref(),
+            GeneratorStack::Decoder(stack) => stack.final_norm.as_ref(),
+        }
+    }
+
+    pub(crate) fn positions_every_layer(&self) -> Option<usize> {
+        match &self.stack {
+            GeneratorStack::Encoder(stack) => stack.positions_every_layer,
+            GeneratorStack::Decoder(stack) => stack.positions_every_layer,
+        }
+    }
+
+    /// Refuses what cannot be computed.
+    ///
+    /// # Errors
+    /// As the parts' own checks; [`Error::Option`] for a stack without layers, another width than the embedding's, self-attention that
+    /// is not causal, segments, and masks, which no step has.
+    pub fn check(&self) -> Result<()> {
+        self.embedding.check()?;
+        nonzero("n_layers", self.n_layers())?;
+        match &self.stack {
+            GeneratorStack::Encoder(stack) => stack.layer.check()?,
+            GeneratorStack::Decoder(stack) => stack.layer.check()?,
+        }
+        let attention = self.attention();
+        if attention.d_model != self.embedding.d_model {
+            let expected = format!("the embedding's d_model, {}", self.embedding.d_model);
+            return Err(Error::option("d_model of the stack", expected, attention.d_model));
+        }
+        if !attention.options.causal {
+            return Err(Error::option("self-attention of a generator", "causal", "not causal"));
+        }
+        if let Some(rows) = self.embedding.segments {
+            return Err(Error::option("segments of a generator", "none", rows));
+        }
+        for options in [Some(attention), self.cross_attention()].into_iter().flatten().map(|a| &a.options) {
+            if options.key_mask || options.mask.is_some() {
+                return Err(Error::option("masks of a generator", "none: lengths say what is seen", format!("{options:?}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The caches that a generator runs on: slots of texts, and slots of memories where there is cross-attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GeneratorCaches {
+    /// Texts.
+    pub slots: usize,
+    /// The longest text, S_max.
+    pub capacity: usize,
+    /// Memories.
+    pub memory_slots: usize,
+    /// The longest memory.
+    pub memory_capacity: usize,
+}
+
+impl GeneratorCaches {
+    /// For a stack without cross-attention.
+    #[must_use]
+    pub fn new(slots: usize, capacity: usize) -> Self {
+        Self { slots, capacity, memory_slots: 0, memory_capacity: 0 }
+    }
+
+    /// With as many memories as texts.
+    #[must_use]
+    pub fn with_memory(self, memory_capacity: usize) -> Self {
+        Self { memory_slots: self.slots, memory_capacity, ..self }
+    }
+
+    /// The cache of a layer's self-attention.
+    #[must_use]
+    pub fn of_texts(&self, generator: &Generator) -> CacheShape {
+        CacheShape::of(generator.attention(), self.slots, self.capacity)
+    }
+
+    /// The cache of a layer's cross-attention, where there is one.
+    #[must_use]
+    pub fn of_memory(&self, generator: &Generator) -> Option<CacheShape> {
+        generator.cross_attention().map(|a| CacheShape::of(a, self.memory_slots, self.memory_capacity))
+    }
+
+    /// The state of a batch about to take its first step.
+    ///
+    /// # Errors
+    /// As [`DecodeState::new`].
+    pub fn decode(&self, generator: &Generator, rows: &[Option<super::cache::DecodeRow>]) -> Result<DecodeState> {
+        DecodeState::new(&self.of_texts(generator), self.of_memory(generator).as_ref(), rows)
+    }
+}
