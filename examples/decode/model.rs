@@ -133,6 +133,7 @@ impl Decode<'_> {
     ///
     /// # Errors
     /// [`tileformer::Error::Device`] for a lost device.
+    #[allow(dead_code)] // The bench, which has this file too, times whole runs.
     pub(crate) fn record(&self, chunk: usize) -> Result<Duration> {
         let resting = vec![0u32; self.first.len()];
         self.gpu.write(&self.state, bytemuck::cast_slice(&resting))?;

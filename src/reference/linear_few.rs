@@ -22,7 +22,7 @@ pub struct FusedNorm<'a, T> {
 /// y (rows, d_out) = linear(norm(x)), `None` in rows that none of the sequences has; without sequences every row counts.
 ///
 /// # Errors
-/// As [`linear`] and [`layer_norm`].
+/// As [`linear()`] and [`layer_norm()`].
 pub fn linear_few<T: Real>(
     p: &Linear<'_, T>,
     norm: Option<FusedNorm<'_, T>>,
