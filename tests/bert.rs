@@ -132,7 +132,8 @@ fn text(rows: usize) -> Text {
 fn compare(on: &On, element: Element, sizes: Sizes, checkpoint: &Checkpoint, sequences: &Sequences, mask: Option<&[u32]>) {
     let mut bert = Bert::new(checkpoint).unwrap();
     bert.layer.attention.options.key_mask = mask.is_some();
-    let outputs = every_output(sizes[3]);
+    let mut outputs = every_output(sizes[3]);
+    outputs.retain(|output| mask.is_none() || *output != Output::Embedding);
     let shape = sequences.shape().to_self();
     let text = text(shape.q_rows);
     let inputs = BertInputs { ids: &text.ids, segment_ids: &text.segments, sequences, key_mask: mask };
@@ -198,6 +199,12 @@ fn programs_have_what_outputs_need() {
     assert!(refused(&[Output::Hidden(usize::MAX)]).starts_with("outputs"));
     let weights = bert.program(&on().kernels, &inputs.clone().with_weights(), &[Output::Embedding]);
     assert!(matches!(weights, Err(Error::Option { .. })));
+    let long = bert.program(&on().kernels, &Inputs::new(BatchShape::padded(1, POSITIONS + 1)), &[Output::Embedding]);
+    assert_eq!(long.map(drop).unwrap_err().to_string(), "longest sequence: expected at most 24 positions, found 25");
+    let mut masked = bert.clone();
+    masked.layer.attention.options.key_mask = true;
+    let masked = masked.program(&on().kernels, &inputs, &[Output::Embedding]).map(drop).unwrap_err().to_string();
+    assert_eq!(masked, "embedding: expected sequences with lengths alone, found a key mask");
 }
 
 /// Rule: a configuration that the crate cannot run is refused by its key, a checkpoint that does not fit it by its tensor.

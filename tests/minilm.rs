@@ -11,13 +11,14 @@
 mod common;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use common::on;
 use safetensors::SafeTensors;
 use tileformer::layers::Inputs;
 use tileformer::models::Checkpoint;
 use tileformer::models::bert::{Bert, BertInputs, Output};
-use tileformer::{Bindings, Element, Role, Sequences};
+use tileformer::{BatchShape, Bindings, Element, Role, Sequences};
 
 const GOLDEN: &[u8] = include_bytes!("data/minilm_l6_v2.safetensors");
 const ROWS: usize = 24;
@@ -141,5 +142,38 @@ fn f16_points_the_same_way() {
         let cosine = cosine(found, right);
         println!("f16, sentence {n}: cosine {cosine:.7}");
         assert!(cosine >= 0.9999, "sentence {n}: {cosine}");
+    }
+}
+
+/// Prints what loading takes, and how many sequences a second go through, the best of several runs: B 32, T 128, embeddings.
+#[test]
+#[ignore = "needs the model: sh examples/embed/fetch_minilm.sh"]
+fn speed() {
+    let (batch, rows) = (32, 128);
+    let (gpu, start) = (&on().gpu, Instant::now());
+    let checkpoint = checkpoint();
+    let bert = Bert::new(&checkpoint).unwrap();
+    println!("open: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    for element in [Element::F32, Element::F16] {
+        let inputs = Inputs::new(BatchShape::padded(batch, rows)).with_storage(element);
+        let program = bert.program(&on().kernels, &inputs, &[Output::Embedding]).unwrap();
+        let start = Instant::now();
+        let mut bindings = gpu.upload_checkpoint(&[&program], &checkpoint, &bert.weights(), |_| {}).unwrap();
+        println!("{element:?}: upload {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+        let ids: Vec<u32> = (0..batch * rows).map(|i| (i * 7919 % bert.embedding.vocabulary) as u32).collect();
+        bindings
+            .set("ids", gpu.upload_u32(&[ids.len()], &ids).unwrap())
+            .set("segment_ids", gpu.zeros(Element::U32, &[ids.len()]).unwrap())
+            .set("sequences", gpu.upload_sequences(&Sequences::padded(&vec![rows; batch], rows).unwrap()).unwrap())
+            .set("embedding", gpu.zeros(element, &[batch, WIDTH]).unwrap());
+        let plan = program.bind(&bindings).unwrap();
+        let run = || {
+            let start = Instant::now();
+            gpu.run(&plan).unwrap();
+            start.elapsed().as_secs_f64()
+        };
+        run();
+        let best = (0..3).map(|_| run()).fold(f64::INFINITY, f64::min);
+        println!("{element:?}: {:.0} ms, {:.2} sequences per second on {}", best * 1e3, batch as f64 / best, gpu.info.name);
     }
 }

@@ -19,7 +19,7 @@ mod reference;
 pub use reference::BertInputs;
 
 use super::{Checkpoint, Config, Source, WeightMap};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layers::{Embedding, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement};
 use crate::spec::{Activation, Pooling};
 
@@ -56,7 +56,8 @@ pub enum Output {
     Attention(usize),
     /// `pooled` (B, C): the pooler's tanh of each first row.
     Pooled,
-    /// `embedding` (B, C): one row a sentence, by default the mean of its rows, of length 1.
+    /// `embedding` (B, C): one row a sentence, by default the mean of its rows, of length 1. Lengths say which rows are a sentence's; with
+    /// a key mask there is none.
     Embedding,
     /// `mlm_logits` (rows, V): which token stands where.
     MaskedLanguage,
@@ -105,7 +106,7 @@ impl Bert {
     /// The model that a `config.json` describes.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `bert`, a decoder, positions that are not absolute, an activation that the crate
+    /// [`Error::Checkpoint`] for another model type than `bert`, a decoder, positions that are not absolute, an activation that the crate
     /// does not have, sizes that are missing or do not divide; each by its key.
     pub fn from_config(config: &Config) -> Result<Self> {
         config.expect("model_type", &["bert"])?;
@@ -204,14 +205,20 @@ impl Bert {
         outputs.iter().map(needed).max().unwrap_or(0)
     }
 
-    /// Refuses layers that there are not.
-    fn check_outputs(&self, outputs: &[Output]) -> Result<()> {
+    /// Refuses layers and positions that there are not, and a mean of rows of which a mask hides some.
+    fn check(&self, longest: usize, outputs: &[Output]) -> Result<()> {
         if outputs.is_empty() {
-            return Err(crate::Error::option("outputs", "at least one", 0));
+            return Err(Error::option("outputs", "at least one", 0));
         }
         let most = self.layers_for(outputs);
         if most > self.n_layers {
-            return Err(crate::Error::option("outputs", format!("layers of {}", self.n_layers), most));
+            return Err(Error::option("outputs", format!("layers of {}", self.n_layers), most));
+        }
+        if let Some(positions) = self.embedding.positions.filter(|&positions| longest > positions) {
+            return Err(Error::option("longest sequence", format!("at most {positions} positions"), longest));
+        }
+        if self.layer.attention.options.key_mask && outputs.contains(&Output::Embedding) {
+            return Err(Error::option("embedding", "sequences with lengths alone", "a key mask"));
         }
         Ok(())
     }

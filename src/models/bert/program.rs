@@ -23,7 +23,8 @@ impl Bert {
     /// [`Sequences`](crate::Sequences) says. Layers that no output needs are left out, and so are their weights.
     ///
     /// # Errors
-    /// [`Error::Option`] for no outputs, layers that there are not, a mask's layout, or `inputs.weights` ([`Output::Attention`] is the way to
+    /// [`Error::Option`] for no outputs, layers that there are not, sequences longer than the model has positions, an embedding with a key mask, a mask's
+    /// layout, or `inputs.weights` ([`Output::Attention`] is the way to
     /// them); as [`Builder::encoder_layer`].
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
         if inputs.mask.is_some() || inputs.cross_mask.is_some() || inputs.weights {
@@ -41,8 +42,8 @@ impl Bert {
     /// # Errors
     /// As [`Bert::program`].
     pub fn append(&self, b: &mut Builder, batch: &Batch, outputs: &[Output]) -> Result<Tensor> {
-        self.check_outputs(outputs)?;
         let shape = batch.shape;
+        self.check(shape.longest_q, outputs)?;
         let mut x = self.hidden(b, batch, outputs, 0)?;
         b.embed("", &self.embedding, batch, x)?;
         for n in 0..self.layers_for(outputs) {

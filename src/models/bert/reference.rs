@@ -54,9 +54,9 @@ impl Bert {
         inputs: &BertInputs<'_>,
         outputs: &[Output],
     ) -> Result<BTreeMap<String, Vec<T>>> {
-        self.check_outputs(outputs)?;
         let &BertInputs { ids, segment_ids, sequences, key_mask } = inputs;
         let (shape, items) = (sequences.shape().to_self(), sequences.as_slice());
+        self.check(shape.longest_q, outputs)?;
         let batch = Batch::new(shape, items).with_masks(AttentionMasks { key_mask, mask: None });
         let (rows, d) = (shape.q_rows, self.embedding.d_model);
         let mut found = BTreeMap::new();
