@@ -93,6 +93,8 @@ pub(crate) enum Task {
     Gelu([usize; 2]),
     /// y = token + position + segment, as in BERT: B, T, C.
     Embedding([usize; 3]),
+    /// The mean of each sequence's rows, of length 1: batch, rows of a sequence, columns.
+    Pool([usize; 3]),
     /// The largest element of each row of logits: rows, columns.
     Argmax([usize; 2]),
     /// Post-norm encoder layers with GELU over padded sequences.
@@ -120,6 +122,7 @@ impl Task {
             Self::Softmax([b, n_heads, t, s]) => format!("masked_softmax {}×{s}", b * n_heads * t),
             Self::Gelu([rows, columns]) => format!("activation {rows}×{columns}, Gelu"),
             Self::Embedding([b, t, c]) => format!("embedding {}×{c}, token + position + segment", b * t),
+            Self::Pool([b, t, c]) => format!("pool {b}×{t}×{c}, mean of length 1"),
             Self::Argmax([rows, columns]) => format!("argmax {rows}×{columns}"),
             Self::Encoder { batch, sizes, layers: 1 } => format!("encoder layer {}, Gelu", layer(*batch, *sizes)),
             Self::Encoder { batch, sizes, layers } => {
@@ -154,6 +157,7 @@ impl Task {
             Self::Gelu([rows, columns]) => bytes(2 * rows * columns),
             // The position and segment tables stay in a cache: only the token's row and y count.
             Self::Embedding([b, t, c]) => bytes(2 * b * t * c),
+            Self::Pool([b, t, c]) => bytes(b * (t + 1) * c),
             Self::Argmax([rows, columns]) => bytes(rows * columns),
             Self::Encoder { batch: [b, t], sizes: [c, _, f], layers } => {
                 Work::Flops((layers * b * t * (2 * (4 * c * c + 2 * c * f) + 4 * t * c)) as u64)
@@ -176,7 +180,9 @@ impl Task {
                 data.push(("segment_ids", (0..batch * t).map(|_| rng.random_range(0..2)).collect()));
                 data
             }
-            Self::Encoder { batch: [batch, t], .. } => sequences("sequences", *t, &vec![*t; *batch], *t),
+            Self::Pool([batch, t, _]) | Self::Encoder { batch: [batch, t], .. } => {
+                sequences("sequences", *t, &vec![*t; *batch], *t)
+            }
             Self::Decoder { batch: [batch, t], .. } => {
                 let mut data = sequences("sequences", *t, &vec![*t; *batch], *t);
                 data.extend(sequences("cross_sequences", *t, &vec![*t; *batch], *t));

@@ -2,9 +2,10 @@
 
 use tileformer::kernels::{
     ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, EmbeddingRows, FusedAttention, LayerNorm,
-    Linear, MaskedSoftmax, Visibility,
+    Linear, MaskedSoftmax, Pool, Visibility,
 };
 use tileformer::layers::{DecoderLayer, Encoder, EncoderLayer, Inputs};
+use tileformer::spec::Pooling;
 use tileformer::{Activation, AttentionOptions, BatchShape, Builder, Element, Kernels, Layout, Program, Result, Tensor};
 
 use crate::task::{Heads, Task, VOCABULARY};
@@ -26,6 +27,7 @@ pub(crate) fn program(task: &Task, element: Element, kernels: &Kernels, name: &s
         Task::Softmax(sizes) => softmax(&mut rows, *sizes)?,
         Task::Gelu(sizes) => gelu(&mut rows, *sizes)?,
         Task::Embedding(sizes) => embedding(&mut rows, *sizes)?,
+        Task::Pool(sizes) => pool(&mut rows, *sizes)?,
         Task::Argmax(sizes) => argmax(&mut rows, *sizes)?,
         Task::Encoder { batch: [batch, t], sizes: [d_model, n_heads, d_ff], layers } => {
             let mut layer = EncoderLayer::new(*d_model, *n_heads, *d_ff);
@@ -151,6 +153,13 @@ fn embedding(rows: &mut Rows<'_>, [batch, t, columns]: [usize; 3]) -> Result<()>
         ..EmbeddingRows::new(ids, token, y)
     };
     rows.b.embedding("embedding", &embedding)
+}
+
+fn pool(rows: &mut Rows<'_>, [batch, t, columns]: [usize; 3]) -> Result<()> {
+    let x = rows.input("x", &[batch * t, columns])?;
+    let sequences = rows.input_u32("sequences", &[batch, 8])?;
+    let y = rows.output("y", &[batch, columns])?;
+    rows.b.pool("pool", &Pool { x, sequences, longest: t, pooling: Pooling::Mean, normalize: true, y })
 }
 
 fn argmax(rows: &mut Rows<'_>, sizes: [usize; 2]) -> Result<()> {
