@@ -11,6 +11,8 @@ mod gpu;
 mod host;
 #[path = "../examples/conformance/huggingface.rs"]
 mod huggingface;
+#[path = "../examples/conformance/huggingface_seq2seq.rs"]
+mod huggingface_seq2seq;
 #[path = "../examples/conformance/judge.rs"]
 mod judge;
 #[path = "../examples/conformance/kernels.rs"]
@@ -83,7 +85,7 @@ fn pytorch_cases_pass() {
 #[test]
 fn huggingface_cases_pass() {
     let tally = run_folder("huggingface", &[]);
-    assert_eq!(tally, Tally { passed: 1, failed: 0, unsupported: 0 });
+    assert_eq!(tally, Tally { passed: 3, failed: 0, unsupported: 0 });
 }
 
 /// A tensor's bytes, type and sizes.

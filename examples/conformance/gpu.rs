@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use tileformer::convenience::{Gpu, Setup};
-use tileformer::models::{Checkpoint, WeightMap};
 use tileformer::{Bindings, Builder, Element, Kernels, Layout, Options, Program, Role, TensorView};
 
 use super::case::Case;
@@ -88,6 +87,10 @@ impl Session {
         Ok(Self { gpu, kernels, storage: Element::F32 })
     }
 
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     pub(crate) fn kernels(&self) -> &Kernels {
         &self.kernels
     }
@@ -115,16 +118,17 @@ impl Session {
         self.run_bound(program, bindings)
     }
 
-    /// Runs a model's program once, over the weights of a checkpoint and these words.
+    /// Runs a model's program once, over its weights and these words.
     pub(crate) fn run_model(
         &self,
         program: &Program,
-        checkpoint: &Checkpoint,
-        map: &WeightMap,
+        mut bindings: Bindings,
         feeds: &BTreeMap<&str, Vec<u32>>,
     ) -> Outcome<Written> {
-        let mut bindings = self.gpu.upload_checkpoint(&[program], checkpoint, map, |_| {})?;
         for (name, _, _, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Input) {
+            if bindings.get(name).is_some() {
+                continue;
+            }
             let Some(words) = feeds.get(name) else {
                 return failed(format!("{name}: the program reads it, and nothing provides it"));
             };

@@ -10,10 +10,29 @@ use tileformer::{BatchShape, Sequences};
 use super::case::{Case, Value};
 use super::gpu::Session;
 use super::host::Array;
+use super::huggingface_seq2seq;
 use super::judge::{Outcome, Results, failed, unsupported};
 
 /// A model with its inputs, ready to be run anywhere.
-pub(crate) struct Run {
+pub(crate) trait Model {
+    /// Every expected output that is known, from the GPU.
+    fn on_gpu(&self, session: &Session) -> Outcome<Results>;
+
+    /// The same from the CPU reference.
+    fn on_reference(&self) -> Outcome<Results>;
+}
+
+/// Reads a case.
+pub(crate) fn read(case: &Case) -> Outcome<Box<dyn Model>> {
+    match case.text("op")? {
+        "BertForPreTraining" => Ok(Box::new(Run::new(case)?)),
+        "MarianMTModel" | "BartForConditionalGeneration" => Ok(Box::new(huggingface_seq2seq::Run::new(case)?)),
+        other => unsupported(format!("model {other}")),
+    }
+}
+
+/// A BERT with its inputs.
+struct Run {
     checkpoint: Checkpoint,
     bert: Bert,
     /// (B · T)
@@ -28,13 +47,13 @@ pub(crate) struct Run {
 }
 
 /// Which tokens of (B, T) count: by lengths where those come first, else by a mask.
-struct Attended {
-    sequences: Sequences,
-    key_mask: Option<Vec<u32>>,
+pub(crate) struct Attended {
+    pub(crate) sequences: Sequences,
+    pub(crate) key_mask: Option<Vec<u32>>,
 }
 
 impl Attended {
-    fn of(mask: &[u32], [batch, longest]: [usize; 2]) -> Outcome<Self> {
+    pub(crate) fn of(mask: &[u32], [batch, longest]: [usize; 2]) -> Outcome<Self> {
         let rows = || mask.chunks_exact(longest.max(1));
         let lengths: Vec<usize> = rows().map(|row| row.iter().filter(|&&m| m != 0).count()).collect();
         if rows().zip(&lengths).all(|(row, &len)| row[..len].iter().all(|&m| m != 0)) {
@@ -46,12 +65,7 @@ impl Attended {
 }
 
 impl Run {
-    /// Reads a case.
-    pub(crate) fn new(case: &Case) -> Outcome<Self> {
-        match case.text("op")? {
-            "BertForPreTraining" => {}
-            other => return unsupported(format!("model {other}")),
-        }
+    fn new(case: &Case) -> Outcome<Self> {
         let checkpoint = Checkpoint::from_bytes(case.text("config")?, vec![("the case's weights".into(), case.weights()?)])?;
         let mut bert = Bert::new(&checkpoint)?;
         let (sizes, ids) = words(case, "in.input_ids")?;
@@ -80,31 +94,6 @@ impl Run {
         self.outputs.iter().map(|(_, output)| *output).collect()
     }
 
-    /// Every expected output that is known, from the GPU.
-    pub(crate) fn on_gpu(&self, session: &Session) -> Outcome<Results> {
-        let inputs = Inputs::new(self.shape).with_storage(session.storage());
-        let program = self.bert.program(session.kernels(), &inputs, &self.wanted())?;
-        let words = |values: &[u32]| values.to_vec();
-        let mut feeds = BTreeMap::from([
-            ("ids", words(&self.ids)),
-            ("segment_ids", words(&self.segment_ids)),
-            ("sequences", words(self.sequences.words())),
-        ]);
-        feeds.extend(self.key_mask.as_deref().map(|mask| ("key_mask", words(mask))));
-        let mut written = session.run_model(&program, &self.checkpoint, &self.bert.weights(), &feeds)?;
-        self.named(|name, _| written.take(name))
-    }
-
-    /// The same from the CPU reference.
-    pub(crate) fn on_reference(&self) -> Outcome<Results> {
-        let wanted = self.wanted();
-        let host = self.bert.host_weights::<f32>(&self.checkpoint, &wanted)?;
-        let Self { ids, segment_ids, sequences, key_mask, .. } = self;
-        let inputs = BertInputs { ids, segment_ids, sequences, key_mask: key_mask.as_deref() };
-        let mut found = self.bert.reference(&host.weights()?, &inputs, &wanted)?;
-        self.named(|name, sizes| Array::new(sizes, found.remove(name).unwrap_or_default()))
-    }
-
     /// The outputs by their expected names, batch first.
     fn named(&self, mut take: impl FnMut(&str, &[usize]) -> Outcome<Array<f32>>) -> Outcome<Results> {
         let (batch, longest, width) = (self.shape.sequences, self.shape.longest_q, self.bert.embedding.d_model);
@@ -121,6 +110,32 @@ impl Run {
     }
 }
 
+impl Model for Run {
+    fn on_gpu(&self, session: &Session) -> Outcome<Results> {
+        let inputs = Inputs::new(self.shape).with_storage(session.storage());
+        let program = self.bert.program(session.kernels(), &inputs, &self.wanted())?;
+        let words = |values: &[u32]| values.to_vec();
+        let mut feeds = BTreeMap::from([
+            ("ids", words(&self.ids)),
+            ("segment_ids", words(&self.segment_ids)),
+            ("sequences", words(self.sequences.words())),
+        ]);
+        feeds.extend(self.key_mask.as_deref().map(|mask| ("key_mask", words(mask))));
+        let bindings = session.gpu().upload_checkpoint(&[&program], &self.checkpoint, &self.bert.weights(), |_| {})?;
+        let mut written = session.run_model(&program, bindings, &feeds)?;
+        self.named(|name, _| written.take(name))
+    }
+
+    fn on_reference(&self) -> Outcome<Results> {
+        let wanted = self.wanted();
+        let host = self.bert.host_weights::<f32>(&self.checkpoint, &wanted)?;
+        let Self { ids, segment_ids, sequences, key_mask, .. } = self;
+        let inputs = BertInputs { ids, segment_ids, sequences, key_mask: key_mask.as_deref() };
+        let mut found = self.bert.reference(&host.weights()?, &inputs, &wanted)?;
+        self.named(|name, sizes| Array::new(sizes, found.remove(name).unwrap_or_default()))
+    }
+}
+
 /// Our output for an expected one.
 fn output(name: &str) -> Option<Output> {
     let number = |prefix: &str| name.strip_prefix(prefix).and_then(|n| n.parse::<usize>().ok());
@@ -132,7 +147,7 @@ fn output(name: &str) -> Option<Output> {
 }
 
 /// Integers that fit 32 bits without a sign, with their sizes.
-fn words<'a>(case: &'a Case, name: &str) -> Outcome<(&'a [usize], Vec<u32>)> {
+pub(crate) fn words<'a>(case: &'a Case, name: &str) -> Outcome<(&'a [usize], Vec<u32>)> {
     let Some(Value::Int(array)) = case.get(name) else { return failed(format!("{name}: expected integers")) };
     let values: Option<Vec<u32>> = array.values().iter().map(|&v| u32::try_from(v).ok()).collect();
     match values {

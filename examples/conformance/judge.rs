@@ -1,6 +1,6 @@
 //! What came of a case: the rule by which tensors are compared, and the verdict.
 
-use super::case::Case;
+use super::case::{Case, Value};
 use super::host::Array;
 
 /// Why a case gave no outputs to compare.
@@ -140,14 +140,31 @@ pub(crate) fn judge(case: &Case, results: &Results) -> Outcome<Deviation> {
     let mut worst: Option<Deviation> = None;
     for (name, expected) in case.outputs() {
         let name = format!("out.{name}");
-        let expected = expected.floats(&name)?;
         let Some((_, found)) = results.iter().find(|(other, _)| *other == name["out.".len()..]) else {
             return failed(format!("{name}: not computed"));
         };
-        let deviation = rule.compare(&name, found, expected)?;
+        let deviation = match expected {
+            Value::Int(ids) => exactly(&name, found, ids)?,
+            other => rule.compare(&name, found, other.floats(&name)?)?,
+        };
         worst = worst.filter(|w| w.share() >= deviation.share()).or(Some(deviation));
     }
     worst.map_or_else(|| failed("no expected output in the file"), Ok)
+}
+
+/// Ids, which are right or wrong.
+fn exactly(name: &str, found: &Array<f32>, expected: &Array<i64>) -> Outcome<Deviation> {
+    if !same_sizes(found.sizes(), expected.sizes()) {
+        return failed(format!("{name}: expected {:?}, found {:?}", expected.sizes(), found.sizes()));
+    }
+    let wrong = found.values().iter().zip(expected.values()).position(|(&a, &b)| f64::from(a) != b as f64);
+    match wrong {
+        None => Ok(Deviation::default()),
+        Some(i) => {
+            let (place, a, b) = (position(i, expected.sizes()), found.values()[i], expected.values()[i]);
+            failed(format!("{name}{place:?}: expected {b}, found {a}"))
+        }
+    }
 }
 
 /// Whether sizes agree but for ones: makers of cases store a scalar as one element of one dimension.

@@ -36,6 +36,7 @@ mod case;
 mod gpu;
 mod host;
 mod huggingface;
+mod huggingface_seq2seq;
 mod judge;
 mod kernels;
 mod onnx;

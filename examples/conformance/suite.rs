@@ -78,7 +78,7 @@ fn compared(session: &Session, case: &Case) -> Outcome<Deviation> {
         "onnx" => judge(case, &onnx::run(session, case)?),
         "pytorch" => judge(case, &pytorch::run(session, case)?),
         "huggingface" => {
-            let run = huggingface::Run::new(case)?;
+            let run = huggingface::read(case)?;
             let on_reference = |stop| match stop {
                 Stop::Failed(reason) => Stop::Failed(format!("on the CPU reference: {reason}")),
                 other => other,

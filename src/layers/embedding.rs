@@ -44,10 +44,24 @@ impl Builder {
     /// As [`Builder::embed`].
     pub fn embed_ids(&mut self, prefix: &str, spec: &Embedding, batch: &Batch, ids: Tensor, y: Tensor) -> Result<()> {
         spec.check()?;
+        let table = Layout::contiguous(&[spec.vocabulary, spec.d_model])?;
+        let token = self.weight(&format!("{prefix}token_embedding.weight"), table)?;
+        self.embed_from(prefix, spec, batch, (ids, token), y)
+    }
+
+    /// As [`Builder::embed_ids`], from a token table of any name.
+    pub(crate) fn embed_from(
+        &mut self,
+        prefix: &str,
+        spec: &Embedding,
+        batch: &Batch,
+        (ids, token): (Tensor, Tensor),
+        y: Tensor,
+    ) -> Result<()> {
+        spec.check()?;
         let table = |b: &mut Self, name: &str, rows: usize| {
             b.weight(&format!("{prefix}{name}_embedding.weight"), Layout::contiguous(&[rows, spec.d_model])?)
         };
-        let token = table(self, "token", spec.vocabulary)?;
         let positions = spec.positions.map(|rows| table(self, "position", rows)).transpose()?;
         let segments = match spec.segments {
             Some(rows) => {

@@ -7,10 +7,13 @@
 //!
 //! [`Gpu::upload_checkpoint`]: crate::convenience::Gpu::upload_checkpoint
 
+pub mod bart;
 pub mod bert;
 mod checkpoint;
 mod config;
 mod header;
+pub mod marian;
+pub mod seq2seq;
 mod source;
 
 pub use checkpoint::Checkpoint;

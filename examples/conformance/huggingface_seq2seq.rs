@@ -1,0 +1,305 @@
+//! Models from one text to another: forward passes, and greedy texts through a generator's caches.
+
+use tileformer::convenience::CHUNK_STEPS;
+use tileformer::layers::{GeneratorInputs, Inputs, StepShape};
+use tileformer::models::Checkpoint;
+use tileformer::models::seq2seq::{Output, Seq2Seq, Seq2SeqInputs};
+use tileformer::spec::cache::{CachedRows, DecodeRow};
+use tileformer::spec::generator::GeneratorCaches;
+use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
+use tileformer::{BatchShape, Bindings, Element, Program, Sequences};
+
+use super::case::Case;
+use super::gpu::Session;
+use super::host::Array;
+use super::huggingface::{Attended, Model, words};
+use super::judge::{Outcome, Results, failed, unsupported};
+
+/// Behind two logits that are as close as this, rounding chooses the token.
+const CLOSE: f64 = 1e-3;
+
+/// The name of the expected texts.
+const TEXTS: &str = "greedy_ids";
+
+/// A model with its inputs, ready to be run anywhere.
+pub(crate) struct Run {
+    checkpoint: Checkpoint,
+    model: Seq2Seq,
+    /// (B · S)
+    source_ids: Vec<u32>,
+    attended: Attended,
+    /// (B · T); none where texts are all that is expected.
+    target_ids: Vec<u32>,
+    shape: BatchShape,
+    /// Each expected output's name, and ours.
+    outputs: Vec<(String, Output)>,
+    texts: Option<Texts>,
+}
+
+/// Expected texts, one behind each source.
+struct Texts {
+    /// Of a text, the start token included.
+    length: usize,
+    /// (B, length)
+    expected: Vec<u32>,
+    /// How many tokens of each text are compared: up to the first that rounding may choose.
+    compared: Vec<usize>,
+}
+
+impl Texts {
+    fn rows(&self) -> impl Iterator<Item = &[u32]> {
+        self.expected.chunks_exact(self.length)
+    }
+}
+
+impl Run {
+    /// Reads a case.
+    pub(crate) fn new(case: &Case) -> Outcome<Self> {
+        let checkpoint = Checkpoint::from_bytes(case.text("config")?, vec![("the case's weights".into(), case.weights()?)])?;
+        let mut model = Seq2Seq::new(&checkpoint)?;
+        let (sizes, source_ids) = matrix(case, "in.input_ids")?;
+        let [batch, longest] = sizes;
+        let mask = match case.get("in.attention_mask") {
+            None => vec![1; source_ids.len()],
+            Some(_) => match matrix(case, "in.attention_mask")? {
+                (other, values) if other == sizes => values,
+                (other, _) => return failed(format!("in.attention_mask: expected {sizes:?}, found {other:?}")),
+            },
+        };
+        let attended = Attended::of(&mask, sizes)?;
+        let is_masked = attended.key_mask.is_some();
+        model.encoder.layer.attention.options.key_mask = is_masked;
+        model.decoder.layer.cross_attention.options.key_mask = is_masked;
+        let (targets, target_ids) = match case.get("in.decoder_input_ids") {
+            None => (1, Vec::new()),
+            Some(_) => match matrix(case, "in.decoder_input_ids")? {
+                ([rows, targets], ids) if rows == batch => (targets, ids),
+                (other, _) => return failed(format!("in.decoder_input_ids: expected {batch} rows, found {other:?}")),
+            },
+        };
+        let layers = model.encoder.n_layers;
+        let outputs = case.outputs().filter_map(|(name, _)| Some((name.to_owned(), output(name, layers)?))).collect();
+        let shape = BatchShape::cross(batch, targets, longest);
+        let mut run = Self { checkpoint, model, source_ids, attended, target_ids, shape, outputs, texts: None };
+        if case.outputs().any(|(name, _)| name == TEXTS) {
+            if is_masked {
+                return unsupported("greedy texts of sources that a mask has holes in");
+            }
+            run.texts = Some(run.read_texts(case)?);
+        }
+        Ok(run)
+    }
+
+    fn read_texts(&self, case: &Case) -> Outcome<Texts> {
+        let name = format!("out.{TEXTS}");
+        let ([rows, length], expected) = matrix(case, &name)?;
+        let Some(start) = self.model.tokens.start else { return failed("config.json: no decoder_start_token_id") };
+        if rows != self.shape.sequences || length < 2 {
+            return failed(format!("{name}: [{rows}, {length}] are no texts of {} sources", self.shape.sequences));
+        }
+        if expected.iter().step_by(length).any(|&id| id != start) {
+            return failed(format!("{name}: a text that does not begin with {start}"));
+        }
+        let mut texts = Texts { length, expected, compared: Vec::new() };
+        for best in self.best(&texts)? {
+            let close = best.into_iter().position(|(_, margin)| margin <= CLOSE);
+            texts.compared.push(close.map_or(length, |at| at + 1));
+        }
+        Ok(texts)
+    }
+
+    /// For every token of a text behind the start, the best one behind the tokens before it, and by how much, on the CPU reference in
+    /// f64.
+    fn best(&self, texts: &Texts) -> Outcome<Vec<Vec<(u32, f64)>>> {
+        let (rows, longest) = (self.shape.sequences, texts.length - 1);
+        let target_ids: Vec<u32> = texts.rows().flat_map(|text| &text[..longest]).copied().collect();
+        let target = Sequences::padded(&vec![longest; rows], longest)?;
+        let host = self.model.host_weights::<f64>(&self.checkpoint, &[Output::Logits])?;
+        let found = self.model.reference(&host.weights()?, &self.inputs(&target_ids, &target), &[Output::Logits])?;
+        let Some(logits) = found.get("logits") else { return failed("no logits") };
+        let best = |(at, row): (usize, &[f64])| {
+            if let Some(last) = self.model.tokens.forced_last.filter(|_| at % longest + 1 == longest) {
+                return (last, f64::INFINITY);
+            }
+            let (mut best, mut second) = ((0, f64::NEG_INFINITY), f64::NEG_INFINITY);
+            for (id, &logit) in (0u32..).zip(row).filter(|(id, _)| Some(*id) != self.model.tokens.end) {
+                if logit > best.1 {
+                    (best, second) = ((id, logit), best.1);
+                } else {
+                    second = second.max(logit);
+                }
+            }
+            (best.0, best.1 - second)
+        };
+        let all: Vec<_> = logits.chunks_exact(self.model.target.vocabulary).enumerate().map(best).collect();
+        Ok(all.chunks_exact(longest).map(<[_]>::to_vec).collect())
+    }
+
+    /// What the reference reads, with these targets.
+    fn inputs<'a>(&'a self, target_ids: &'a [u32], target: &'a Sequences) -> Seq2SeqInputs<'a> {
+        let Attended { sequences, key_mask } = &self.attended;
+        Seq2SeqInputs { source_ids: &self.source_ids, source: sequences, target_ids, target, key_mask: key_mask.as_deref() }
+    }
+
+    fn wanted(&self) -> Vec<Output> {
+        self.outputs.iter().map(|(_, output)| *output).collect()
+    }
+
+    /// The targets' sequences, which the case pads to one length.
+    fn targets(&self) -> Outcome<Sequences> {
+        let BatchShape { sequences, longest_q, .. } = self.shape;
+        Ok(Sequences::padded(&vec![longest_q; sequences], longest_q)?)
+    }
+
+    fn upload(&self, session: &Session, programs: &[&Program]) -> Outcome<Bindings> {
+        Ok(session.gpu().upload_checkpoint(programs, &self.checkpoint, &self.model.weights()?, |_| {})?)
+    }
+
+    /// The tokens behind the start of every text (B, length − 1), greedily, through encode, remember and step.
+    fn generate(&self, session: &Session, texts: &Texts) -> Outcome<Vec<Vec<u32>>> {
+        let (gpu, kernels, generator) = (session.gpu(), session.kernels(), self.model.generator());
+        let BatchShape { sequences: rows, k_rows, longest_k, .. } = self.shape;
+        let tokens = self.model.tokens;
+        let steps = texts.length - 1 - usize::from(tokens.forced_last.is_some());
+        let caches = GeneratorCaches::new(rows, texts.length).with_memory(longest_k);
+        let inputs = GeneratorInputs { caches, storage: session.storage() };
+        let source = BatchShape::padded(rows, longest_k);
+        let encode = self.model.encode(kernels, &Inputs::new(source).with_storage(session.storage()))?;
+        let remember = generator.remember(kernels, &inputs, rows, k_rows)?;
+        let step = generator.step(kernels, &inputs, &StepShape { bias: true, ..StepShape::new(rows, steps.max(1)) })?;
+        let programs = [&encode, &remember, &step];
+        let mut bindings = self.upload(session, &programs)?;
+        programs.iter().try_for_each(|program| gpu.allocate(program, &mut bindings))?;
+
+        let Some(memory) = caches.of_memory(&generator) else { return failed("a decoder without cross-attention") };
+        let lengths: Vec<usize> = self.attended.sequences.as_slice().iter().map(|s| s.k_len as usize).collect();
+        let slots = lengths.iter().enumerate();
+        let slot = |(slot, &new): (usize, &usize)| memory.sequence(slot * longest_k, &CachedRows { slot, past: 0, new });
+        let slots = Sequences::new(slots.map(slot).collect::<tileformer::Result<_>>()?)?;
+        let row = |slot: usize| {
+            Some(DecodeRow { slot, past: 0, id: tokens.start.unwrap_or(0), memory: Some((slot, lengths[slot])) })
+        };
+        let state = caches.decode(&generator, &(0..rows).map(row).collect::<Vec<_>>())?;
+        let mut bias = vec![0.0; generator.embedding.vocabulary];
+        if let Some(bias) = tokens.end.and_then(|id| bias.get_mut(id as usize)) {
+            *bias = f32::NEG_INFINITY;
+        }
+        let state_sizes = [state.words().len() / 8, 8];
+        bindings
+            .set("source.ids", gpu.upload_u32(&[k_rows], &self.source_ids)?)
+            .set("source.sequences", gpu.upload_sequences(&self.attended.sequences)?)
+            .set("memory_sequences", gpu.upload_sequences(&slots)?)
+            .set("state", gpu.upload_u32(&state_sizes, state.words())?)
+            .set("sampling", gpu.upload_u32(&[rows, SAMPLING_WORDS], Sampling::words(&vec![Sampling::greedy(); rows]))?)
+            .set("bias", gpu.upload_floats(Element::F32, &[bias.len()], &bias)?);
+        for program in [&encode, &remember] {
+            gpu.run(&program.bind(&bindings.known_to(program))?)?;
+        }
+        let plan = step.bind(&bindings.known_to(&step))?;
+        let mut made = vec![Vec::new(); rows];
+        for chunk in gpu.decode(&plan, steps, CHUNK_STEPS)? {
+            for ids in chunk?.tokens.chunks_exact(rows) {
+                made.iter_mut().zip(ids).for_each(|(text, &id)| text.push(id));
+            }
+        }
+        made.iter_mut().for_each(|text| text.extend(tokens.forced_last));
+        Ok(made)
+    }
+
+    /// These tokens behind the start of each text, as an output. Behind what is compared the expected ones stand.
+    fn texts(&self, texts: &Texts, made: &[Vec<u32>]) -> Outcome<(String, Array<f32>)> {
+        let mut ids = Vec::with_capacity(texts.expected.len());
+        for ((text, &compared), made) in texts.rows().zip(&texts.compared).zip(made) {
+            let whole = text[..1].iter().chain(made).take(compared);
+            ids.extend(whole.chain(text.iter().skip(compared)).map(|&id| id as f32));
+        }
+        Ok((TEXTS.to_owned(), Array::new(&[made.len(), texts.length], ids)?))
+    }
+
+    /// The outputs by their expected names, batch first.
+    fn named(&self, mut take: impl FnMut(&str, &[usize]) -> Outcome<Array<f32>>) -> Outcome<Results> {
+        let BatchShape { sequences, longest_q, longest_k, .. } = self.shape;
+        let (encoder, decoder) = (&self.model.encoder.layer, &self.model.decoder.layer);
+        let named = |(name, output): &(String, Output)| {
+            let sizes = match output {
+                Output::EncoderHidden(_) => vec![sequences, longest_k, self.model.source.d_model],
+                Output::EncoderAttention(_) => vec![sequences, encoder.attention.n_heads, longest_k, longest_k],
+                Output::DecoderAttention(_) => vec![sequences, decoder.attention.n_heads, longest_q, longest_q],
+                Output::CrossAttention(_) => vec![sequences, decoder.cross_attention.n_heads, longest_q, longest_k],
+                Output::Logits => vec![sequences, longest_q, self.model.target.vocabulary],
+                _ => vec![sequences, longest_q, self.model.target.d_model],
+            };
+            Ok((name.clone(), take(&output.name(), &sizes)?.reshape(&sizes)?))
+        };
+        self.outputs.iter().map(named).collect()
+    }
+}
+
+impl Model for Run {
+    fn on_gpu(&self, session: &Session) -> Outcome<Results> {
+        let mut results = Vec::new();
+        if !self.outputs.is_empty() {
+            let inputs = Inputs::new(self.shape).with_storage(session.storage());
+            let program = self.model.program(session.kernels(), &inputs, &self.wanted())?;
+            let (source, target) = (&self.attended.sequences, self.targets()?);
+            let mut feeds = vec![
+                ("source.ids", self.source_ids.clone()),
+                ("source.sequences", source.words().to_vec()),
+                ("target.ids", self.target_ids.clone()),
+                ("target.sequences", target.words().to_vec()),
+                ("cross.sequences", target.over(source)?.words().to_vec()),
+            ];
+            let masks = ["source.key_mask", "cross.key_mask"];
+            feeds.extend(self.attended.key_mask.iter().flat_map(|mask| masks.map(|name| (name, mask.clone()))));
+            let bindings = self.upload(session, &[&program])?;
+            let mut written = session.run_model(&program, bindings, &feeds.into_iter().collect())?;
+            results = self.named(|name, _| written.take(name))?;
+        }
+        if let Some(texts) = &self.texts {
+            results.push(self.texts(texts, &self.generate(session, texts)?)?);
+        }
+        Ok(results)
+    }
+
+    fn on_reference(&self) -> Outcome<Results> {
+        let mut results = Vec::new();
+        if !self.outputs.is_empty() {
+            let wanted = self.wanted();
+            let host = self.model.host_weights::<f32>(&self.checkpoint, &wanted)?;
+            let target = self.targets()?;
+            let mut found = self.model.reference(&host.weights()?, &self.inputs(&self.target_ids, &target), &wanted)?;
+            results = self.named(|name, sizes| Array::new(sizes, found.remove(name).unwrap_or_default()))?;
+        }
+        // The expected tokens are the past of each choice: as long as they agree, that is what a choice of its own would see.
+        if let Some(texts) = &self.texts {
+            let ids = |best: Vec<(u32, f64)>| best.into_iter().map(|(id, _)| id).collect();
+            let made: Vec<Vec<u32>> = self.best(texts)?.into_iter().map(ids).collect();
+            results.push(self.texts(texts, &made)?);
+        }
+        Ok(results)
+    }
+}
+
+/// Our output for an expected one.
+fn output(name: &str, encoder_layers: usize) -> Option<Output> {
+    let number = |prefix: &str| name.strip_prefix(prefix).and_then(|n| n.parse::<usize>().ok());
+    match name {
+        "logits" => Some(Output::Logits),
+        "encoder_last_hidden" => Some(Output::EncoderHidden(encoder_layers)),
+        _ => number("encoder_hidden_")
+            .map(Output::EncoderHidden)
+            .or_else(|| number("encoder_attention_").map(Output::EncoderAttention))
+            .or_else(|| number("decoder_hidden_").map(Output::DecoderHidden))
+            .or_else(|| number("decoder_attention_").map(Output::DecoderAttention))
+            .or_else(|| number("cross_attention_").map(Output::CrossAttention)),
+    }
+}
+
+/// Integers of two dimensions, neither of size 0.
+fn matrix(case: &Case, name: &str) -> Outcome<([usize; 2], Vec<u32>)> {
+    match words(case, name)? {
+        (&[rows, columns], values) if rows > 0 && columns > 0 => Ok(([rows, columns], values)),
+        (&[_, _], _) => unsupported("sequences with a dimension of size 0"),
+        (sizes, _) => failed(format!("{name}: expected two dimensions, found {sizes:?}")),
+    }
+}

@@ -1,0 +1,359 @@
+//! From one text to another: an encoder, and a decoder that attends to it, of the shape that [`super::marian`] and [`super::bart`]
+//! share.
+//!
+//! A forward pass over a source and a target that is known is one program, [`Seq2Seq::program`]. To write a target,
+//! [`Seq2Seq::encode`] makes `memory`, and [`Seq2Seq::generator`] has the programs that go on from there:
+//! [`Generator::remember`], [`Generator::prefill`] and [`Generator::step`].
+//!
+//! ```no_run
+//! # fn f(gpu: &tileformer::convenience::Gpu, kernels: &tileformer::Kernels) -> Result<(), Box<dyn std::error::Error>> {
+//! use tileformer::layers::{GeneratorInputs, Inputs, StepShape};
+//! use tileformer::models::{Checkpoint, seq2seq::Seq2Seq};
+//! use tileformer::spec::generator::GeneratorCaches;
+//! use tileformer::{BatchShape, Element};
+//! let checkpoint = Checkpoint::open("opus-mt-de-en")?;
+//! let model = Seq2Seq::new(&checkpoint)?;
+//! let (generator, source) = (model.generator(), BatchShape::padded(8, 64));
+//! let inputs = GeneratorInputs { caches: GeneratorCaches::new(8, 96).with_memory(64), storage: Element::F32 };
+//! let encode = model.encode(kernels, &Inputs::new(source))?;
+//! let remember = generator.remember(kernels, &inputs, 8, source.q_rows)?;
+//! let step = generator.step(kernels, &inputs, &StepShape::new(8, 96))?;
+//! let programs = [&encode, &remember, &step];
+//! let mut bindings = gpu.upload_checkpoint(&programs, &checkpoint, &model.weights()?, |_| {})?;
+//! // then bind `source.ids` and the rest, encode and remember once a source, and step as often as there are tokens to write
+//! # Ok(()) }
+//! ```
+
+mod program;
+mod reference;
+
+pub use reference::Seq2SeqInputs;
+
+use super::{Checkpoint, Config, Source, WeightMap, bart, marian};
+use crate::error::{Error, Result};
+use crate::layers::{Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, Norm};
+use crate::spec::generator::{Generator, GeneratorStack};
+use crate::spec::{Activation, BatchShape, SinusoidOrder, sinusoidal_positions};
+
+/// An encoder and a decoder of any size: specs of [`crate::layers`], and what is around them. Fields may be changed before a program
+/// is made: with `options.key_mask` of the encoder's attention and the decoder's cross-attention, say, [`Seq2Seq::program`] has inputs
+/// `source.key_mask` and `cross.key_mask` (B, S) too, for masks that are no lengths.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Seq2Seq {
+    /// Ids of a source to rows.
+    pub source: Embedding,
+    /// Those to memory.
+    pub encoder: Encoder,
+    /// Ids of a target to rows.
+    pub target: Embedding,
+    /// Those to what is projected to the vocabulary.
+    pub decoder: Decoder,
+    /// Whether source and target have one token table.
+    pub shared: bool,
+    /// Whether the projection to the vocabulary is the target's token table.
+    pub tied: bool,
+    /// Whether that projection has a bias, `final_logits_bias`.
+    pub logits_bias: bool,
+    /// The order of position tables that are computed, where the checkpoint does not have them.
+    pub sinusoids: Option<SinusoidOrder>,
+    /// Tokens that mean something.
+    pub tokens: Tokens,
+}
+
+/// Tokens that mean something to a model, where its configuration names them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tokens {
+    /// The one that every target begins with; it is not a part of the text.
+    pub start: Option<u32>,
+    /// The one that ends a text.
+    pub end: Option<u32>,
+    /// The one that fills up.
+    pub padding: Option<u32>,
+    /// The one that a target has as its first, whatever its logits say.
+    pub forced_first: Option<u32>,
+    /// The one that a target of the greatest length has as its last, whatever its logits say.
+    pub forced_last: Option<u32>,
+}
+
+/// What a program writes. Rows are those of the batch, padding like any other; C is the model's width, T a target's length, S a
+/// source's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Output {
+    /// `encoder_hidden.N` (source rows, C): the rows before the encoder's layer N, or behind the last one.
+    EncoderHidden(usize),
+    /// `encoder_attention.N` (B, NH, S, S), `f32`: the attention weights of the encoder's layer N.
+    EncoderAttention(usize),
+    /// `decoder_hidden.N` (target rows, C): the rows before the decoder's layer N, or behind the last one.
+    DecoderHidden(usize),
+    /// `decoder_attention.N` (B, NH, T, T), `f32`: the self-attention weights of the decoder's layer N.
+    DecoderAttention(usize),
+    /// `cross_attention.N` (B, NH, T, S), `f32`: how the decoder's layer N attends to the source.
+    CrossAttention(usize),
+    /// `logits` (target rows, V): which token comes next.
+    Logits,
+}
+
+impl Output {
+    /// The name of the tensor.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::EncoderHidden(n) => format!("encoder_hidden.{n}"),
+            Self::EncoderAttention(n) => format!("encoder_attention.{n}"),
+            Self::DecoderHidden(n) => format!("decoder_hidden.{n}"),
+            Self::DecoderAttention(n) => format!("decoder_attention.{n}"),
+            Self::CrossAttention(n) => format!("cross_attention.{n}"),
+            Self::Logits => "logits".into(),
+        }
+    }
+}
+
+/// What tells one family of models from another.
+pub(super) struct Family<'a> {
+    /// Options of older checkpoints that must have these values where they are given.
+    pub(super) flags: &'a [(&'a str, bool)],
+    /// The order of sinusoidal positions; `None` for learned ones.
+    pub(super) positions: Option<SinusoidOrder>,
+    /// The row of the position table that position 0 has.
+    pub(super) first_position: usize,
+    /// Whether there is a norm behind the embeddings.
+    pub(super) embedding_norm: bool,
+}
+
+impl Family<'_> {
+    /// The model of this family that a `config.json` describes.
+    pub(super) fn model(&self, config: &Config) -> Result<Seq2Seq> {
+        for &(key, expected) in self.flags {
+            if config.flag(key, expected)? != expected {
+                return Err(config.refusal(key, expected));
+            }
+        }
+        let d_model = config.size("d_model")?;
+        let heads = |key: &str| {
+            let heads = config.size(key)?;
+            match d_model.is_multiple_of(heads) {
+                true => Ok(heads),
+                false => Err(config.refusal(key, format!("a divisor of d_model, {d_model}"))),
+            }
+        };
+        let activation = config.activation("activation_function", Activation::Gelu)?;
+        let mut encoder = EncoderLayer::new(d_model, heads("encoder_attention_heads")?, config.size("encoder_ffn_dim")?);
+        encoder.feed_forward.activation = activation;
+        encoder.check()?;
+        let mut decoder = DecoderLayer::new(d_model, heads("decoder_attention_heads")?, config.size("decoder_ffn_dim")?);
+        decoder.feed_forward.activation = activation;
+        decoder.check()?;
+
+        let positions = config.size("max_position_embeddings")?.saturating_add(self.first_position);
+        let scale = if config.flag("scale_embedding", false)? { (d_model as f32).sqrt() } else { 1.0 };
+        let source = Embedding {
+            positions: Some(positions),
+            first_position: self.first_position,
+            scale,
+            norm: self.embedding_norm.then(Norm::default),
+            ..Embedding::new(config.size("vocab_size")?, d_model)
+        };
+        let vocabulary = config.optional_size("decoder_vocab_size")?.unwrap_or(source.vocabulary);
+        let shared = config.flag("share_encoder_decoder_embeddings", true)?;
+        if shared && vocabulary != source.vocabulary {
+            let expected = format!("vocab_size, {}, of embeddings that are shared", source.vocabulary);
+            return Err(config.refusal("decoder_vocab_size", expected));
+        }
+        let token = |key: &str| token(config, key, vocabulary);
+        Ok(Seq2Seq {
+            source,
+            encoder: Encoder::new(encoder, config.layers("encoder_layers")?),
+            target: Embedding { vocabulary, ..source },
+            decoder: Decoder::new(decoder, config.layers("decoder_layers")?),
+            shared,
+            tied: config.flag("tie_word_embeddings", true)?,
+            logits_bias: true,
+            sinusoids: self.positions,
+            tokens: Tokens {
+                start: token("decoder_start_token_id")?,
+                end: token("eos_token_id")?,
+                padding: token("pad_token_id")?,
+                forced_first: token("forced_bos_token_id")?,
+                forced_last: token("forced_eos_token_id")?,
+            },
+        })
+    }
+}
+
+/// A token, where there is one.
+fn token(config: &Config, key: &str, vocabulary: usize) -> Result<Option<u32>> {
+    let token = |value: &serde_json::Value| {
+        let token = value.as_u64().and_then(|v| u32::try_from(v).ok()).filter(|&v| (v as usize) < vocabulary);
+        token.ok_or_else(|| config.refusal(key, format!("a token below {vocabulary}")))
+    };
+    config.get(key).map(token).transpose()
+}
+
+impl Seq2Seq {
+    /// The model of a checkpoint. Sinusoidal positions are computed where it has none, and its logits have the bias that it has.
+    ///
+    /// # Errors
+    /// As [`Seq2Seq::from_config`].
+    pub fn new(checkpoint: &Checkpoint) -> Result<Self> {
+        let mut model = Self::from_config(checkpoint.config())?;
+        model.logits_bias = checkpoint.has("final_logits_bias");
+        if ["encoder", "decoder"].iter().all(|part| checkpoint.has(&format!("model.{part}.embed_positions.weight"))) {
+            model.sinusoids = None;
+        }
+        Ok(model)
+    }
+
+    /// The model that a `config.json` describes, by its `model_type`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for another type than `marian` and `bart`; as [`marian::from_config`] and [`bart::from_config`].
+    pub fn from_config(config: &Config) -> Result<Self> {
+        match config.text("model_type")? {
+            Some("marian") => marian::from_config(config),
+            Some("bart") => bart::from_config(config),
+            _ => Err(config.refusal("model_type", "marian or bart")),
+        }
+    }
+
+    /// For each weight of the programs, which tensors of a checkpoint it comes from: those of `MarianMTModel` and
+    /// `BartForConditionalGeneration`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a table of sinusoidal positions that is too large.
+    pub fn weights(&self) -> Result<WeightMap> {
+        let mut map = WeightMap::new();
+        for (ours, theirs, embedding) in [("source", "encoder", &self.source), ("target", "decoder", &self.target)] {
+            let own = format!("model.{theirs}.embed_tokens.weight");
+            let token = match (self.shared, self.tied) {
+                (true, true) => Source::tensor("model.shared.weight").or(own).or("lm_head.weight"),
+                (true, false) => Source::tensor("model.shared.weight").or(own),
+                (false, _) => Source::tensor(own),
+            };
+            map.insert(format!("{ours}.token_embedding.weight"), token);
+            if let Some(rows) = embedding.positions {
+                let table = match self.sinusoids {
+                    Some(order) => {
+                        let table = sinusoidal_positions(rows, embedding.d_model, order)?;
+                        Source::values(&[rows, embedding.d_model], table)
+                    }
+                    None => Source::tensor(format!("model.{theirs}.embed_positions.weight")),
+                };
+                map.insert(format!("{ours}.position_embedding.weight"), table);
+            }
+            if embedding.norm.is_some() {
+                map.insert_pair(&format!("{ours}.norm"), &format!("model.{theirs}.layernorm_embedding"));
+            }
+        }
+        let attention = |map: &mut WeightMap, ours: &str, theirs: &str| {
+            for part in ["weight", "bias"] {
+                let parts = ["q", "k", "v"].map(|name| format!("{theirs}.{name}_proj.{part}"));
+                map.insert(format!("{ours}.in_proj_{part}"), Source::rows(parts.map(Source::tensor)));
+            }
+            map.insert_pair(&format!("{ours}.out_proj"), &format!("{theirs}.out_proj"));
+        };
+        for (part, layers) in [("encoder", self.encoder.n_layers), ("decoder", self.decoder.n_layers)] {
+            for layer in 0..layers {
+                let (ours, theirs) = (format!("{part}.layers.{layer}"), format!("model.{part}.layers.{layer}"));
+                let is_decoder = part == "decoder";
+                attention(&mut map, &format!("{ours}.self_attn"), &format!("{theirs}.self_attn"));
+                if is_decoder {
+                    attention(&mut map, &format!("{ours}.multihead_attn"), &format!("{theirs}.encoder_attn"));
+                    map.insert_pair(&format!("{ours}.norm2"), &format!("{theirs}.encoder_attn_layer_norm"));
+                }
+                let last = if is_decoder { "norm3" } else { "norm2" };
+                map.insert_pair(&format!("{ours}.norm1"), &format!("{theirs}.self_attn_layer_norm"))
+                    .insert_pair(&format!("{ours}.linear1"), &format!("{theirs}.fc1"))
+                    .insert_pair(&format!("{ours}.linear2"), &format!("{theirs}.fc2"))
+                    .insert_pair(&format!("{ours}.{last}"), &format!("{theirs}.final_layer_norm"));
+            }
+        }
+        if !self.tied {
+            map.insert("head.weight", Source::tensor("lm_head.weight"));
+        }
+        if self.logits_bias {
+            map.insert("head.bias", Source::tensor("final_logits_bias").reshaped(&[self.target.vocabulary]));
+        }
+        Ok(map)
+    }
+
+    /// What writes targets, token by token: the programs that go on from [`Seq2Seq::encode`], over the same weights.
+    #[must_use]
+    pub fn generator(&self) -> Generator {
+        Generator {
+            embedding_prefix: "target.".into(),
+            stack_prefix: "decoder.".into(),
+            head_weight: self.head_weight().into(),
+            head_bias: self.head_bias().map(str::to_owned),
+            ..Generator::new(self.target, GeneratorStack::Decoder(self.decoder.clone()))
+        }
+    }
+
+    /// The name of the source's token table in the programs.
+    fn source_table(&self) -> &'static str {
+        if self.shared { "target.token_embedding.weight" } else { "source.token_embedding.weight" }
+    }
+
+    fn head_weight(&self) -> &'static str {
+        if self.tied { "target.token_embedding.weight" } else { "head.weight" }
+    }
+
+    fn head_bias(&self) -> Option<&'static str> {
+        self.logits_bias.then_some("head.bias")
+    }
+
+    /// Layers of the encoder that `outputs` need.
+    fn encoder_layers_for(&self, outputs: &[Output]) -> usize {
+        let needed = |output: &Output| match *output {
+            Output::EncoderHidden(n) => n,
+            Output::EncoderAttention(n) => n.saturating_add(1),
+            Output::DecoderHidden(0) => 0,
+            _ => self.encoder.n_layers,
+        };
+        outputs.iter().map(needed).max().unwrap_or(0)
+    }
+
+    /// Layers of the decoder that `outputs` need.
+    fn decoder_layers_for(&self, outputs: &[Output]) -> usize {
+        let needed = |output: &Output| match *output {
+            Output::EncoderHidden(_) | Output::EncoderAttention(_) => 0,
+            Output::DecoderHidden(n) => n,
+            Output::DecoderAttention(n) | Output::CrossAttention(n) => n.saturating_add(1),
+            Output::Logits => self.decoder.n_layers,
+        };
+        outputs.iter().map(needed).max().unwrap_or(0)
+    }
+
+    /// Whether `outputs` need any row of the decoder.
+    fn decodes(outputs: &[Output]) -> bool {
+        outputs.iter().any(|output| !matches!(output, Output::EncoderHidden(_) | Output::EncoderAttention(_)))
+    }
+
+    /// Refuses layers and positions that there are not.
+    fn check(&self, shape: &BatchShape, outputs: &[Output]) -> Result<()> {
+        if outputs.is_empty() {
+            return Err(Error::option("outputs", "at least one", 0));
+        }
+        let layers = [
+            ("encoder", self.encoder.n_layers, self.encoder_layers_for(outputs)),
+            ("decoder", self.decoder.n_layers, self.decoder_layers_for(outputs)),
+        ];
+        for (part, there, most) in layers {
+            if most > there {
+                return Err(Error::option("outputs", format!("layers of the {part}'s {there}"), most));
+            }
+        }
+        let decoded = if Self::decodes(outputs) { shape.longest_q } else { 0 };
+        for (name, embedding, longest) in
+            [("longest source", &self.source, shape.longest_k), ("longest target", &self.target, decoded)]
+        {
+            let positions = embedding.positions.map(|rows| rows.saturating_sub(embedding.first_position));
+            if let Some(positions) = positions.filter(|&positions| longest > positions) {
+                return Err(Error::option(name, format!("at most {positions} positions"), longest));
+            }
+        }
+        Ok(())
+    }
+}
