@@ -11,8 +11,9 @@
 
 const PASSES: u32 = 1u;
 
-fn finish(row: u32, owner: u32, n: u32, sum: vec4<f32>) {
-  let v = affine(sum, n);
+fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>) {
+  let row = m + r;
+  let v = biased(sum, n);
   let s = params.sequences_offset + owner * params.sequence_stride;
   let key = sequences[s + 3u] - sequences[s + 1u] + (row - sequences[s]);  // wraps to more than any capacity where negative
   let key_row = sequences[s + 2u] + key;
@@ -34,4 +35,4 @@ fn finish(row: u32, owner: u32, n: u32, sum: vec4<f32>) {
   }
 }
 
-fn conclude(m: u32, tile_n: u32, thread: u32, owner: u32) {}
+fn conclude(m: u32, rows: u32, first: u32, thread: u32) {}

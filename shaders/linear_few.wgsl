@@ -10,8 +10,9 @@
 
 const PASSES: u32 = 1u;
 
-fn finish(row: u32, owner: u32, n: u32, sum: vec4<f32>) {
-  var v = affine(sum, n);
+fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>) {
+  let row = m + r;
+  var v = biased(sum, n);
   if params.residual != 0u {
     let at = params.residual_offset + row * params.residual_row + n;
     v += group4(residual[at / LANES], residual[(at + 1u) / LANES], residual[(at + 2u) / LANES], residual[(at + 3u) / LANES]);
@@ -22,4 +23,4 @@ fn finish(row: u32, owner: u32, n: u32, sum: vec4<f32>) {
   }
 }
 
-fn conclude(m: u32, tile_n: u32, thread: u32, owner: u32) {}
+fn conclude(m: u32, rows: u32, first: u32, thread: u32) {}

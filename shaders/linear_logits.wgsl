@@ -4,17 +4,14 @@
 //     -> y (rows, V) in f32, maxima (rows, groups, 2): the largest as a number that orders as the floats do, and its column
 //
 // Of equal logits the lowest column counts, −0 equals +0, and NaN is 0, below everything. Rows that no sequence has are left as they
-// are. Workgroups, loops, parameters and bindings: shared/few.wgsl. Workgroup memory: THREADS · 8 bytes more.
+// are. Workgroups, loops, parameters and bindings: shared/few.wgsl. Workgroup memory: GROUPS · ROWS · 8 bytes more.
 
 @group(1) @binding(1) var<storage, read_write> y: array<f32>;        // (rows, V)
 @group(1) @binding(2) var<storage, read_write> maxima: array<u32>;   // (rows, groups, 2)
 
 const PASSES: u32 = 64u / (4u * GROUPS);
 
-var<workgroup> of_thread: array<vec2<u32>, THREADS>;
-
-var<private> largest: u32;
-var<private> column: u32;
+var<workgroup> largest: array<vec2<u32>, ROWS * GROUPS>;   // [row][group]: the number and its column, of the passes so far
 
 // Numbers that order as the floats with these bits do; 0 for NaN.
 fn order(bits: vec4<u32>) -> vec4<u32> {
@@ -23,31 +20,35 @@ fn order(bits: vec4<u32>) -> vec4<u32> {
   return select(ordered, vec4<u32>(0u), magnitude > vec4<u32>(0x7f800000u));
 }
 
-fn finish(row: u32, owner: u32, n: u32, sum: vec4<f32>) {
-  let v = affine(sum, n);
-  let at = params.y_offset + row * params.y_row + n;
+fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>) {
+  let v = biased(sum, n);
+  let at = params.y_offset + (m + r) * params.y_row + n;
   let candidates = order(bitcast<vec4<u32>>(v));
+  let group = r * GROUPS + n / 4u % GROUPS;
+  var best = vec2<u32>(0u, n);
+  if n % COLUMNS >= 4u * GROUPS { best = largest[group]; }
   for (var c = 0u; c < 4u; c++) {
-    let exists = n + c < params.d_out;
-    if exists { y[at + c] = v[c]; }
-    if exists && candidates[c] > largest {
-      largest = candidates[c];
-      column = n + c;
+    if n + c < params.d_out {
+      y[at + c] = v[c];
+      if candidates[c] > best.x { best = vec2<u32>(candidates[c], n + c); }
     }
   }
+  largest[group] = best;
 }
 
-fn conclude(m: u32, tile_n: u32, thread: u32, owner: u32) {
-  of_thread[thread] = vec2<u32>(largest, column);
+fn conclude(m: u32, rows: u32, first: u32, thread: u32) {
   workgroupBarrier();
-  // One thread a row has the sequence, and was the first of its row's.
-  if owner == NOBODY || thread >= K_THREADS { return; }
-  var best = vec2<u32>(0u, tile_n * COLUMNS);
-  for (var g = 0u; g < GROUPS; g++) {
-    let candidate = of_thread[g * K_THREADS + thread];
-    if candidate.x > best.x || (candidate.x == best.x && candidate.x > 0u && candidate.y < best.y) { best = candidate; }
+  for (var r = thread; r < rows; r += THREADS) {
+    if owners[r] == NOBODY { continue; }
+    // Groups of columns that the vocabulary lacks have written nothing.
+    let groups = min(GROUPS, (params.d_out - first + 3u) / 4u);
+    var best = largest[r * GROUPS];
+    for (var g = 1u; g < groups; g++) {
+      let other = largest[r * GROUPS + g];
+      if other.x > best.x || (other.x == best.x && other.y < best.y) { best = other; }
+    }
+    let at = params.maxima_offset + (m + r) * params.maxima_row + first / COLUMNS * params.maxima_group;
+    maxima[at] = best.x;
+    maxima[at + 1u] = params.first_column + best.y;
   }
-  let at = params.maxima_offset + (m + thread) * params.maxima_row + tile_n * params.maxima_group;
-  maxima[at] = best.x;
-  maxima[at + 1u] = params.first_column + best.y;
 }

@@ -219,6 +219,7 @@ impl Plan {
                     let remainder = first % inner.kernels.tensor_step(slot.element);
                     if operand.binding.load != Load::Single && !remainder.is_multiple_of(4) {
                         variant = dispatch.variant.unaligned();
+                        variant.storage = variant.storage.on(inner.kernels.class());
                     }
                     if operand.binding.load == Load::Grouped && !remainder.is_multiple_of(variant.storage.lanes()) {
                         let expected = "an even offset, as f16 is stored in pairs here";

@@ -24,6 +24,8 @@ impl Storage {
     pub(crate) const ALL: &'static [Self] = &[Self::F32, Self::F32x4, Self::F16, Self::F16x4, Self::Packed, Self::Packedx4];
     /// Those in groups of four.
     pub(crate) const IN_FOURS: &'static [Self] = &[Self::F32x4, Self::F16x4, Self::Packedx4];
+    /// Those in groups of four that CPU adapters load best: f16 in pairs takes half the loads.
+    pub(crate) const FOURS_ON_CPUS: &'static [Self] = &[Self::F32x4, Self::Packedx4];
     /// Those in groups that fit any alignment, or nearly.
     pub(crate) const SINGLES: &'static [Self] = &[Self::F32, Self::F16, Self::Packed];
     /// Those of f32: for kernels whose tensors are never narrower.
@@ -74,6 +76,14 @@ impl Storage {
             (Element::F32 | Element::U32, _) => Self::F32,
         };
         single.in_groups(in_fours)
+    }
+
+    /// The same element as `device` stores it: of any alignment where it has the f16 type.
+    pub(crate) fn on(self, device: &DeviceClass) -> Self {
+        match self {
+            Self::Packed if device.f16() => Self::F16,
+            _ => self,
+        }
     }
 
     fn features(self) -> wgpu::Features {

@@ -1,10 +1,11 @@
 //! The table of variants: which compiled form of a kernel serves which shape on which device, and why.
 
 use crate::classes::{
-    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_WIDE, FEW_8, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32,
-    HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128,
-    MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128,
-    ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
+    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4_ANY, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
+    HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32,
+    MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
+    MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64,
+    TILE_128, TILE_128X64,
 };
 use crate::storage::{DeviceClass, MatrixSize, Storage, Tier};
 use crate::variant::Variant;
@@ -13,8 +14,10 @@ use crate::variant::Variant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Linear,
-    /// `linear_few`, `linear_append` and `linear_logits`: what must be as if there were few rows. Their classes sum in one order.
+    /// `linear_few` without a norm, as if there were few rows whatever their number: the classes of a device sum in one order.
     LinearFew,
+    /// The same of `linear_few` with a norm, `linear_append` and `linear_logits`.
+    LinearNormed,
     /// Columns are those of a value head, the depth the longest key.
     Attention,
     AttentionWeights,
@@ -80,6 +83,9 @@ const ANY: fn(&Case, &DeviceClass) -> bool = |_, _| true;
 
 /// Workgroups that keep a large GPU busy: two for each of the 132 multiprocessors of an H100, more than any smaller one needs.
 const BUSY: usize = 264;
+
+/// From how many rows on a CPU adapter takes eight at once: that takes it 3.6 times as long as one.
+const SHARED_FROM: usize = 4;
 
 /// The shortest part of k that is worth a workgroup of its own.
 const SHORTEST_SPLIT: usize = 128;
@@ -182,8 +188,8 @@ static TABLE: &[Row] = &[
         "linear_few",
         &FEW_1,
         FOURS,
-        |c, d| d.cpu && c.takes_few(1),
-        "one row on a CPU: every weight is read once, and a reduction of 16 is short",
+        |c, d| d.cpu && c.takes_few(SHARED_FROM - 1),
+        "up to three rows on a CPU: nothing is left to add up, and eight rows at once take as long as three and a half",
     ),
     row(
         Operation::Linear,
@@ -269,10 +275,19 @@ static TABLE: &[Row] = &[
         Operation::Linear,
         "linear_few",
         &FEW_8,
-        ANY,
-        |c, d| c.columns <= 32 || c.takes_few(if d.cpu { 40 } else { 16 }),
-        "few rows or columns: no tile is left empty, and none goes through workgroup memory",
+        FOURS,
+        |c, d| d.cpu && (c.columns <= 32 || c.takes_few(40)),
+        "few rows or columns on a CPU: no tile is left empty, and none goes through workgroup memory",
     ),
+    row(
+        Operation::Linear,
+        "linear_few",
+        &FEW_4_ANY,
+        |c, _| !c.storage.in_fours(),
+        |c, d| c.columns <= 32 || c.takes_few(if d.cpu { 40 } else { 16 }),
+        "the same for any storage",
+    ),
+    row(Operation::Linear, "linear_few", &FEW_8_WIDE, FOURS, |c, _| c.columns <= 32, "few columns: no tile is left empty"),
     row(
         Operation::Linear,
         "linear",
@@ -331,23 +346,49 @@ static TABLE: &[Row] = &[
     ),
     row(
         Operation::LinearFew,
-        "linear_few",
+        "",
         &FEW_1,
         FOURS,
-        |c, d| d.cpu && c.rows == 1,
-        "one row on a CPU: every weight is read once, and a reduction of 16 is short",
+        |c, d| d.cpu && c.rows < SHARED_FROM,
+        "up to three rows on a CPU: nothing is left to add up, and eight rows at once take as long as three and a half",
     ),
+    row(Operation::LinearFew, "", &FEW_8, FOURS, |_, d| d.cpu, "more rows on a CPU: eight share every read of a weight"),
+    row(Operation::LinearFew, "", &FEW_1_WIDE, FOURS, |c, _| c.rows == 1, "one row on a GPU: memory is the limit"),
+    row(Operation::LinearFew, "", &FEW_8_WIDE, FOURS, ANY, "more rows on a GPU: eight share every read of a weight"),
     row(
         Operation::LinearFew,
-        "linear_few",
-        &FEW_8,
+        "",
+        &FEW_4_ANY,
+        |c, _| !c.storage.in_fours(),
         ANY,
-        |c, d| d.cpu || !c.storage.in_fours(),
+        "any storage that is not in groups of four",
+    ),
+    row(
+        Operation::LinearNormed,
+        "",
+        &FEW_1_NORMED,
+        FOURS,
+        |c, d| d.cpu && c.rows < SHARED_FROM,
+        "up to three rows on a CPU: normed once for all columns of a workgroup",
+    ),
+    row(
+        Operation::LinearNormed,
+        "",
+        &FEW_8_NORMED,
+        FOURS,
+        |_, d| d.cpu,
         "more rows on a CPU: eight share every read of a weight",
     ),
-    row(Operation::LinearFew, "", &FEW_1_WIDE, FOURS, |c, _| c.rows == 1, "one row: memory is the limit"),
-    row(Operation::LinearFew, "", &FEW_8_WIDE, FOURS, ANY, "more rows: eight share every read of a weight"),
-    row(Operation::LinearFew, "", &FEW_8, |c, _| !c.storage.in_fours(), ANY, "any storage that is not in groups of four"),
+    row(Operation::LinearNormed, "", &FEW_1_WIDE, FOURS, |c, _| c.rows == 1, "one row on a GPU: memory is the limit"),
+    row(Operation::LinearNormed, "", &FEW_8_WIDE, FOURS, ANY, "more rows on a GPU: eight share every read of a weight"),
+    row(
+        Operation::LinearNormed,
+        "",
+        &FEW_4_ANY,
+        |c, _| !c.storage.in_fours(),
+        ANY,
+        "any storage that is not in groups of four",
+    ),
     row(
         Operation::Attention,
         "attention_split",

@@ -170,7 +170,7 @@ fn pinned(gpu: &tileformer::convenience::Gpu, element: Element, edges: &[(usize,
 #[test]
 fn every_form_at_its_edges() {
     let reached = pinned(common::gpu(), Element::F32, &EDGES);
-    for kernel in ["linear", "linear_few", "linear_split", "linear_sum"] {
+    for kernel in ["linear", "linear_split", "linear_sum"] {
         assert_all_variants(kernel, &reached);
     }
 }
@@ -194,7 +194,7 @@ fn f16_in_both_forms() {
     reached.extend(pinned(common::gpu(), Element::F16, &[few, edges].concat()));
     // No features, so that f16 lies in pairs, but all the workgroup memory that there is.
     reached.extend(pinned(&common::small_bindings_gpu(1 << 27), Element::F16, &[few, edges].concat()));
-    for kernel in ["linear", "linear_few", "linear_split", "linear_sum"] {
+    for kernel in ["linear", "linear_split", "linear_sum"] {
         assert_all_stored_variants(kernel, Element::F16, &reached);
     }
 }

@@ -1,11 +1,12 @@
 // What the forms of linear for few rows have in common: activation(norm(x) · Wᵀ + bias) for the rows that some sequence has.
 //
 // A workgroup makes ROWS rows × COLUMNS columns, in PASSES of 4 · GROUPS columns: K_THREADS threads share four columns and read
-// neighbouring groups of each weight row, once for all ROWS rows. Their sums meet in workgroup memory (THREADS · ROWS · 16 bytes).
+// neighbouring groups of each weight row, once for all ROWS rows. Their sums meet in workgroup memory (THREADS · ROWS · 16 bytes, and
+// 4 · CHUNK). Where K_THREADS is 1 nothing meets, and without a norm (NORMED 0) there is no barrier before the products.
 // A row's bits depend neither on ROWS nor on the other rows. The kernel defines
 //   const PASSES: u32
-//   fn finish(row: u32, owner: u32, n: u32, sum: vec4<f32>)    what happens to the sums of columns n .. n + 3, by one thread
-//   fn conclude(m: u32, tile_n: u32, thread: u32, owner: u32)  what follows the last pass
+//   fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>)  what happens to the sums of columns n .. n + 3 of row m + r
+//   fn conclude(m: u32, rows: u32, first: u32, thread: u32)        what follows the last pass over columns from `first` on
 // Loops: k up to d_in, sequences up to their number. Barriers stand outside all that depends on sequences.
 
 struct Params {
@@ -59,11 +60,13 @@ struct Params {
 
 const GROUPS: u32 = THREADS / K_THREADS;
 const COLUMNS: u32 = 4u * GROUPS * PASSES;
+const MEETING: bool = K_THREADS > 1u || NORMED == 1u;  // whether threads know of each other
 const NOBODY: u32 = 0xffffffffu;
 
 var<workgroup> partial: array<vec4<f32>, THREADS * ROWS>;  // [row][thread]
 var<workgroup> norms: array<vec4<f32>, ROWS>;              // what is taken off, twice so that a large mean costs no digits, and the scale
 var<workgroup> owners: array<u32, ROWS>;
+var<workgroup> staged: array<vec4<f32>, max(CHUNK / 4u, 1u)>;  // norm(x) of one row, as far as there is room
 
 alias Sums = array<vec4<f32>, ROWS>;        // [row], four columns
 
@@ -109,10 +112,10 @@ fn norm_bias4(k: u32) -> vec4<f32> {
 }
 
 // What one thread of a row adds up for its mean: x − shift; or for its variance: the squares of x − shift − mean.
-fn deviations(row: u32, norm: vec4<f32>, squared: bool, own: u32) -> vec4<f32> {
+fn deviations(row: u32, norm: vec4<f32>, squared: bool, thread: u32) -> vec4<f32> {
   let start = x_start(row);
   var sum = vec4<f32>(0.0);
-  for (var k = own * 4u; k < params.d_in; k += K_THREADS * 4u) {
+  for (var k = thread * 4u; k < params.d_in; k += THREADS * 4u) {
     let d = keep(x4(start, k) - norm.x - norm.y, params.d_in - k);
     sum = fma(d, select(vec4<f32>(1.0), d, squared), sum);
   }
@@ -122,26 +125,52 @@ fn deviations(row: u32, norm: vec4<f32>, squared: bool, own: u32) -> vec4<f32> {
 // What is known of a row's norm once the first or the second of its sums is there. (Ba et al., arXiv 1607.06450)
 fn norm_of(known: vec4<f32>, squared: bool, sums: vec4<f32>) -> vec4<f32> {
   let average = ((sums.x + sums.y) + (sums.z + sums.w)) / f32(params.d_in);
-  if !squared { return vec4<f32>(known.x, select(0.0, average, params.norm == 1u), 0.0, 0.0); }
+  if !squared { return vec4<f32>(known.x, average, 0.0, 0.0); }
   let spread = average + params.eps;
   return vec4<f32>(known.xy, select(0.0, inverseSqrt(spread), spread > 0.0), 0.0);
 }
 
-fn add_products(sums: ptr<function, Sums>, m: u32, weights: vec4<u32>, k: u32) {
-  let w = transpose(mat4x4<f32>(weight4(weights.x, k), weight4(weights.y, k), weight4(weights.z, k), weight4(weights.w, k)));
-  var gain = vec4<f32>(1.0);
-  var offset = vec4<f32>(0.0);
-  if params.norm_weight != 0u { gain = norm_weight4(k); }
-  if params.norm_bias != 0u { offset = norm_bias4(k); }
-  for (var r = 0u; r < ROWS; r++) {  // unroll
-    var v = x4(x_start(m + r), k);
-    if params.norm != 0u { v = fma((v - norms[r].x - norms[r].y) * norms[r].z, gain, offset); }
-    (*sums)[r] = fma(vec4<f32>(v.w), w[3], fma(vec4<f32>(v.z), w[2], fma(vec4<f32>(v.y), w[1], fma(vec4<f32>(v.x), w[0], (*sums)[r]))));
-  }
+// The norm's weight and bias for k .. k + 3.
+struct Affine { gain: vec4<f32>, offset: vec4<f32> }
+
+fn norm_affine(k: u32) -> Affine {
+  var affine = Affine(vec4<f32>(1.0), vec4<f32>(0.0));
+  if NORMED == 1u && params.norm_weight != 0u { affine.gain = norm_weight4(k); }
+  if NORMED == 1u && params.norm_bias != 0u { affine.offset = norm_bias4(k); }
+  return affine;
+}
+
+// norm(x) of a row.
+fn normed4(row: u32, k: u32, norm: vec4<f32>, affine: Affine) -> vec4<f32> {
+  let v = x4(x_start(row), k);
+  if NORMED == 0u || params.norm == 0u { return v; }
+  return fma((v - norm.x - norm.y) * norm.z, affine.gain, affine.offset);
+}
+
+fn weights4x4(weights: vec4<u32>, k: u32) -> mat4x4<f32> {
+  return transpose(mat4x4<f32>(weight4(weights.x, k), weight4(weights.y, k), weight4(weights.z, k), weight4(weights.w, k)));
+}
+
+fn product(v: vec4<f32>, w: mat4x4<f32>, sum: vec4<f32>) -> vec4<f32> {
+  return fma(vec4<f32>(v.w), w[3], fma(vec4<f32>(v.z), w[2], fma(vec4<f32>(v.y), w[1], fma(vec4<f32>(v.x), w[0], sum))));
+}
+
+fn total(at: u32, count: u32) -> vec4<f32> {
+  var sum = partial[at];
+  for (var i = at + 1u; i < at + count; i++) { sum += partial[i]; }
+  return sum;
+}
+
+// One of the two sums of each row's norm, over all threads.
+fn statistics(m: u32, rows: u32, squared: bool, thread: u32) {
+  for (var r = 0u; r < rows; r++) { partial[r * THREADS + thread] = deviations(m + r, norms[r], squared, thread); }
+  workgroupBarrier();
+  for (var r = thread; r < rows; r += THREADS) { norms[r] = norm_of(norms[r], squared, total(r * THREADS, THREADS)); }
+  workgroupBarrier();
 }
 
 // activation(sum + bias), columns n .. n + 3.
-fn affine(sum: vec4<f32>, n: u32) -> vec4<f32> {
+fn biased(sum: vec4<f32>, n: u32) -> vec4<f32> {
   var v = sum;
   if params.bias != 0u {
     let at = params.bias_offset + n;
@@ -161,46 +190,62 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let first = tile / tiles_m * COLUMNS;
   let turns = min(PASSES, (params.d_out - first + 4u * GROUPS - 1u) / (4u * GROUPS));
 
-  for (var r = thread; r < ROWS; r += THREADS) {
-    owners[r] = owner_of(m + r);
-    norms[r] = vec4<f32>(select(0.0, x4(x_start(m + r), 0u).x, params.norm == 1u), 0.0, 0.0, 0.0);
-  }
-  workgroupBarrier();
   var live = false;
-  for (var r = 0u; r < ROWS; r++) { live = live || owners[r] != NOBODY; }
-
-  // One thread of a group finishes one row: ROWS ≤ K_THREADS.
-  let own = thread % K_THREADS;
-  let at = own * THREADS + thread / K_THREADS * K_THREADS;
-  let owner = select(NOBODY, owners[min(own, ROWS - 1u)], own < ROWS);
-  let statistics = 2u * min(params.norm, 1u);
-  for (var turn = 0u; turn < statistics + turns; turn++) {
-    let n = first + ((turn - statistics) * GROUPS + thread / K_THREADS) * 4u;
-    if turn < statistics {
-      for (var r = 0u; live && r < rows; r++) {
-        partial[r * THREADS + thread] = deviations(m + r, norms[r], turn == 1u, own);
-      }
-    } else {
-      let row = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(params.d_out - 1u));
-      let weights = (params.weight_offset + row * params.weight_row) / LANES;
-      let end = select(0u, params.d_in, live && n < params.d_out);
-      var sums: Sums;
-      for (var k = own * 4u; k < end; k += K_THREADS * 4u) { add_products(&sums, m, weights, k); }
-      for (var r = 0u; r < ROWS; r++) {  // unroll
-        partial[r * THREADS + thread] = sums[r];
-      }
+  if MEETING {
+    for (var r = thread; r < ROWS; r += THREADS) {
+      owners[r] = owner_of(m + r);
+      if NORMED == 1u { norms[r] = vec4<f32>(select(0.0, x4(x_start(m + r), 0u).x, params.norm == 1u), 0.0, 0.0, 0.0); }
     }
     workgroupBarrier();
-    if owner != NOBODY {
-      var total = partial[at];
-      for (var i = 1u; i < K_THREADS; i++) { total += partial[at + i]; }
-      if turn >= statistics {
-        if n < params.d_out { finish(m + own, owner, n, total); }
-      } else if thread < K_THREADS {
-        norms[own] = norm_of(norms[own], turn == 1u, total);
-      }
-    }
-    workgroupBarrier();
+    for (var r = 0u; r < ROWS; r++) { live = live || owners[r] != NOBODY; }
+  } else {
+    for (var r = 0u; r < rows; r++) { live = live || owner_of(m + r) != NOBODY; }
   }
-  conclude(m, tile / tiles_m, thread, owner);
+
+  var staged_k = 0u;  // before which norm(x) is ready
+  if NORMED == 1u && params.norm != 0u {
+    let live_rows = select(0u, rows, live);
+    if params.norm == 1u { statistics(m, live_rows, false, thread); }
+    statistics(m, live_rows, true, thread);
+    if CHUNK > 0u {
+      staged_k = min(params.d_in, CHUNK);
+      for (var k = thread * 4u; live && k < staged_k; k += THREADS * 4u) { staged[k / 4u] = normed4(m, k, norms[0], norm_affine(k)); }
+      workgroupBarrier();
+    }
+  }
+
+  var known: array<vec4<f32>, ROWS>;
+  for (var r = 0u; r < ROWS; r++) {  // unroll
+    if NORMED == 1u { known[r] = norms[r]; }
+  }
+  let own = thread % K_THREADS;
+  for (var turn = 0u; turn < turns; turn++) {
+    let n = first + (turn * GROUPS + thread / K_THREADS) * 4u;
+    let row = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(params.d_out - 1u));
+    let weights = (params.weight_offset + row * params.weight_row) / LANES;
+    let end = select(0u, params.d_in, live && n < params.d_out);
+    var sums: Sums;
+    var k = own * 4u;
+    if CHUNK > 0u {
+      for (; k < min(staged_k, end); k += K_THREADS * 4u) { sums[0] = product(staged[k / 4u], weights4x4(weights, k), sums[0]); }
+    }
+    for (; k < end; k += K_THREADS * 4u) {
+      let w = weights4x4(weights, k);
+      let affine = norm_affine(k);
+      for (var r = 0u; r < ROWS; r++) {  // unroll
+        sums[r] = product(normed4(m + r, k, known[r], affine), w, sums[r]);
+      }
+    }
+    for (var r = 0u; r < ROWS; r++) {  // unroll
+      partial[r * THREADS + thread] = sums[r];
+    }
+    if K_THREADS > 1u { workgroupBarrier(); }
+    for (var r = own; r < rows && n < params.d_out; r += K_THREADS) {
+      var owner = NOBODY;
+      if MEETING { owner = owners[r]; } else { owner = owner_of(m + r); }
+      if owner != NOBODY { finish(r, m, owner, n, total(r * THREADS + thread / K_THREADS * K_THREADS, K_THREADS)); }
+    }
+    if K_THREADS > 1u { workgroupBarrier(); }
+  }
+  conclude(m, rows, first, thread);
 }

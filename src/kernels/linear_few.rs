@@ -251,7 +251,9 @@ impl Builder {
                 FewOutput::Append { .. } => &KERNEL_APPEND,
                 FewOutput::Logits { .. } => &KERNEL_LOGITS,
             };
-            let case = self.few_case(Operation::LinearFew, kernel.name, storage);
+            let plain = part.norm.is_none() && kernel.name == KERNEL.name;
+            let operation = if plain { Operation::LinearFew } else { Operation::LinearNormed };
+            let case = self.few_case(operation, kernel.name, storage);
             let [rows, depth] = [0, 1].map(|dim| x.layout().sizes()[dim]);
             let choice = self.choice(&Case { rows, columns: size, depth, ..case });
             self.launch_few(label, &part, (first, q_columns), &choice, storage)?;
@@ -357,6 +359,7 @@ impl Builder {
     ) -> Result<()> {
         let Linear { x, weight, bias, activation, residual, y } = few.linear;
         let ([rows, d_in], d_out) = ([0, 1].map(|dim| x.layout().sizes()[dim]), weight.layout().sizes()[0]);
+        let storage = form(storage, choice);
         let [norm_weight, norm_bias] = few.norm.map_or([None; 2], |n| [n.weight, n.bias]);
         let mut params = Params {
             rows: rows as u32,
@@ -428,4 +431,10 @@ impl Builder {
 /// Columns of one pass of a workgroup: four for K_THREADS threads.
 fn columns(class: &Class) -> usize {
     (4 * class.get("THREADS") / class.get("K_THREADS")) as usize
+}
+
+/// How the classes of CPU adapters load f16, whether or not the device has the type: in pairs, which take half the loads.
+fn form(storage: Storage, choice: &Choice) -> Storage {
+    let pairs = storage == Storage::F16x4 && choice.class.get("K_THREADS") == 1;
+    if pairs { Storage::Packedx4 } else { storage }
 }
