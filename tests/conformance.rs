@@ -11,6 +11,8 @@ mod gpu;
 mod host;
 #[path = "../examples/conformance/huggingface.rs"]
 mod huggingface;
+#[path = "../examples/conformance/huggingface_causal.rs"]
+mod huggingface_causal;
 #[path = "../examples/conformance/huggingface_seq2seq.rs"]
 mod huggingface_seq2seq;
 #[path = "../examples/conformance/judge.rs"]
@@ -85,7 +87,7 @@ fn pytorch_cases_pass() {
 #[test]
 fn huggingface_cases_pass() {
     let tally = run_folder("huggingface", &[]);
-    assert_eq!(tally, Tally { passed: 3, failed: 0, unsupported: 0 });
+    assert_eq!(tally, Tally { passed: 5, failed: 0, unsupported: 0 });
 }
 
 /// A tensor's bytes, type and sizes.
@@ -151,6 +153,25 @@ fn a_wrong_weight_fails() {
         let changed = verdict(LAYER, |(tensors, _)| change_f32(tensors.get_mut(name).unwrap(), 0, |v| v + 0.1));
         assert_fails(&changed, "out.0[");
     }
+}
+
+/// Rule: ids are right or wrong, to the end of a text; texts begin with their prompts.
+#[test]
+fn a_wrong_id_of_a_text_fails() {
+    for file in ["huggingface/gpt2_0.safetensors", "huggingface/llama_2.safetensors"] {
+        let changed = verdict(file, |(tensors, _)| {
+            let id = &mut tensors.get_mut("out.greedy_ids_row0").unwrap().bytes[4 * 34..][..4];
+            let other = (u32::from_le_bytes((&*id).try_into().unwrap()) + 1) % 101;
+            id.copy_from_slice(&other.to_le_bytes());
+        });
+        assert_fails(&changed, "out.greedy_ids_row0[0, 34]");
+        let prompt = verdict(file, |(tensors, _)| tensors.get_mut("out.greedy_ids_row0").unwrap().bytes[0] ^= 1);
+        assert_fails(&prompt, "do not begin with the prompts");
+    }
+    let unnamed = verdict("huggingface/gpt2_0.safetensors", |(tensors, _)| {
+        tensors.remove("w.transformer.h.1.attn.c_proj.weight");
+    });
+    assert_fails(&unnamed, "transformer.h.1.attn.c_proj.weight: the checkpoint has no tensor of this name");
 }
 
 #[test]

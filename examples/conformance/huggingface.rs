@@ -10,6 +10,7 @@ use tileformer::{BatchShape, Sequences};
 use super::case::{Case, Value};
 use super::gpu::Session;
 use super::host::Array;
+use super::huggingface_causal;
 use super::huggingface_seq2seq;
 use super::judge::{Outcome, Results, failed, unsupported};
 
@@ -26,6 +27,7 @@ pub(crate) trait Model {
 pub(crate) fn read(case: &Case) -> Outcome<Box<dyn Model>> {
     match case.text("op")? {
         "BertForPreTraining" => Ok(Box::new(Run::new(case)?)),
+        "GPT2LMHeadModel" | "LlamaForCausalLM" => Ok(Box::new(huggingface_causal::Run::new(case)?)),
         "MarianMTModel" | "BartForConditionalGeneration" => Ok(Box::new(huggingface_seq2seq::Run::new(case)?)),
         other => unsupported(format!("model {other}")),
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Gpu, UPLOAD_BYTES};
 use crate::error::{Error, Result};
+use crate::models::causal::CausalModel;
 use crate::models::{Checkpoint, WeightMap};
 use crate::scratch::checked;
 use crate::tensor::Element;
@@ -79,6 +80,28 @@ impl Gpu {
             bindings.set(name, view);
         }
         self.flush()?;
+        Ok(bindings)
+    }
+
+    /// Uploads every weight that `programs` of a causal language model read, as [`Gpu::upload_checkpoint`], and the input `rotary_table` where
+    /// they have it.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_checkpoint`] and [`CausalModel::rotary_table`].
+    pub fn upload_causal(
+        &self,
+        programs: &[&Program],
+        checkpoint: &Checkpoint,
+        model: &CausalModel,
+        progress: impl FnMut(Loaded),
+    ) -> Result<Bindings> {
+        let mut bindings = self.upload_checkpoint(programs, checkpoint, &model.weights(), progress)?;
+        let reads = |program: &&Program| program.tensors().any(|(name, ..)| name == "rotary_table");
+        if programs.iter().any(reads)
+            && let Some((sizes, table)) = model.rotary_table()?
+        {
+            bindings.set("rotary_table", self.upload_f32(&sizes, &table)?);
+        }
         Ok(bindings)
     }
 

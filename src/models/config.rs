@@ -94,6 +94,15 @@ impl Config {
         self.read(key, "a string", Value::as_str)
     }
 
+    /// The options of an object inside this one, where there is one.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for anything else.
+    pub fn object(&self, key: &str) -> Result<Option<Self>> {
+        let values = self.read(key, "an object", Value::as_object)?;
+        Ok(values.map(|values| Self { file: format!("{}: {key}", self.file), values: values.clone() }))
+    }
+
     /// Refuses another text than one of `supported`; left out is fine.
     ///
     /// # Errors

@@ -9,9 +9,12 @@
 
 pub mod bart;
 pub mod bert;
+pub mod causal;
 mod checkpoint;
 mod config;
+pub mod gpt2;
 mod header;
+pub mod llama;
 pub mod marian;
 pub mod seq2seq;
 mod source;

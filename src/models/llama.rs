@@ -1,0 +1,133 @@
+//! Llama (Touvron et al., arXiv 2302.13971): RMS norms in front, rotary positions, grouped heads, gated feed-forward networks.
+
+use super::causal::{CausalModel, Names, RotaryFrequencies};
+use super::{Config, Source, WeightMap};
+use crate::error::Result;
+use crate::layers::{Embedding, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement, RotaryOptions};
+use crate::spec::{Activation, AttentionOptions, RotaryOrder, RotaryScaling};
+
+/// The model that a `config.json` of a Llama describes.
+///
+/// # Errors
+/// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `llama`, rotary positions that are stretched in another
+/// way than `linear` and `llama3` or turn a part of a head, an activation that the crate does not have, sizes that are missing or do
+/// not divide; each by its key.
+pub fn from_config(config: &Config) -> Result<CausalModel> {
+    config.expect("model_type", &["llama"])?;
+    let (d_model, n_heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
+    let n_kv_heads = config.optional_size("num_key_value_heads")?.unwrap_or(n_heads);
+    if !n_heads.is_multiple_of(n_kv_heads) {
+        return Err(config.refusal("num_key_value_heads", format!("a divisor of num_attention_heads, {n_heads}")));
+    }
+    let head_size = match config.optional_size("head_dim")? {
+        Some(size) => size,
+        None if d_model.is_multiple_of(n_heads) => d_model / n_heads,
+        None => return Err(config.refusal("num_attention_heads", format!("a divisor of hidden_size, {d_model}"))),
+    };
+    if !head_size.is_multiple_of(2) {
+        return Err(config.refusal("head_dim", format!("an even size, not {head_size}")));
+    }
+    let eps = config.number("rms_norm_eps")?.unwrap_or(1e-6);
+    if eps < 0.0 {
+        return Err(config.refusal("rms_norm_eps", "at least 0"));
+    }
+    let positions = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
+    let attention = MultiHeadAttention {
+        n_kv_heads,
+        head_size,
+        value_head_size: head_size,
+        bias: config.flag("attention_bias", false)?,
+        rotary: Some(RotaryOptions { positions, columns: head_size, order: RotaryOrder::Halves }),
+        options: AttentionOptions::causal(),
+        ..MultiHeadAttention::new(d_model, n_heads)
+    };
+    let feed_forward = FeedForward {
+        d_model,
+        d_ff: config.size("intermediate_size")?,
+        activation: config.activation("hidden_act", Activation::Silu)?,
+        bias: config.flag("mlp_bias", false)?,
+        gated: true,
+    };
+    let norm = Norm::rms(eps);
+    let layer = EncoderLayer { attention, feed_forward, norm, placement: Placement::Pre };
+    layer.check()?;
+    Ok(CausalModel {
+        embedding: Embedding::new(config.size("vocab_size")?, d_model),
+        layer,
+        n_layers: config.layers("num_hidden_layers")?,
+        final_norm: norm,
+        tied: config.flag("tie_word_embeddings", false)?,
+        frequencies: frequencies(config)?,
+        names: Names::Llama,
+    })
+}
+
+/// From `rope_parameters`, or from `rope_theta` and `rope_scaling` as older configurations have them.
+fn frequencies(config: &Config) -> Result<RotaryFrequencies> {
+    let parameters = match config.object("rope_parameters")? {
+        None => config.object("rope_scaling")?,
+        found => found,
+    };
+    let positive = |config: &Config, key: &str| match config.number(key)? {
+        Some(number) if number <= 0.0 => Err(config.refusal(key, "a positive number")),
+        found => Ok(found.map(f64::from)),
+    };
+    let mut found = RotaryFrequencies::default();
+    found.base = positive(config, "rope_theta")?.unwrap_or(found.base);
+    let Some(parameters) = parameters else { return Ok(found) };
+    found.base = positive(&parameters, "rope_theta")?.unwrap_or(found.base);
+    if parameters.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
+        return Err(parameters.refusal("partial_rotary_factor", "1: all of a head is turned"));
+    }
+    let key = if parameters.get("rope_type").is_none() { "type" } else { "rope_type" };
+    let number = |key: &str| positive(&parameters, key)?.ok_or_else(|| parameters.refusal(key, "a positive number"));
+    let factor = || match number("factor")? {
+        factor if factor < 1.0 => Err(parameters.refusal("factor", "at least 1")),
+        factor => Ok(factor),
+    };
+    found.scaling = match parameters.text(key)? {
+        None | Some("default") => RotaryScaling::None,
+        Some("linear") => RotaryScaling::Linear { factor: factor()? },
+        Some("llama3") => {
+            let (low_freq_factor, high_freq_factor) = (number("low_freq_factor")?, number("high_freq_factor")?);
+            if high_freq_factor <= low_freq_factor {
+                return Err(parameters.refusal("high_freq_factor", format!("more than low_freq_factor, {low_freq_factor}")));
+            }
+            let original = number("original_max_position_embeddings")?;
+            RotaryScaling::Llama3 { factor: factor()?, low_freq_factor, high_freq_factor, original }
+        }
+        Some(_) => return Err(parameters.refusal(key, "default, linear or llama3")),
+    };
+    Ok(found)
+}
+
+/// The names of `LlamaForCausalLM`.
+pub(super) fn weights(model: &CausalModel) -> WeightMap {
+    let mut map = WeightMap::new();
+    let token = Source::tensor("model.embed_tokens.weight");
+    map.insert("token_embedding.weight", if model.tied { token.or("lm_head.weight") } else { token });
+    let parts = |bias: bool| if bias { &["weight", "bias"][..] } else { &["weight"][..] };
+    for layer in 0..model.n_layers {
+        let (ours, theirs) = (format!("layers.{layer}"), format!("model.layers.{layer}"));
+        let stacked = |names: &[&str], part: &str| {
+            Source::rows(names.iter().map(|name| Source::tensor(format!("{theirs}.{name}_proj.{part}"))))
+        };
+        for part in parts(model.layer.attention.bias) {
+            let names = ["self_attn.q", "self_attn.k", "self_attn.v"];
+            map.insert(format!("{ours}.self_attn.in_proj_{part}"), stacked(&names, part));
+            map.insert(format!("{ours}.self_attn.out_proj.{part}"), stacked(&["self_attn.o"], part));
+        }
+        for part in parts(model.layer.feed_forward.bias) {
+            map.insert(format!("{ours}.linear1.{part}"), stacked(&["mlp.gate", "mlp.up"], part));
+            map.insert(format!("{ours}.linear2.{part}"), stacked(&["mlp.down"], part));
+        }
+        for (norm, name) in [("norm1", "input_layernorm"), ("norm2", "post_attention_layernorm")] {
+            map.insert(format!("{ours}.{norm}.weight"), Source::tensor(format!("{theirs}.{name}.weight")));
+        }
+    }
+    map.insert("norm.weight", Source::tensor("model.norm.weight"));
+    if !model.tied {
+        map.insert("lm_head.weight", Source::tensor("lm_head.weight"));
+    }
+    map
+}
