@@ -148,6 +148,15 @@ fn a_wrong_element_of_any_expected_tensor_fails() {
 }
 
 #[test]
+fn a_wrong_token_of_a_greedy_text_fails() {
+    let marian = "huggingface/marian_0.safetensors";
+    for at in [1, 22, 24, 26, 70] {
+        let changed = verdict(marian, |(tensors, _)| tensors.get_mut("out.greedy_ids").unwrap().bytes[4 * at] ^= 1);
+        assert_fails(&changed, &format!("out.greedy_ids[{}, {}]", at / 25, at % 25));
+    }
+}
+
+#[test]
 fn a_wrong_weight_fails() {
     for name in ["w.linear2.bias", "w.norm1.weight", "w.self_attn.in_proj_weight", "w.self_attn.out_proj.weight"] {
         let changed = verdict(LAYER, |(tensors, _)| change_f32(tensors.get_mut(name).unwrap(), 0, |v| v + 0.1));

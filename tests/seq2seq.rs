@@ -1,0 +1,353 @@
+//! Marian and BART under their checkpoints' names: the GPU against the reference, padded, packed and masked, in f32 and f16; texts
+//! through caches; what is refused.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{On, assert_close, floats, largest, on, on_core, seeded};
+use safetensors::tensor::{Dtype, TensorView};
+use tileformer::layers::{GeneratorInputs, Inputs, StepShape};
+use tileformer::models::seq2seq::{Output, Seq2Seq, Seq2SeqInputs};
+use tileformer::models::{Checkpoint, Config};
+use tileformer::spec::cache::{CachedRows, DecodeRow};
+use tileformer::spec::generator::GeneratorCaches;
+use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
+use tileformer::{BatchShape, Element, Error, Program, Role, Sequences};
+
+const VOCABULARY: usize = 46;
+const POSITIONS: usize = 24;
+
+/// One model's sizes and options.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    family: &'static str,
+    /// C, encoder heads, decoder heads, encoder F, decoder F, encoder layers, decoder layers.
+    sizes: [usize; 7],
+    /// In front of the names of the base model.
+    prefix: &'static str,
+    /// Whether the checkpoint has position tables.
+    positions: bool,
+    /// Further options.
+    more: &'static str,
+}
+
+const MARIAN: Made =
+    Made { family: "marian", sizes: [24, 4, 3, 40, 36, 2, 1], prefix: "model.", positions: false, more: "" };
+const BART: Made = Made { family: "bart", sizes: [20, 2, 5, 36, 28, 1, 2], prefix: "", positions: true, more: "" };
+/// Two vocabularies, and a projection of its own.
+const APART: Made = Made {
+    more: r#", "share_encoder_decoder_embeddings": false, "decoder_vocab_size": 39, "tie_word_embeddings": false,
+        "activation_function": "swish", "scale_embedding": true"#,
+    ..MARIAN
+};
+
+fn config(made: &Made) -> String {
+    let [c, heads, decoder_heads, f, decoder_f, layers, decoder_layers] = made.sizes;
+    format!(
+        r#"{{"model_type": "{}", "d_model": {c}, "encoder_attention_heads": {heads}, "decoder_attention_heads": {decoder_heads},
+            "encoder_ffn_dim": {f}, "decoder_ffn_dim": {decoder_f}, "encoder_layers": {layers},
+            "decoder_layers": {decoder_layers}, "vocab_size": {VOCABULARY}, "max_position_embeddings": {POSITIONS},
+            "decoder_start_token_id": 0, "eos_token_id": 1{}}}"#,
+        made.family, made.more
+    )
+}
+
+fn read(text: &str) -> Result<Seq2Seq, Error> {
+    Seq2Seq::from_config(&Config::parse("config.json", text)?)
+}
+
+/// A checkpoint of random weights.
+fn checkpoint(made: &Made) -> Checkpoint {
+    let model = read(&config(made)).unwrap();
+    let [c, _, _, f, decoder_f, layers, decoder_layers] = made.sizes;
+    let mut all: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut pairs: Vec<(String, Vec<usize>)> = Vec::new();
+    for (part, layers, f) in [("encoder", layers, f), ("decoder", decoder_layers, decoder_f)] {
+        for n in 0..layers {
+            let attentions = if part == "decoder" { vec!["self_attn", "encoder_attn"] } else { vec!["self_attn"] };
+            for name in attentions {
+                for projection in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+                    pairs.push((format!("{part}.layers.{n}.{name}.{projection}"), vec![c, c]));
+                }
+                pairs.push((format!("{part}.layers.{n}.{name}_layer_norm"), vec![c]));
+            }
+            pairs.push((format!("{part}.layers.{n}.fc1"), vec![f, c]));
+            pairs.push((format!("{part}.layers.{n}.fc2"), vec![c, f]));
+            pairs.push((format!("{part}.layers.{n}.final_layer_norm"), vec![c]));
+        }
+        let embedding = if part == "encoder" { &model.source } else { &model.target };
+        if made.positions {
+            all.push((format!("{}{part}.embed_positions.weight", made.prefix), vec![embedding.positions.unwrap(), c]));
+        }
+        if embedding.norm.is_some() {
+            pairs.push((format!("{part}.layernorm_embedding"), vec![c]));
+        }
+        if !model.shared {
+            all.push((format!("{}{part}.embed_tokens.weight", made.prefix), vec![embedding.vocabulary, c]));
+        }
+    }
+    for (name, sizes) in pairs {
+        all.push((format!("{}{name}.weight", made.prefix), sizes.clone()));
+        all.push((format!("{}{name}.bias", made.prefix), sizes[..1].to_vec()));
+    }
+    if model.shared {
+        all.push((format!("{}shared.weight", made.prefix), vec![VOCABULARY, c]));
+    }
+    if !model.tied {
+        all.push(("lm_head.weight".into(), vec![model.target.vocabulary, c]));
+    }
+    // BART's own checkpoints of the base model have none.
+    if !made.prefix.is_empty() {
+        all.push(("final_logits_bias".into(), vec![1, model.target.vocabulary]));
+    }
+    let bytes: Vec<Vec<u8>> = all
+        .iter()
+        .map(|(name, sizes)| {
+            let mut values = floats(&mut seeded(name, 7), sizes.iter().product());
+            if sizes.len() == 2 {
+                values.iter_mut().for_each(|v| *v *= 1.5 / (sizes[1] as f32).sqrt());
+            } else if name.contains("norm") && name.ends_with("weight") {
+                values.iter_mut().for_each(|v| *v = 1.0 + 0.2 * *v);
+            }
+            // A decoder must listen to its source, or texts test no cross-attention.
+            let factor = if name.contains("encoder_attn") && sizes.len() == 2 { 4.0 } else { 1.0 };
+            let factor = if name.ends_with("bias") { 0.1 } else { factor };
+            values.iter_mut().for_each(|v| *v *= factor);
+            values.iter().flat_map(|v| v.to_le_bytes()).collect()
+        })
+        .collect();
+    let views = all.iter().zip(&bytes);
+    let views = views.map(|((name, sizes), b)| (name, TensorView::new(Dtype::F32, sizes.clone(), b).unwrap()));
+    let file = safetensors::serialize(views, None).unwrap();
+    Checkpoint::from_bytes(&config(made), vec![("model.safetensors".into(), file)]).unwrap()
+}
+
+fn every_output(model: &Seq2Seq) -> Vec<Output> {
+    let (encoder, decoder) = (model.encoder.n_layers, model.decoder.n_layers);
+    let mut all: Vec<Output> = (0..=encoder).map(Output::EncoderHidden).collect();
+    all.extend((0..=decoder).map(Output::DecoderHidden));
+    all.extend((0..encoder).map(Output::EncoderAttention));
+    all.extend((0..decoder).flat_map(|n| [Output::DecoderAttention(n), Output::CrossAttention(n)]));
+    all.push(Output::Logits);
+    all
+}
+
+fn ids(rows: usize, seed: usize, vocabulary: usize) -> Vec<u32> {
+    (0..rows).map(|i| ((i * 7 + i * i % 11 + 5 * seed) % vocabulary) as u32).collect()
+}
+
+/// Every output against the reference's, computed in f64.
+fn compare(on: &On, element: Element, made: &Made, source: &Sequences, target: &Sequences, mask: Option<&[u32]>) {
+    let checkpoint = checkpoint(made);
+    let mut model = Seq2Seq::new(&checkpoint).unwrap();
+    model.encoder.layer.attention.options.key_mask = mask.is_some();
+    model.decoder.layer.cross_attention.options.key_mask = mask.is_some();
+    let outputs = every_output(&model);
+    let (from, to) = (source.shape().to_self(), target.shape().to_self());
+    let shape = BatchShape { k_rows: from.k_rows, longest_k: from.longest_k, ..to };
+    let source_ids = ids(from.q_rows, 1, model.source.vocabulary);
+    let target_ids = ids(to.q_rows, 2, model.target.vocabulary);
+
+    let program = model.program(&on.kernels, &Inputs::new(shape).with_storage(element), &outputs).unwrap();
+    let gpu = &on.gpu;
+    let mut bindings = gpu.upload_checkpoint(&[&program], &checkpoint, &model.weights().unwrap(), |_| {}).unwrap();
+    bindings
+        .set("source.ids", gpu.upload_u32(&[source_ids.len()], &source_ids).unwrap())
+        .set("target.ids", gpu.upload_u32(&[target_ids.len()], &target_ids).unwrap())
+        .set("source.sequences", gpu.upload_sequences(source).unwrap())
+        .set("target.sequences", gpu.upload_sequences(target).unwrap())
+        .set("cross.sequences", gpu.upload_sequences(&target.over(source).unwrap()).unwrap());
+    if let Some(mask) = mask {
+        for name in ["source.key_mask", "cross.key_mask"] {
+            bindings.set(name, gpu.upload_u32(&[from.sequences, from.longest_k], mask).unwrap());
+        }
+    }
+    let mut views = Vec::new();
+    for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Output) {
+        let view = gpu.upload_floats(element, layout.sizes(), &vec![f32::NAN; layout.len()]).unwrap();
+        bindings.set(name, view.clone());
+        views.push((name.to_owned(), view));
+    }
+    gpu.run(&program.bind(&bindings).unwrap()).unwrap();
+    let found: BTreeMap<_, _> = views.into_iter().map(|(name, view)| (name, gpu.read_f32(&view).unwrap())).collect();
+
+    let inputs = Seq2SeqInputs { source_ids: &source_ids, source, target_ids: &target_ids, target, key_mask: mask };
+    let narrow = model.host_weights::<f32>(&checkpoint, &outputs).unwrap();
+    let narrow = model.reference(&narrow.weights().unwrap(), &inputs, &outputs).unwrap();
+    let wide = model.host_weights::<f64>(&checkpoint, &outputs).unwrap();
+    let wide = model.reference(&wide.weights().unwrap(), &inputs, &outputs).unwrap();
+    assert_eq!(found.len(), outputs.len());
+    for output in outputs {
+        let name = output.name();
+        let wide = &wide[&name];
+        // What WGSL leaves to exp and inverseSqrt, and in f16 the rounding of what is stored, layer after layer.
+        let floor = largest(wide) * if element == Element::F16 { 2e-2 } else { 4e-6 };
+        assert_close(&format!("{name} of {made:?} in {element:?}"), &found[&name], &narrow[&name], wide, floor);
+    }
+}
+
+/// Rule: every output of both families is the reference's, from padded, packed and masked batches, with tables and projections
+/// shared or apart.
+#[test]
+fn every_output_is_the_references() {
+    let padded = |lengths: &[usize], longest: usize| Sequences::padded(lengths, longest).unwrap();
+    let packed = |lengths: &[usize]| Sequences::packed(lengths).unwrap();
+    for made in [MARIAN, BART, APART] {
+        compare(on(), Element::F32, &made, &padded(&[11, 4, 8], 11), &padded(&[7, 7, 3], 7), None);
+        compare(on(), Element::F32, &made, &packed(&[1, 9, 3]), &packed(&[5, 1, 12]), None);
+    }
+    let mask: Vec<u32> = (0..3 * 7).map(|i| u32::from(i % 7 == 0 || i % 3 != 1)).collect();
+    compare(on(), Element::F32, &BART, &padded(&[7, 7, 7], 7), &padded(&[9, 2, 5], 9), Some(&mask));
+    compare(on(), Element::F16, &MARIAN, &packed(&[5, 9]), &padded(&[4, 6], 6), None);
+    compare(on_core(), Element::F16, &BART, &padded(&[5, 9], 9), &packed(&[3, 8]), None);
+}
+
+/// Rule: texts that are written token by token, over memories of packed sources, are those that the reference writes.
+#[test]
+fn texts_are_the_references() {
+    const STEPS: usize = 12;
+    for made in [MARIAN, BART, APART] {
+        let (on, checkpoint) = (on(), checkpoint(&made));
+        let (gpu, model) = (&on.gpu, Seq2Seq::new(&checkpoint).unwrap());
+        let generator = model.generator();
+        let lengths = [6, 2, 9];
+        let (source, rows) = (Sequences::packed(&lengths).unwrap(), lengths.len());
+        let source_ids = ids(17, 3, model.source.vocabulary);
+        let caches = GeneratorCaches::new(rows, STEPS).with_memory(9);
+        let inputs = GeneratorInputs { caches, storage: Element::F32 };
+        let programs: [Program; 3] = [
+            model.encode(&on.kernels, &Inputs::new(source.shape())).unwrap(),
+            generator.remember(&on.kernels, &inputs, rows, 17).unwrap(),
+            generator.step(&on.kernels, &inputs, &StepShape::new(rows, STEPS)).unwrap(),
+        ];
+        let weights = model.weights().unwrap();
+        let mut bindings = gpu.upload_checkpoint(&programs.each_ref(), &checkpoint, &weights, |_| {}).unwrap();
+        // One table on the device for source and target, where the checkpoint has one.
+        assert_eq!(bindings.get("source.token_embedding.weight").is_some(), !model.shared);
+        programs.iter().for_each(|program| gpu.allocate(program, &mut bindings).unwrap());
+        let slots: Vec<_> = lengths.iter().enumerate().map(|(slot, &new)| CachedRows { slot, past: 0, new }).collect();
+        let slots = caches.of_memory(&generator).unwrap().sequences(&slots).unwrap();
+        let row = |slot: usize| Some(DecodeRow { slot, past: 0, id: 0, memory: Some((slot, lengths[slot])) });
+        let state = caches.decode(&generator, &(0..rows).map(row).collect::<Vec<_>>()).unwrap();
+        let sampling = vec![Sampling::greedy(); rows];
+        bindings
+            .set("source.ids", gpu.upload_ids("source ids", &[17], &source_ids, VOCABULARY).unwrap())
+            .set("source.sequences", gpu.upload_sequences(&source).unwrap())
+            .set("memory_sequences", gpu.upload_sequences(&slots).unwrap())
+            .set("state", gpu.upload_u32(&[3 * rows, 8], state.words()).unwrap())
+            .set("sampling", gpu.upload_u32(&[rows, SAMPLING_WORDS], Sampling::words(&sampling)).unwrap());
+        let plans = programs.each_ref().map(|program| program.bind(&bindings.known_to(program)).unwrap());
+        gpu.run(&plans[0]).unwrap();
+        gpu.run(&plans[1]).unwrap();
+        let mut texts = vec![vec![0]; rows];
+        for chunk in gpu.decode(&plans[2], STEPS, 5).unwrap() {
+            for ids in chunk.unwrap().tokens.chunks_exact(rows) {
+                texts.iter_mut().zip(ids).for_each(|(text, &id)| text.push(id));
+            }
+        }
+
+        // What the reference would choose behind each token.
+        let target_ids: Vec<u32> = texts.iter().flat_map(|text| &text[..STEPS]).copied().collect();
+        let target = Sequences::packed(&[STEPS; 3]).unwrap();
+        let host = model.host_weights::<f64>(&checkpoint, &[Output::Logits]).unwrap();
+        let inputs = Seq2SeqInputs {
+            source_ids: &source_ids,
+            source: &source,
+            target_ids: &target_ids,
+            target: &target,
+            key_mask: None,
+        };
+        let logits =
+            model.reference(&host.weights().unwrap(), &inputs, &[Output::Logits]).unwrap().remove("logits").unwrap();
+        let chosen = texts.iter().flat_map(|text| &text[1..]);
+        for (at, (logits, &id)) in logits.chunks_exact(model.target.vocabulary).zip(chosen).enumerate() {
+            let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            assert!(most - logits[id as usize] < 1e-4, "{made:?}: token {at} of {texts:?}");
+        }
+        assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
+    }
+}
+
+/// Rule: a program has the layers, inputs and weights that its outputs need, and no others.
+#[test]
+fn programs_have_what_outputs_need() {
+    let model = read(&config(&BART)).unwrap();
+    let inputs = Inputs::new(BatchShape::cross(2, 5, 6));
+    let names = |outputs: &[Output]| {
+        let program = model.program(&on().kernels, &inputs, outputs).unwrap();
+        program.tensors().map(|(name, ..)| name.to_owned()).collect::<Vec<_>>()
+    };
+    let has = |names: &[String], part: &str| names.iter().any(|name| name.starts_with(part));
+    let encoded = names(&[Output::EncoderHidden(1)]);
+    assert!(has(&encoded, "encoder.layers.0.") && !has(&encoded, "target.ids") && !has(&encoded, "decoder."));
+    let embedded = names(&[Output::DecoderHidden(0)]);
+    assert!(has(&embedded, "target.ids") && !has(&embedded, "source.") && !has(&embedded, "cross."));
+    let early = names(&[Output::CrossAttention(0)]);
+    assert!(has(&early, "decoder.layers.0.") && !has(&early, "decoder.layers.1.") && !has(&early, "head"));
+    assert!(!has(&names(&every_output(&model)), "source.token_embedding"));
+
+    let refused = |inputs: &Inputs, outputs: &[Output]| {
+        model.program(&on().kernels, inputs, outputs).map(drop).unwrap_err().to_string()
+    };
+    assert_eq!(refused(&inputs, &[]), "outputs: expected at least one, found 0");
+    assert_eq!(refused(&inputs, &[Output::CrossAttention(2)]), "outputs: expected layers of the decoder's 2, found 3");
+    assert!(refused(&inputs, &[Output::EncoderHidden(usize::MAX)]).starts_with("outputs"));
+    assert!(refused(&inputs.clone().with_weights(), &[Output::Logits]).starts_with("inputs"));
+    // The first two rows of BART's table are no positions.
+    let long = |t: usize, s: usize| refused(&Inputs::new(BatchShape::cross(1, t, s)), &[Output::Logits]);
+    assert_eq!(long(POSITIONS + 1, 3), "longest target: expected at most 24 positions, found 25");
+    assert_eq!(long(3, POSITIONS + 1), "longest source: expected at most 24 positions, found 25");
+}
+
+/// Rule: a configuration that the crate cannot run is refused by its key, a checkpoint that does not fit it by its tensor.
+#[test]
+fn what_does_not_fit_is_named() {
+    let with = |made: &Made, more: &str| {
+        let text = config(made);
+        format!("{}, {more}}}", text.strip_suffix('}').unwrap())
+    };
+    let both = [
+        r#""model_type": "mbart""#,
+        r#""activation_function": "quick_gelu""#,
+        r#""normalize_before": true"#,
+        r#""add_final_layer_norm": true"#,
+        r#""encoder_attention_heads": 7"#,
+        r#""decoder_attention_heads": 0"#,
+        r#""encoder_layers": 0"#,
+        r#""decoder_layers": 100000"#,
+        r#""d_model": 1e300"#,
+        r#""decoder_ffn_dim": null"#,
+        r#""vocab_size": -3"#,
+        r#""decoder_vocab_size": 45"#,
+        r#""scale_embedding": 2"#,
+        r#""decoder_start_token_id": 46"#,
+        r#""pad_token_id": -1"#,
+        r#""eos_token_id": "end""#,
+    ];
+    let marian = [r#""static_position_embeddings": false"#, r#""normalize_embedding": true"#];
+    let bart = [r#""static_position_embeddings": true"#, r#""normalize_embedding": false"#, r#""extra_pos_embeddings": 1"#];
+    for (made, more) in [(MARIAN, &marian[..]), (MARIAN, &both), (BART, &bart), (BART, &both)] {
+        for more in more {
+            let found = read(&with(&made, more)).unwrap_err().to_string();
+            let key = more.split('"').nth(1).unwrap();
+            assert!(found.starts_with(&format!("config.json: {key}: expected")), "{found}");
+        }
+    }
+    assert!(read(&with(&MARIAN, r#""static_position_embeddings": true"#)).is_ok());
+
+    // A model that its checkpoint does not fit: deeper, wider.
+    let c = checkpoint(&MARIAN);
+    let refused = |sizes: [usize; 7]| {
+        let model = read(&config(&Made { sizes, ..MARIAN })).unwrap();
+        let inputs = Inputs::new(BatchShape::cross(1, 4, 4));
+        let program = model.program(&on().kernels, &inputs, &[Output::Logits]).unwrap();
+        let loaded = on().gpu.upload_checkpoint(&[&program], &c, &model.weights().unwrap(), |_| {});
+        loaded.map(drop).unwrap_err().to_string()
+    };
+    let deeper = refused([24, 4, 3, 40, 36, 2, 2]);
+    assert_eq!(deeper, "model.decoder.layers.1.fc1.bias: the checkpoint has no tensor of this name");
+    let wider = refused([24, 4, 3, 44, 36, 2, 1]);
+    assert_eq!(wider, "model.encoder.layers.0.fc1.bias (for encoder.layers.0.linear1.bias): expected [44], found [40]");
+}
