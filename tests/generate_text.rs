@@ -1,0 +1,138 @@
+//! The example `generate`: the expected greedy texts of GPT-2 and Llama, drawn texts that their seed repeats; what cannot be continued is refused.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+#[path = "../examples/generate/app.rs"]
+mod app;
+#[path = "../examples/shared/cli.rs"]
+#[allow(dead_code)]
+mod cli;
+#[path = "../examples/generate/model.rs"]
+mod model;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use safetensors::SafeTensors;
+
+/// A folder that goes when this does: the model of a conformance case, its tokens written w0 to w100.
+struct Tiny {
+    path: PathBuf,
+    /// The expected text.
+    ids: Vec<u32>,
+}
+
+impl Tiny {
+    fn new(test: &str, case: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tileformer-{}-{test}-{case}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/conformance/huggingface");
+        let bytes = fs::read(cases.join(format!("{case}.safetensors"))).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        fs::write(path.join("config.json"), &header.metadata().as_ref().unwrap()["config"]).unwrap();
+        let case = SafeTensors::deserialize(&bytes).unwrap();
+        let weights = case.iter().filter_map(|(name, view)| Some((name.strip_prefix("w.")?.to_owned(), view)));
+        safetensors::serialize_to_file(weights, None, &path.join("model.safetensors")).unwrap();
+        let words: serde_json::Map<_, _> = (0..101).map(|i| (format!("w{i}"), i.into())).collect();
+        let tokenizer = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+        });
+        fs::write(path.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let ids = case.tensor("out.greedy_ids_row0").unwrap().data().as_chunks().0.iter().map(|&b| u32::from_le_bytes(b));
+        Self { path, ids: ids.collect() }
+    }
+
+    /// What is printed, what is said beside, and the exit code.
+    fn run(&self, arguments: &[&str], input: &[u8]) -> (String, String, u8) {
+        let arguments = [&["generate", "--model", self.path.to_str().unwrap()], arguments].concat();
+        let args = app::Args::try_parse_from(arguments).expect("arguments");
+        let (mut out, mut notices) = (Vec::new(), Vec::new());
+        let code = app::run(&args, input, &mut out, &mut notices);
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (text(out), text(notices), code)
+    }
+
+    /// The text, without how fast it was made.
+    fn text(&self, arguments: &[&str], input: &[u8]) -> String {
+        let (out, notices, code) = self.run(arguments, input);
+        assert!(code == 0 && notices.contains(" tokens per second\n(before that "), "{notices}");
+        out
+    }
+}
+
+impl Drop for Tiny {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn words(ids: &[u32]) -> String {
+    ids.iter().map(|id| format!("w{id}")).collect::<Vec<_>>().join(" ")
+}
+
+/// Rule: greedy texts are the expected ones, in pieces of any size, from an argument and from standard input.
+#[test]
+fn greedy_texts_are_the_expected() {
+    for case in ["gpt2_0", "llama_2"] {
+        let tiny = Tiny::new("greedy", case);
+        let (prompt, whole) = (words(&tiny.ids[..11]), words(&tiny.ids) + "\n");
+        assert_eq!(tiny.text(&["--endless", "--tokens", "24", &prompt], b""), whole, "{case}");
+        let input = format!("{prompt}\n");
+        assert_eq!(tiny.text(&["--endless", "--tokens", "24", "--chunk", "5"], input.as_bytes()), whole, "{case}");
+        // From a shorter prompt, or from none, a text of the length that there is room for.
+        let (out, notices, _) = tiny.run(&["--endless", "--tokens", "1000", ""], b"");
+        assert_eq!(out.split_whitespace().count(), 64, "{notices}");
+        assert!(notices.starts_with("notice: at most 64 new tokens, as the model has 64 positions\n"), "{notices}");
+    }
+}
+
+/// Rule: the same seed draws the same text, another one another; options reach the choice; an end token ends the text unseen.
+#[test]
+fn drawn_texts_are_their_seeds() {
+    let tiny = Tiny::new("drawn", "gpt2_0");
+    let prompt = words(&tiny.ids[..11]);
+    let drawn = |more: &[&str]| tiny.text(&[&["--endless", "--tokens", "24", &prompt], more].concat(), b"");
+    let (hot, greedy) = (["--temperature", "3", "--seed"], words(&tiny.ids) + "\n");
+    let first = drawn(&[&hot[..], &["1"]].concat());
+    assert_eq!(first, drawn(&[&hot[..], &["1", "--chunk", "3"]].concat()));
+    assert_ne!(first, drawn(&[&hot[..], &["2"]].concat()));
+    assert_eq!(greedy, drawn(&[&hot[..], &["1", "--top-k", "1"]].concat()));
+    assert_eq!(greedy, drawn(&[&hot[..], &["1", "--top-p", "0"]].concat()));
+    let fresh = drawn(&["--repetition-penalty", "1000"]);
+    let mut fresh: Vec<&str> = fresh.split_whitespace().skip(11).collect();
+    fresh.sort_unstable();
+    fresh.dedup();
+    assert!(fresh.len() > 20 && !fresh.contains(&"w92"), "{fresh:?}");
+
+    // With the token that ends the expected text's run of w60 as the end token, the text stops in front of it.
+    let config = fs::read_to_string(tiny.path.join("config.json")).unwrap();
+    fs::write(tiny.path.join("config.json"), config.replace("\"eos_token_id\": 1", "\"eos_token_id\": [1, 51]")).unwrap();
+    let end = tiny.ids.iter().position(|&id| id == 51).unwrap();
+    assert_eq!(tiny.text(&["--tokens", "24", &prompt], b""), words(&tiny.ids[..end]) + "\n");
+}
+
+#[test]
+fn what_cannot_be_continued_is_refused() {
+    let tiny = Tiny::new("refused", "llama_2");
+    let long = "w5 ".repeat(65);
+    for (arguments, said, expected) in [
+        (&["--temperature=-1", "w3"][..], "temperature", 2),
+        (&["--top-p", "2", "w3"], "top_p", 2),
+        (&["--repetition-penalty", "0", "w3"], "repetition_penalty", 2),
+        (&[&long], "the text has 65 tokens, and the model 64 positions", 2),
+        (&["--adapter", "no such adapter", "w3"], "no such adapter", 1),
+    ] {
+        let (out, notices, code) = tiny.run(arguments, b"");
+        assert_eq!((out.as_str(), code), ("", expected), "{arguments:?}: {notices}");
+        assert!(notices.contains(said), "{arguments:?}: {notices}");
+    }
+    fs::remove_file(tiny.path.join("tokenizer.json")).unwrap();
+    let (_, notices, code) = tiny.run(&["w3"], b"");
+    assert!(code == 1 && notices.contains("tokenizer.json"), "{notices}");
+    fs::remove_dir_all(&tiny.path).unwrap();
+    let (_, notices, code) = tiny.run(&["w3"], b"");
+    assert!(code == 1 && notices.contains("no such folder"), "{notices}");
+}
