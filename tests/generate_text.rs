@@ -8,6 +8,8 @@ mod app;
 mod cli;
 #[path = "../examples/generate/model.rs"]
 mod model;
+#[path = "../examples/shared/sheet.rs"]
+mod sheet;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -114,12 +116,34 @@ fn drawn_texts_are_their_seeds() {
     assert_eq!(tiny.text(&["--tokens", "24", &prompt], b""), words(&tiny.ids[..end]) + "\n");
 }
 
+/// Rule: a sheet shows every head of every layer, over the prompt and what was made, up to as many tokens as there is room for.
+#[test]
+fn sheets_are_drawn() {
+    for (case, heads) in [("gpt2_0", 2 * 4), ("llama_2", 8)] {
+        let tiny = Tiny::new("sheet", case);
+        let path = tiny.path.join("sheet.svg");
+        let prompt = words(&tiny.ids[..11]);
+        tiny.text(&["--endless", "--tokens", "24", "--attention", path.to_str().unwrap(), &prompt], b"");
+        let svg = fs::read_to_string(&path).unwrap();
+        let shown = |svg: &str, word: &str| svg.lines().filter(|line| line.trim() == word).count();
+        assert_eq!(shown(&svg, "layer 1 head 3"), 1);
+        for id in [tiny.ids[0], tiny.ids[34]] {
+            let times = tiny.ids.iter().filter(|other| **other == id).count();
+            assert_eq!(shown(&svg, &format!("w{id}")), 2 * heads * times, "{case}");
+        }
+        let (_, notices, code) =
+            tiny.run(&["--endless", "--tokens", "54", "--attention", path.to_str().unwrap(), &prompt], b"");
+        assert!(code == 0 && notices.contains("notice: the sheet shows the first 64 of 65 tokens"), "{notices}");
+    }
+}
+
 #[test]
 fn what_cannot_be_continued_is_refused() {
     let tiny = Tiny::new("refused", "llama_2");
     let long = "w5 ".repeat(65);
     for (arguments, said, expected) in [
         (&["--temperature=-1", "w3"][..], "temperature", 2),
+        (&["--attention", "sheet.pdf", "w3"], "sheet.pdf: attention is drawn as SVG", 2),
         (&["--top-p", "2", "w3"], "top_p", 2),
         (&["--repetition-penalty", "0", "w3"], "repetition_penalty", 2),
         (&[&long], "the text has 65 tokens, and the model 64 positions", 2),

@@ -113,7 +113,7 @@ fn draw(engine: &Engine, folder: &Folder, text: &Encoded) -> Result<String, Fail
         let (most, text) = (sheet::MOST_TOKENS, beginning(&text.text));
         return Err(Failure::Usage(format!("--attention draws at most {most} tokens; there are {tokens} in: {text}")));
     }
-    Ok(sheet::draw(engine, folder, text)?)
+    Ok(engine.draw(folder, text)?)
 }
 
 /// Texts in batches of at most `tokens` tokens, or one text, those of like length together.

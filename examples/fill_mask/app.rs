@@ -93,7 +93,7 @@ fn fill(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Result<Str
     let elapsed = start.elapsed();
     if let Some(path) = &args.common.attention {
         for (i, text) in encoded.iter().enumerate() {
-            cli::write_sheet(path, i, &sheet::draw(&engine, &folder, text)?)?;
+            cli::write_sheet(path, i, &engine.draw(&folder, text)?)?;
         }
     }
     let [ms, before] = [elapsed, prepared].map(|d| d.as_secs_f64() * 1e3);

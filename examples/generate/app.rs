@@ -11,6 +11,7 @@ use tileformer::spec::sampling::Sampling;
 
 use crate::cli::{self, Failure};
 use crate::model::{Folder, Text};
+use crate::sheet;
 
 /// Continues a text.
 #[derive(Debug, Parser)]
@@ -51,6 +52,9 @@ pub(crate) struct Args {
     /// Use the adapter with this in its name, in any case
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    /// Draw the attention of every head of every layer over the whole text: an SVG file
+    #[arg(long, value_name = "FILE.svg")]
+    attention: Option<PathBuf>,
     /// List the adapters and end
     #[arg(long)]
     list_adapters: bool,
@@ -73,6 +77,9 @@ fn generate(args: &Args, mut input: impl BufRead, out: &mut dyn Write, notices: 
             text.trim_end_matches(['\r', '\n']).to_owned()
         }
     };
+    if let Some(path) = &args.attention {
+        cli::check_sheets(path, 1)?;
+    }
     let start = Instant::now();
     let model = args.model.as_deref().ok_or_else(|| Failure::Usage("--model names a folder".into()))?;
     let folder = Folder::open(model)?;
@@ -99,24 +106,32 @@ fn generate(args: &Args, mut input: impl BufRead, out: &mut dyn Write, notices: 
     let start = Instant::now();
     // A reader that has gone, as `| head` does, ends the text and is no failure.
     let mut gone = write!(out, "{prompt}").and_then(|()| out.flush()).is_err();
-    let (mut stream, mut made) = (folder.stream(&ids)?, 0);
+    let (mut stream, mut all) = (folder.stream(&ids)?, ids.clone());
     let mut chunks = ready.decode(&gpu, args.chunk as usize)?;
     while let Some(tokens) = if gone { None } else { chunks.next() } {
         let mut piece = String::new();
         for id in tokens? {
-            made += 1;
+            all.push(id);
             piece += &stream.step(id).map_err(|e| e.to_string())?.unwrap_or_default();
         }
         gone = write!(out, "{piece}").and_then(|()| out.flush()).is_err();
     }
     let seconds = start.elapsed().as_secs_f64().max(1e-9);
-    let (name, rate, ms) = (&gpu.info.name, f64::from(made) / seconds, seconds * 1e3);
+    let made = all.len() - ids.len();
+    let (name, rate, ms) = (&gpu.info.name, made as f64 / seconds, seconds * 1e3);
     writeln!(
         notices,
         "{name}: {made} tokens in {ms:.1} ms: {rate:.1} tokens per second\n\
          (before that {prepared:.1} ms for device, weights, pipelines and a prompt of {} tokens)",
         ids.len()
     )?;
+    if let Some(path) = &args.attention {
+        if all.len() > sheet::MOST_TOKENS {
+            writeln!(notices, "notice: the sheet shows the first {} of {} tokens", sheet::MOST_TOKENS, all.len())?;
+            all.truncate(sheet::MOST_TOKENS);
+        }
+        cli::write_sheet(path, 0, &folder.draw(&gpu, &ready, &all)?)?;
+    }
     Ok("\n".into())
 }
 

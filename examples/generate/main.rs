@@ -13,6 +13,8 @@ mod app;
 #[allow(dead_code)]
 mod cli;
 mod model;
+#[path = "../shared/sheet.rs"]
+mod sheet;
 
 use std::io;
 use std::process::ExitCode;

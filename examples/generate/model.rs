@@ -6,16 +6,18 @@ use std::path::Path;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use tileformer::convenience::Gpu;
-use tileformer::layers::{GeneratorInputs, PrefillShape, StepShape};
+use tileformer::layers::{GeneratorInputs, Inputs, PrefillShape, StepShape};
 use tileformer::models::Checkpoint;
-use tileformer::models::causal::CausalModel;
+use tileformer::models::causal::{CausalModel, Output};
 use tileformer::spec::SEQUENCE_WORDS;
 use tileformer::spec::cache::{CachedRows, DecodeRow};
 use tileformer::spec::generator::GeneratorCaches;
 use tileformer::spec::sampling::{MAX_STOPS, SAMPLING_WORDS, Sampling, seen_words};
-use tileformer::{Bindings, Element, Kernels, Plan};
+use tileformer::{BatchShape, Bindings, Element, Kernels, Plan, Sequences};
 use tokenizers::tokenizer::DecodeStream;
 use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
+
+use crate::sheet::{self, Sheet};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -48,6 +50,11 @@ pub(crate) struct Text<'a> {
 
 /// A text whose prompt is in the caches.
 pub(crate) struct Ready {
+    kernels: Kernels,
+    /// With positions for the whole text.
+    model: CausalModel,
+    storage: Element,
+    bindings: Bindings,
     step: Plan,
     steps: usize,
     ends: Vec<u32>,
@@ -152,7 +159,30 @@ impl Folder {
             .set("sampling", gpu.upload_u32(&[1, SAMPLING_WORDS], Sampling::words(&sampling))?)
             .set("bias", gpu.upload_f32(&[vocabulary], &bias)?);
         let step = step.bind(&bindings.known_to(&step))?;
-        Ok(Ready { step, steps: text.steps, ends: stops.to_vec() })
+        let ends = stops.to_vec();
+        Ok(Ready { kernels, model, storage: text.storage, bindings, step, steps: text.steps, ends })
+    }
+
+    /// The attention of a whole text as a sheet, by one forward pass over the same weights.
+    pub(crate) fn draw(&self, gpu: &Gpu, ready: &Ready, ids: &[u32]) -> Result<String> {
+        let outputs: Vec<Output> = (0..ready.model.n_layers).map(Output::Attention).collect();
+        let inputs = Inputs::new(BatchShape::padded(1, ids.len())).with_storage(ready.storage);
+        let program = ready.model.program(&ready.kernels, &inputs, &outputs)?;
+        let mut bindings = ready.bindings.known_to(&program);
+        bindings
+            .set("ids", gpu.upload_u32(&[ids.len()], ids)?)
+            .set("sequences", gpu.upload_sequences(&Sequences::packed(&[ids.len()])?)?);
+        gpu.allocate(&program, &mut bindings)?;
+        gpu.run(&program.bind(&bindings)?)?;
+        let mut layers = Vec::new();
+        for output in &outputs {
+            layers.push(gpu.read_f32(bindings.get(&output.name()).ok_or("the program lacks an output")?)?);
+        }
+        let text = |ids: &[u32]| self.tokenizer.decode(ids, false).map_err(|e| e.to_string());
+        let tokens = ids.iter().map(|&id| Ok(text(&[id])?.trim().to_owned())).collect::<Result<Vec<_>>>()?;
+        let second = vec![false; ids.len()];
+        let n_heads = ready.model.layer.attention.n_heads;
+        sheet::svg(&Sheet { title: &text(ids)?, tokens: &tokens, second: &second, n_heads, layers: &layers })
     }
 }
 

@@ -12,6 +12,7 @@ use tileformer::{BatchShape, Bindings, Element, Kernels, Plan, Role, Sequence, S
 
 use crate::cli::{Common, Failure};
 use crate::folder::{Encoded, Folder, Result};
+use crate::sheet::{self, Sheet};
 
 /// Where models run.
 pub(crate) enum Engine {
@@ -93,6 +94,19 @@ impl Engine {
         }
         let plan = program.bind(&bindings)?;
         Ok(Loaded::Gpu { gpu, plan, bindings, shape, outputs })
+    }
+}
+
+impl Engine {
+    /// The attention of one text as a sheet.
+    pub(crate) fn draw(&self, folder: &Folder, text: &Encoded) -> Result<String> {
+        let outputs: Vec<Output> = (0..folder.bert.n_layers).map(Output::Attention).collect();
+        let loaded = self.load(folder, packed_shape([text.ids.len()]), &outputs)?;
+        let ran = loaded.run(&[text])?;
+        let layers: Vec<Vec<f32>> = outputs.iter().map(|output| ran.get(*output).to_vec()).collect();
+        let second: Vec<bool> = text.segment_ids.iter().map(|&segment| segment > 0).collect();
+        let n_heads = folder.bert.layer.attention.n_heads;
+        sheet::svg(&Sheet { title: &text.text, tokens: &text.tokens, second: &second, n_heads, layers: &layers })
     }
 }
 

@@ -4,10 +4,9 @@
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use tileformer::models::bert::Output;
 
-use crate::engine::{Engine, packed_shape};
-use crate::folder::{Encoded, Folder, Result};
+/// A sheet that was drawn, or why not.
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// The most tokens that a sheet shows.
 pub(crate) const MOST_TOKENS: usize = 64;
@@ -57,17 +56,6 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(197, 79, 160),
     RGBColor(23, 150, 170),
 ];
-
-/// The sheet of one text.
-pub(crate) fn draw(engine: &Engine, folder: &Folder, text: &Encoded) -> Result<String> {
-    let outputs: Vec<Output> = (0..folder.bert.n_layers).map(Output::Attention).collect();
-    let loaded = engine.load(folder, packed_shape([text.ids.len()]), &outputs)?;
-    let ran = loaded.run(&[text])?;
-    let layers: Vec<Vec<f32>> = outputs.iter().map(|output| ran.get(*output).to_vec()).collect();
-    let second: Vec<bool> = text.segment_ids.iter().map(|&segment| segment > 0).collect();
-    let n_heads = folder.bert.layer.attention.n_heads;
-    svg(&Sheet { title: &text.text, tokens: &text.tokens, second: &second, n_heads, layers: &layers })
-}
 
 /// The width of a label as most fonts have it: signs of East Asia are as wide as high, others about half.
 fn width(token: &str) -> i32 {
