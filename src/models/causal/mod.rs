@@ -1,6 +1,6 @@
 //! Causal language models: ids to the logits of what comes next, in one forward pass over whole texts or token by token over caches.
 //!
-//! [`gpt2`](super::gpt2) and [`llama`](super::llama) read configurations; what they give is the same kind of model.
+//! [`gpt2`] and [`llama`] read configurations; what they give is the same kind of model.
 //!
 //! ```no_run
 //! # fn f(gpu: &tileformer::convenience::Gpu, kernels: &tileformer::Kernels) -> Result<(), Box<dyn std::error::Error>> {
