@@ -1,0 +1,25 @@
+//! Translates, by a folder of Marian's as the OPUS-MT project publishes them (Tiedemann and Thottingal, EAMT 2020):
+//!
+//! ```text
+//! cargo run --release --example marian -- --model opus-mt-de-en "Das ist ein Satz." "Und das noch einer."
+//! cargo run --release --example marian -- --model opus-mt-en-ROMANCE ">>fr<< This is a sentence."
+//! ```
+//!
+//! `--model DIR` has config.json, safetensors, source.spm and vocab.json. Each step takes the most probable token.
+
+mod app;
+#[path = "../shared/cli.rs"]
+#[allow(dead_code)]
+mod cli;
+mod pieces;
+mod translator;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = app::Args::parse();
+    app::run(&args, io::stdin().lock(), &mut io::stdout().lock(), &mut io::stderr().lock()).into()
+}

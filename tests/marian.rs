@@ -1,0 +1,144 @@
+//! The example `marian`: pieces from SentencePiece's file, translations that no batch changes; what cannot be translated is refused.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+#[path = "../examples/marian/app.rs"]
+mod app;
+#[path = "../examples/shared/cli.rs"]
+#[allow(dead_code)]
+mod cli;
+#[path = "../examples/marian/pieces.rs"]
+mod pieces;
+#[path = "../examples/marian/translator.rs"]
+mod translator;
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::Parser;
+use pieces::Pieces;
+use safetensors::SafeTensors;
+
+const CASE: &[u8] = include_bytes!("data/conformance/huggingface/marian_0.safetensors");
+
+/// Pieces with their scores; whole words are likelier than their letters.
+fn words() -> Vec<(String, f32)> {
+    let mut words: Vec<(String, f32)> = ["<unk>", "<s>", "</s>"].map(|w| (w.to_owned(), 0.0)).to_vec();
+    words.extend(["▁the", "▁cat", "▁sat", "▁Katze", "▁", "s"].map(|w| (w.to_owned(), -3.0)));
+    words.extend(('a'..='r').map(|c| (c.to_string(), -6.0)));
+    words
+}
+
+fn message(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let length = [bytes.len() as u8 & 0x7f | 0x80, (bytes.len() >> 7) as u8];
+    [&[number << 3 | 2], &length[..], bytes].concat()
+}
+
+/// SentencePiece's file with these pieces.
+fn spm(kind: u8) -> Vec<u8> {
+    let mut file = Vec::new();
+    for (i, (word, score)) in words().iter().enumerate() {
+        let kind = if i == 0 { 2 } else { 1 };
+        let piece = [message(1, word.as_bytes()), vec![2 << 3 | 5], score.to_le_bytes().to_vec(), vec![3 << 3, kind]];
+        file.extend(message(1, &piece.concat()));
+    }
+    file.extend(message(2, &[3 << 3, kind]));
+    file
+}
+
+/// 101 ids, in another order than the pieces.
+fn vocabulary() -> String {
+    let mut all = vec!["<pad>".to_owned(), "</s>".into(), "<unk>".into(), ">>fr<<".into()];
+    all.extend(words().into_iter().skip(3).map(|(word, _)| word));
+    let missing = 101 - all.len();
+    all.extend((0..missing).map(|i| format!("▁word{i}")));
+    let entries: Vec<String> = all.iter().enumerate().map(|(id, word)| format!("{word:?}: {id}")).collect();
+    format!("{{{}}}", entries.join(", "))
+}
+
+/// A folder that goes when this does.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tileformer-marian-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(CASE).unwrap();
+        fs::write(path.join("config.json"), &header.metadata().as_ref().unwrap()["config"]).unwrap();
+        let case = SafeTensors::deserialize(CASE).unwrap();
+        let weights = case.iter().filter_map(|(name, view)| Some((name.strip_prefix("w.")?.to_owned(), view)));
+        safetensors::serialize_to_file(weights, None, &path.join("model.safetensors")).unwrap();
+        fs::write(path.join("source.spm"), spm(1)).unwrap();
+        fs::write(path.join("vocab.json"), vocabulary()).unwrap();
+        Self(path)
+    }
+
+    fn run(&self, arguments: &[&str], input: &[u8]) -> (String, String, u8) {
+        let arguments = [&["marian", "--model", self.0.to_str().unwrap()], arguments].concat();
+        let args = app::Args::try_parse_from(arguments).expect("arguments");
+        let (mut out, mut notices) = (Vec::new(), Vec::new());
+        let code = app::run(&args, input, &mut out, &mut notices);
+        (String::from_utf8(out).unwrap(), String::from_utf8(notices).unwrap(), code)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Rule: the likeliest pieces, the ids of vocab.json, the end token behind them; and back.
+#[test]
+fn pieces_are_the_likeliest() {
+    let pieces = Pieces::new(&spm(1), vocabulary().as_bytes()).unwrap();
+    let ids = |text: &str| pieces.encode(text).unwrap();
+    let (the, cat, sat, blank, s, a) = (4, 5, 6, 8, 9, 10);
+    assert_eq!(ids("the cat  sat "), [the, cat, sat, 1]);
+    assert_eq!(ids("cats as"), [cat, s, blank, a, s, 1]);
+    assert_eq!(ids(">>fr<< the"), [3, the, 1]);
+    assert_eq!(ids("the 猫"), [the, blank, 2, 1]);
+    assert_eq!(ids(""), [1]);
+    assert!(pieces.encode(">>xx<< the").unwrap_err().to_string().contains(">>xx<<"));
+    assert_eq!(pieces.decode(&[the, cat, s, 1, 0]), "the cats");
+
+    let refused = |spm: &[u8], vocabulary: &str| Pieces::new(spm, vocabulary.as_bytes()).map(drop).unwrap_err().to_string();
+    assert!(refused(&spm(2), &vocabulary()).contains("not a unigram model"));
+    assert!(refused(&spm(1), "{}").contains("no </s>"));
+    assert!(refused(&spm(1), "[").contains("vocab.json"));
+    let whole = spm(1);
+    // Cut anywhere, it is fewer pieces or an error.
+    (0..whole.len()).for_each(|end| drop(Pieces::new(&whole[..end], vocabulary().as_bytes())));
+    assert!(refused(&[0xff; 40], &vocabulary()).contains("source.spm"));
+}
+
+/// Rule: a text's translation is the same alone, in a batch that is full, and in one that is not; from arguments and from lines.
+#[test]
+fn batches_change_nothing() {
+    let folder = Folder::new("batches");
+    let texts: Vec<String> = (0..19).map(|i| format!("the {} cat sat", "cab ".repeat(i % 5))).collect();
+    let lines: String = texts.iter().map(|text| format!("{text}\n")).collect();
+    let (all, _, code) = folder.run(&["--longest", "12"], lines.as_bytes());
+    let all: Vec<&str> = all.lines().collect();
+    assert_eq!((all.len(), code), (19, 0));
+    for i in [0, 3, 18] {
+        let (one, notices, code) = folder.run(&["--longest", "12", &texts[i]], b"");
+        assert_eq!((one.trim_end_matches('\n'), code), (all[i], 0));
+        assert!(notices.contains(" per second"), "{notices}");
+    }
+    assert!(all.iter().any(|text| *text != all[0]), "{all:?}");
+    assert_eq!(folder.run(&["--f16", "the cat"], b"").2, 0);
+}
+
+/// Rule: what is missing is named, with the exit code of its kind.
+#[test]
+fn what_is_missing_is_named() {
+    let folder = Folder::new("missing");
+    assert_eq!(folder.run(&[], b" \n").2, 2);
+    fs::remove_file(folder.0.join("source.spm")).unwrap();
+    let (out, notices, code) = folder.run(&["the cat"], b"");
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert!(notices.contains("source.spm"), "{notices}");
+    let nowhere = Folder(folder.0.join("nowhere"));
+    assert_eq!(nowhere.run(&["the cat"], b"").2, 2);
+}
