@@ -1,6 +1,6 @@
-// Uniform numbers in −scale … scale, by a hash of seed and element: the same on every adapter.
+// Uniform numbers in −scale … scale, by a hash of seed and element: the same on every adapter. A tensor comes in parts.
 
-struct Params { words: u32, seed: u32, pairs: u32, scale: f32 }
+struct Params { words: u32, seed: u32, pairs: u32, scale: f32, first: u32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> tensor: array<u32>;
@@ -21,9 +21,10 @@ fn number(element: u32) -> f32 {
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let word = (id.y * 32768u + id.x) * 64u + thread;
   if word >= params.words { return; }
+  let n = params.first + word;
   if params.pairs != 0u {
-    tensor[word] = pack2x16float(vec2<f32>(number(2u * word), number(2u * word + 1u)));
+    tensor[word] = pack2x16float(vec2<f32>(number(2u * n), number(2u * n + 1u)));
   } else {
-    tensor[word] = bitcast<u32>(number(word));
+    tensor[word] = bitcast<u32>(number(n));
   }
 }

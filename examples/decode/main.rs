@@ -76,7 +76,7 @@ struct Arguments {
     /// Part of the adapter's name.
     #[arg(long)]
     adapter: Option<String>,
-    /// Prints the dispatches of a step.
+    /// Prints the dispatches of a step, and the time of each in a step over rows that have ended unless more steps are left.
     #[arg(long)]
     describe: bool,
 }
@@ -124,6 +124,10 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
         let decode = Decode::new(&gpu, &kernels, (&generator, &weights, element), run, sampling)?;
         if arguments.describe {
             println!("{}", decode.step.describe());
+            decode.decode(arguments.chunk)?;
+            for (label, nanoseconds) in gpu.time(&decode.step)? {
+                println!("{label:<34} {:>10.1} µs", nanoseconds * 1e-3);
+            }
         }
         // The first run compiles what the driver left.
         decode.decode(arguments.chunk)?;
