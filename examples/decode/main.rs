@@ -76,6 +76,9 @@ struct Arguments {
     /// Part of the adapter's name.
     #[arg(long)]
     adapter: Option<String>,
+    /// Times a step without caches beside, one text, all of its rows anew.
+    #[arg(long)]
+    uncached: bool,
     /// Prints the dispatches of a step, and the time of each in a step over rows that have ended unless more steps are left.
     #[arg(long)]
     describe: bool,
@@ -116,8 +119,16 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     let generator = sizes.generator(longest + steps);
     let weights = model::weights(&gpu, &kernels, &generator, element, arguments.seed)?;
     println!(
-        "{:>8} {:>12} {:>12} {:>11} {:>14} {:>12} {:>10} {:>13}",
-        "context", "tokens/s", "ms a step", "dispatches", "bytes a token", "roofline ms", "reached", "host µs/step"
+        "{:>8} {:>12} {:>12} {:>11} {:>14} {:>12} {:>10} {:>13} {:>11}",
+        "context",
+        "tokens/s",
+        "ms a step",
+        "dispatches",
+        "bytes a token",
+        "roofline ms",
+        "reached",
+        "host µs/step",
+        "prefill ms"
     );
     for &context in &arguments.context {
         let run = Run { batch, context, steps };
@@ -129,7 +140,8 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
                 println!("{label:<34} {:>10.1} µs", nanoseconds * 1e-3);
             }
         }
-        // The first run compiles what the driver left.
+        // The first run compiles what the driver left; a second prefill is without that too.
+        let decode = Decode::new(&gpu, &kernels, (&generator, &weights, element), run, sampling)?;
         decode.decode(arguments.chunk)?;
         let (time, _) = decode.decode(arguments.chunk)?;
         let dispatches = decode.step.program().dispatches().len();
@@ -139,14 +151,25 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
         // A copy's bytes are read and written: reading alone goes as fast.
         let least = bytes as f64 / probes.copy + dispatches as f64 * probes.dispatch;
         println!(
-            "{context:>8} {:>12.1} {:>12.3} {dispatches:>11} {:>14} {:>12.3} {:>9.1} % {:>12.1}",
+            "{context:>8} {:>12.1} {:>12.3} {dispatches:>11} {:>14} {:>12.3} {:>9.1} % {:>12.1} {:>11.1}",
             batch as f64 / step,
             step * 1e3,
             bytes / batch as u64,
             least * 1e3,
             100.0 * least / step,
             host * 1e6,
+            decode.prefill.as_secs_f64() * 1e3,
         );
+        if arguments.uncached {
+            let without = model::uncached(&gpu, &kernels, (&generator, &weights, element), context)?;
+            let times = without / (step / batch as f64);
+            println!(
+                "{:>8} {:>12.1} {:>12.3}   without caches: {times:.1} times the time of a token",
+                "",
+                1.0 / without,
+                without * 1e3
+            );
+        }
     }
     Ok(())
 }

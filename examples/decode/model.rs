@@ -8,7 +8,8 @@ use tileformer::spec::cache::{CachedRows, DecodeRow};
 use tileformer::spec::generator::{Generator, GeneratorCaches, GeneratorStack};
 use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
 use tileformer::{
-    Activation, AttentionOptions, Bindings, Element, Kernels, Plan, Program, Result, Role, Scratch, TensorView, wgpu,
+    Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Layout, Plan, Program, Result, Role,
+    Scratch, Sequences, TensorView, wgpu,
 };
 
 use crate::fill::Fill;
@@ -59,6 +60,9 @@ pub(crate) struct Decode<'a> {
     state: TensorView,
     first: Vec<u32>,
     run: Run,
+    /// How long the prompts took into the caches, pipelines included.
+    #[allow(dead_code)] // The bench, which has this file too, has no such row.
+    pub(crate) prefill: Duration,
     pub(crate) step: Plan,
 }
 
@@ -99,9 +103,12 @@ impl<'a> Decode<'a> {
         let prompt = |b: usize, i: usize| ((b * 7919 + i * 104_729) % generator.embedding.vocabulary) as u32;
         // The last token of a prompt is the first step's.
         let rows = run.context.saturating_sub(1);
+        let start = Instant::now();
         if rows > 0 {
             prefill(gpu, kernels, (generator, &inputs), &bindings, run.batch, rows, prompt)?;
         }
+        gpu.wait()?;
+        let prefill = start.elapsed();
         let scratch = Scratch::shared(&[&step])?;
         let step = step.bind_with(&bindings.known_to(&step), &scratch)?;
         let row = |slot| Some(DecodeRow { slot, past: rows, id: prompt(slot, rows), memory: None });
@@ -109,7 +116,7 @@ impl<'a> Decode<'a> {
         let state = step.view("state").cloned();
         let state =
             state.ok_or_else(|| tileformer::Error::Missing { tensor: "state".into(), expected: "a step's".into() })?;
-        Ok(Self { gpu, state, first, run, step })
+        Ok(Self { gpu, state, first, run, prefill, step })
     }
 
     /// Decodes all steps in chunks, from the prompts on: the time from the first submission to the last ids, and the ids (steps, B).
@@ -152,6 +159,44 @@ impl Decode<'_> {
         self.gpu.wait()?;
         Ok(best)
     }
+}
+
+/// Seconds of a step without caches: all `rows` rows of a text through every layer, and the logits of the last one.
+///
+/// # Errors
+/// As [`Decode::new`].
+#[allow(dead_code)] // The bench, which has this file too, has no such row.
+pub(crate) fn uncached(
+    gpu: &Gpu,
+    kernels: &Kernels,
+    (generator, weights, element): (&Generator, &Bindings, Element),
+    rows: usize,
+) -> Result<f64> {
+    let GeneratorStack::Encoder(stack) = &generator.stack else { return Ok(f64::NAN) };
+    let mut b = Builder::new(kernels, "uncached step").with_storage(element)?;
+    let attention = &stack.layer.attention;
+    let batch = b.batch("", &attention.options, attention.n_heads, BatchShape::padded(1, rows), None)?;
+    let layout = Layout::contiguous(&[rows, generator.embedding.d_model])?;
+    let (x, y) = (b.scratch("embedded", element, layout)?, b.scratch("y", element, layout)?);
+    b.embed("", &generator.embedding, &batch, x)?;
+    b.encoder("", stack, &batch, x, false, y)?;
+    let logits = b.output("logits", element, Layout::contiguous(&[1, generator.embedding.vocabulary])?)?;
+    b.head(&generator.head_weight, None, y.narrow(0, rows - 1, 1)?, logits)?;
+    let program = b.finish()?;
+    let mut bindings = weights.known_to(&program);
+    bindings
+        .set("ids", gpu.zeros(Element::U32, &[rows])?)
+        .set("sequences", gpu.upload_sequences(&Sequences::padded(&[rows], rows)?)?);
+    gpu.allocate(&program, &mut bindings)?;
+    let plan = program.bind(&bindings)?;
+    gpu.run(&plan)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let start = Instant::now();
+        gpu.run(&plan)?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(best)
 }
 
 /// The most new rows of a prefill.
