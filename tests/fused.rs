@@ -10,7 +10,7 @@ use common::attention::{
 };
 use common::{
     Done, EPS, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_core,
-    on_invariant, pick, seeded, storage_floor, stored, sum_floor,
+    on_invariant, on_pinned, pick, seeded, storage_floor, stored, sum_floor,
 };
 use rand::RngExt;
 use tileformer::kernels::{AttentionWeights, FusedAttention};
@@ -315,6 +315,15 @@ fn edges_of_tiles_in_every_form() {
                 check("classes", &case, false, &Data::of(&case, "classes", number as u64)).note(&mut reached);
             }
         }
+    }
+    // On CPU adapters the table has the next class for heads of 80.
+    let of_gpus = tileformer::kernels::variants().into_iter().find(|v| v.name() == "attention.f32x4.64x40.v80").unwrap();
+    let on = on_pinned(of_gpus);
+    for (number, (t, size)) in [(1, 76), (39, 80), (70, 80), (129, 68)].into_iter().enumerate() {
+        let mut case = Case::plain([2, t, 81], [2, 1], [size, size], Place::ALL[number % 2]);
+        case.options.causal = number % 2 == 1;
+        let data = Data::of(&case, "pinned", number as u64);
+        check_stored("pinned", &case, &on, Element::F32, &data).note(&mut reached);
     }
     assert_all_variants("attention", &reached);
 }

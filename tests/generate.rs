@@ -4,7 +4,7 @@
 mod common;
 
 use common::cases::{Data, Twin, invariant_kernels, kernels};
-use common::generating::{Session, Text, generators, seeded_session, texts, twin_rows};
+use common::generating::{Session, Text, generators, seeded_session, session_of, texts, twin_rows};
 use common::{gpu, seeded};
 use tileformer::layers::StepShape;
 use tileformer::spec::cache::{CachedRows, DecodeProgress, DecodeRow, DecodeState, STATE_WORDS};
@@ -228,4 +228,29 @@ fn prefill_is_batch_invariant() {
             assert!([1, 7, 16].into_iter().all(|p| bits(p, slot) == whole), "{name}, slot {slot}");
         }
     }
+}
+
+/// Rule: batch invariant, a row of 32 is itself in a program for one row, and where half of the others have left.
+#[test]
+fn a_row_of_many_is_itself_alone() {
+    const ROWS: usize = 32;
+    let (name, generator) = generators().swap_remove(0);
+    let mut rng = seeded(name, 2);
+    let session = session_of(invariant_kernels(), &generator, Element::F32, ROWS, &mut rng);
+    let lengths: Vec<usize> = (0..ROWS).map(|i| 1 + (i * 7 + 4) % 33).collect();
+    let texts = texts(&generator, &lengths, &[], &mut rng);
+    let all: Vec<_> = texts.iter().map(Some).collect();
+    let seeds: Vec<_> = (0..ROWS as u64).map(Sampling::sampled).collect();
+    prefill(&session, &all, 64);
+    let together = decode(&session, &all, &seeds, 8);
+
+    prefill(&session, &all, 9);
+    let half: Vec<_> = all.iter().enumerate().map(|(b, text)| text.filter(|_| b % 2 == 0)).collect();
+    let without = decode(&session, &half, &seeds, 8);
+    for b in (0..ROWS).step_by(2) {
+        assert_eq!((&without.ids[b], &without.log_probs[b]), (&together.ids[b], &together.log_probs[b]), "row {b}");
+    }
+    prefill(&session, &all[..1], 3);
+    let alone = decode(&session, &all[..1], &seeds[..1], 5);
+    assert_eq!((&alone.ids[0], &alone.log_probs[0]), (&together.ids[0], &together.log_probs[0]));
 }

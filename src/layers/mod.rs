@@ -115,6 +115,7 @@ impl Builder {
         shape: BatchShape,
         mask: Option<Layout>,
     ) -> Result<Batch> {
+        shape.check()?;
         let sequences = Layout::contiguous(&[shape.sequences, SEQUENCE_WORDS])?;
         let sequences = self.input(&format!("{prefix}sequences"), Element::U32, sequences)?;
         self.batch_of(prefix, options, n_heads, shape, mask, sequences)

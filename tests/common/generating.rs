@@ -225,7 +225,12 @@ pub fn generators() -> Vec<(&'static str, Generator)> {
 }
 
 pub fn seeded_session(kernels: &Kernels, generator: &Generator, storage: Element, rng: &mut StdRng) -> Session {
-    let caches = GeneratorCaches::new(4, CAPACITY);
+    session_of(kernels, generator, storage, 4, rng)
+}
+
+/// The same with so many slots.
+pub fn session_of(kernels: &Kernels, generator: &Generator, storage: Element, slots: usize, rng: &mut StdRng) -> Session {
+    let caches = GeneratorCaches::new(slots, CAPACITY);
     let caches = if generator.cross_attention().is_some() { caches.with_memory(19) } else { caches };
     let inputs = GeneratorInputs { caches, storage };
     let shape = PrefillShape { sequences: 1, rows: 1, longest: 1, hidden: true };
