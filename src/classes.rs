@@ -68,6 +68,9 @@ pub(crate) const FEW_8_NORMED: Class = class!("8x1", THREADS: 8, K_THREADS: 1, R
 /// Four rows, 16 columns, 16 threads along k for every four: any storage.
 pub(crate) const FEW_4_ANY: Class = class!("4x16", THREADS: 64, K_THREADS: 16, ROWS: 4, NORMED: 1, CHUNK: 0);
 
+/// Four rows that are not in groups of four, on a CPU: summed in the order of the aligned classes, so that an offset changes no bit.
+pub(crate) const FEW_4: Class = class!("4x1", THREADS: 8, K_THREADS: 1, ROWS: 4, NORMED: 1, CHUNK: 0);
+
 /// One row, 64 threads along k: a subgroup reads half a KiB of a row at once, and four times the threads keep loads in flight.
 pub(crate) const FEW_1_WIDE: Class = class!("1x64", THREADS: 64, K_THREADS: 64, ROWS: 1, NORMED: 1, CHUNK: 0);
 
@@ -189,7 +192,8 @@ pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
     let same = |names: &[&Class]| names.iter().any(|c| c.name == class.name);
     match class {
         _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &PLAIN_128]) => &PLAIN_64,
-        _ if same(&[&FEW_1, &FEW_8, &FEW_1_NORMED, &FEW_8_NORMED, &FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_4_ANY,
+        _ if same(&[&FEW_1, &FEW_8, &FEW_1_NORMED, &FEW_8_NORMED]) => &FEW_4,
+        _ if same(&[&FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_4_ANY,
         _ if same(&[&ROW_128]) => &ROWS_32,
         _ if same(&[&SPLIT_1]) => &SPLIT_8,
         _ if same(&[&HEADS_32]) => &HEADS_64,

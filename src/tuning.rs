@@ -1,7 +1,7 @@
 //! The table of variants: which compiled form of a kernel serves which shape on which device, and why.
 
 use crate::classes::{
-    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4_ANY, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
+    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_ANY, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32,
     MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
     MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64,
@@ -282,6 +282,14 @@ static TABLE: &[Row] = &[
     row(
         Operation::Linear,
         "linear_few",
+        &FEW_4,
+        |c, _| Storage::SINGLES_ON_CPUS.contains(&c.storage),
+        |c, d| d.cpu && (c.columns <= 32 || c.takes_few(40)),
+        "the same for what is not in groups of four, summed in the same order",
+    ),
+    row(
+        Operation::Linear,
+        "linear_few",
         &FEW_4_ANY,
         |c, _| !c.storage.in_fours(),
         |c, d| c.columns <= 32 || c.takes_few(if d.cpu { 40 } else { 16 }),
@@ -358,6 +366,14 @@ static TABLE: &[Row] = &[
     row(
         Operation::LinearFew,
         "",
+        &FEW_4,
+        |c, _| Storage::SINGLES_ON_CPUS.contains(&c.storage),
+        |_, d| d.cpu,
+        "what is not in groups of four, on a CPU",
+    ),
+    row(
+        Operation::LinearFew,
+        "",
         &FEW_4_ANY,
         |c, _| !c.storage.in_fours(),
         ANY,
@@ -381,6 +397,14 @@ static TABLE: &[Row] = &[
     ),
     row(Operation::LinearNormed, "", &FEW_1_WIDE, FOURS, |c, _| c.rows == 1, "one row on a GPU: memory is the limit"),
     row(Operation::LinearNormed, "", &FEW_8_WIDE, FOURS, ANY, "more rows on a GPU: eight share every read of a weight"),
+    row(
+        Operation::LinearNormed,
+        "",
+        &FEW_4,
+        |c, _| Storage::SINGLES_ON_CPUS.contains(&c.storage),
+        |_, d| d.cpu,
+        "what is not in groups of four, on a CPU",
+    ),
     row(
         Operation::LinearNormed,
         "",

@@ -47,7 +47,7 @@ pub use rotary::{Rotary, RotaryPositions};
 pub use visibility::Visibility;
 
 use crate::classes::{
-    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4_ANY, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
+    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_ANY, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32,
     MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
     MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, REDUCE, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32,
@@ -100,12 +100,15 @@ static FAMILIES: &[Family] = &[
     family(&linear::KERNEL_SUM, &[&FLAT], Storage::ALL),
     family(&linear_few::KERNEL, &[&FEW_1, &FEW_8, &FEW_1_NORMED, &FEW_8_NORMED], Storage::FOURS_ON_CPUS),
     family(&linear_few::KERNEL, &[&FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
+    family(&linear_few::KERNEL, &[&FEW_4], Storage::SINGLES_ON_CPUS),
     family(&linear_few::KERNEL, &[&FEW_4_ANY], Storage::SINGLES),
     family(&linear_few::KERNEL_APPEND, &[&FEW_1_NORMED, &FEW_8_NORMED], Storage::FOURS_ON_CPUS),
     family(&linear_few::KERNEL_APPEND, &[&FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
+    family(&linear_few::KERNEL_APPEND, &[&FEW_4], Storage::SINGLES_ON_CPUS),
     family(&linear_few::KERNEL_APPEND, &[&FEW_4_ANY], Storage::SINGLES),
     family(&linear_few::KERNEL_LOGITS, &[&FEW_1_NORMED, &FEW_8_NORMED], Storage::FOURS_ON_CPUS),
     family(&linear_few::KERNEL_LOGITS, &[&FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
+    family(&linear_few::KERNEL_LOGITS, &[&FEW_4], Storage::SINGLES_ON_CPUS),
     family(&linear_few::KERNEL_LOGITS, &[&FEW_4_ANY], Storage::SINGLES),
     matrix_family(&linear::KERNEL_MATRIX, &[&MATRIX_128, &MATRIX_64, &MATRIX_32, &MATRIX_64_M8, &MATRIX_32_M8]),
     Family { storages: Storage::WIDE, ..matrix_family(&linear::KERNEL_HALVES, &[&HALVES_128, &HALVES_64, &HALVES_64_M8]) },
