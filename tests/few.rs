@@ -223,6 +223,11 @@ fn halved(case: Case, number: usize) -> Case {
 const ROWS: [usize; 18] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 33];
 
 /// Rule: whatever is fused, and however many rows there are, every form gives norm, projection, activation and residual of the
+/// Where no group of four survives, and pairs do in f16.
+fn unaligned(element: Element) -> Place {
+    if element == Element::F16 { Place::EVEN } else { Place::OFF_BY_ONE }
+}
+
 /// rows that some sequence has, and writes no other.
 #[test]
 fn every_number_of_rows_in_every_form() {
@@ -239,6 +244,12 @@ fn every_number_of_rows_in_every_form() {
                 check(on, "few", case, &data, &mut reached);
             }
         }
+        let (rng, place) = (&mut seeded("few unaligned", 0), unaligned(element));
+        let case = Case { d_in: 66, d_out: 38, place, ..random_case(rng, 3) };
+        let case = if element == Element::F16 { halved(case, 0) } else { case };
+        let case = Case { place, ..case };
+        let data = data(&case, rng);
+        forms.iter().for_each(|on| check(on, "unaligned", case, &data, &mut reached));
         assert_all_stored_variants("linear_few", element, &reached);
     }
 }
@@ -439,6 +450,12 @@ fn logits_and_their_maxima() {
                 done.note(&mut reached);
             }
         }
+        let (rng, place) = (&mut seeded("logits unaligned", 0), unaligned(element));
+        let case = Case { residual: false, ..random_case(rng, 3) };
+        let case = if element == Element::F16 { halved(case, 0) } else { case };
+        let case = Case { d_in: 66, d_out: 130, place, ..case };
+        let data = data(&case, rng);
+        forms.iter().for_each(|on| check_logits(on, &case, &data).note(&mut reached));
         assert_all_stored_variants("linear_logits", element, &reached);
     }
 }
