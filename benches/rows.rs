@@ -45,7 +45,7 @@ impl Row {
     /// As [`Program::bind`].
     pub(crate) fn plans(&self, gpu: &Gpu, program: &Program) -> Result<Vec<Plan>> {
         let scratch = Scratch::shared(&[program])?;
-        let data = self.task.data();
+        let data = self.task.data()?;
         let mut random = Random::new();
         let mut bindings = Bindings::new();
         let mut plans = Vec::new();
@@ -143,6 +143,7 @@ pub(crate) fn full() -> Vec<Row> {
         ("embedding-768", Task::Embedding([256, 128, 768])),
         ("pool-384", Task::Pool([256, 128, 384])),
         ("argmax-50257", Task::Argmax([4096, 50257])),
+        ("choose-50257", Task::Choose([32, 50257])),
         ("bert-layer-128", encoder([32, 128], [768, 12, 3072], 1)),
         ("bert-layer-512", encoder([8, 512], [768, 12, 3072], 1)),
         ("base-decoder", Task::Decoder { batch: [32, 64], sizes: [512, 8, 2048] }),
@@ -169,6 +170,7 @@ pub(crate) fn small() -> Vec<Row> {
         ("embedding-768", Task::Embedding([4, 128, 768])),
         ("pool-384", Task::Pool([8, 128, 384])),
         ("argmax-50257", Task::Argmax([8, 50257])),
+        ("choose-50257", Task::Choose([8, 50257])),
         ("bert-layer-128", encoder([1, 128], [768, 12, 3072])),
         ("bert-layer-512", encoder([1, 512], [256, 4, 1024])),
         ("bert-layer-32", encoder([8, 32], [256, 4, 1024])),

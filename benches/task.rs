@@ -5,10 +5,19 @@
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tileformer::{Activation, Element, Sequences};
+use tileformer::spec::cache::{CacheShape, DecodeRow, DecodeState};
+use tileformer::{Activation, Element, Result, Sampling, Sequences};
 
 /// The rows of the token table of an embedding.
 pub(crate) const VOCABULARY: usize = 30522;
+
+/// The keys of a slot: more than a row that is timed draws tokens.
+pub(crate) const CAPACITY: usize = 1 << 20;
+
+/// How the next token is drawn.
+const TEMPERATURE: f32 = 0.8;
+const TOP_K: u32 = 50;
+const TOP_P: f32 = 0.95;
 
 /// What limits a row, and how much of it one call needs.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +106,8 @@ pub(crate) enum Task {
     Pool([usize; 3]),
     /// The largest element of each row of logits: rows, columns.
     Argmax([usize; 2]),
+    /// The next token of each row of logits, drawn by temperature, top-k and top-p: rows, columns.
+    Choose([usize; 2]),
     /// Post-norm encoder layers with GELU over padded sequences.
     Encoder { batch: [usize; 2], sizes: [usize; 3], layers: usize },
     /// A causal post-norm decoder layer with ReLU, over as many rows of memory.
@@ -124,6 +135,9 @@ impl Task {
             Self::Embedding([b, t, c]) => format!("embedding {}×{c}, token + position + segment", b * t),
             Self::Pool([b, t, c]) => format!("pool {b}×{t}×{c}, mean of length 1"),
             Self::Argmax([rows, columns]) => format!("argmax {rows}×{columns}"),
+            Self::Choose([rows, columns]) => {
+                format!("choose {rows}×{columns}, temperature {TEMPERATURE}, top-k {TOP_K}, top-p {TOP_P}")
+            }
             Self::Encoder { batch, sizes, layers: 1 } => format!("encoder layer {}, Gelu", layer(*batch, *sizes)),
             Self::Encoder { batch, sizes, layers } => {
                 format!("encoder of {layers} layers {}, Gelu", layer(*batch, *sizes))
@@ -135,7 +149,10 @@ impl Task {
     /// Whether there is the task in f16: scores and probabilities are f32 whatever the rest is, and so is what else works on them
     /// alone.
     pub(crate) fn has_f16(&self) -> bool {
-        !matches!(self, Self::Scores(_) | Self::Values(_) | Self::Additive(_) | Self::Softmax(_) | Self::Argmax(_))
+        !matches!(
+            self,
+            Self::Scores(_) | Self::Values(_) | Self::Additive(_) | Self::Softmax(_) | Self::Argmax(_) | Self::Choose(_)
+        )
     }
 
     /// The work in numbers, for tensors of `element`.
@@ -158,7 +175,7 @@ impl Task {
             // The position and segment tables stay in a cache: only the token's row and y count.
             Self::Embedding([b, t, c]) => bytes(2 * b * t * c),
             Self::Pool([b, t, c]) => bytes(b * (t + 1) * c),
-            Self::Argmax([rows, columns]) => bytes(rows * columns),
+            Self::Argmax([rows, columns]) | Self::Choose([rows, columns]) => bytes(rows * columns),
             Self::Encoder { batch: [b, t], sizes: [c, _, f], layers } => {
                 Work::Flops((layers * b * t * (2 * (4 * c * c + 2 * c * f) + 4 * t * c)) as u64)
             }
@@ -170,8 +187,11 @@ impl Task {
     }
 
     /// `u32` inputs by name; other tensors are random.
-    pub(crate) fn data(&self) -> Vec<(&'static str, Vec<u32>)> {
-        match self {
+    ///
+    /// # Errors
+    /// None that these sizes cause.
+    pub(crate) fn data(&self) -> Result<Vec<(&'static str, Vec<u32>)>> {
+        Ok(match self {
             Self::Attention(heads) => sequences("sequences", heads.t, &heads.lengths, heads.s),
             Self::Embedding([batch, t, _]) => {
                 let mut rng = StdRng::seed_from_u64(1);
@@ -183,13 +203,21 @@ impl Task {
             Self::Pool([batch, t, _]) | Self::Encoder { batch: [batch, t], .. } => {
                 sequences("sequences", *t, &vec![*t; *batch], *t)
             }
+            Self::Choose([rows, _]) => {
+                let cache = CacheShape { slots: *rows, n_kv_heads: 1, capacity: CAPACITY, width: 1 };
+                let row = |slot| Some(DecodeRow { slot, past: 128, id: 0, memory: None });
+                let state = DecodeState::new(&cache, None, &(0..*rows).map(row).collect::<Vec<_>>())?;
+                let draw = |row| Sampling::sampled(row).with_temperature(TEMPERATURE)?.with_top_k(TOP_K).with_top_p(TOP_P);
+                let sampling = (0..*rows as u64).map(draw).collect::<Result<Vec<_>>>()?;
+                vec![("state", state.words().to_vec()), ("sampling", Sampling::words(&sampling).to_vec())]
+            }
             Self::Decoder { batch: [batch, t], .. } => {
                 let mut data = sequences("sequences", *t, &vec![*t; *batch], *t);
                 data.extend(sequences("cross_sequences", *t, &vec![*t; *batch], *t));
                 data
             }
             _ => Vec::new(),
-        }
+        })
     }
 }
 

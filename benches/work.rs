@@ -1,14 +1,16 @@
 //! The programs of the speed table's rows: from a task to dispatches.
 
 use tileformer::kernels::{
-    ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, EmbeddingRows, FusedAttention, LayerNorm,
-    Linear, MaskedSoftmax, Pool, Visibility,
+    ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, Choose, EmbeddingRows, FusedAttention,
+    LayerNorm, Linear, MaskedSoftmax, Pool, Visibility,
 };
 use tileformer::layers::{DecoderLayer, Encoder, EncoderLayer, Inputs};
 use tileformer::spec::Pooling;
+use tileformer::spec::cache::{DecodeState, STATE_WORDS};
+use tileformer::spec::sampling::SAMPLING_WORDS;
 use tileformer::{Activation, AttentionOptions, BatchShape, Builder, Element, Kernels, Layout, Program, Result, Tensor};
 
-use crate::task::{Heads, Task, VOCABULARY};
+use crate::task::{CAPACITY, Heads, Task, VOCABULARY};
 
 /// The program that does a task, its tensors of `element`.
 ///
@@ -29,6 +31,7 @@ pub(crate) fn program(task: &Task, element: Element, kernels: &Kernels, name: &s
         Task::Embedding(sizes) => embedding(&mut rows, *sizes)?,
         Task::Pool(sizes) => pool(&mut rows, *sizes)?,
         Task::Argmax(sizes) => argmax(&mut rows, *sizes)?,
+        Task::Choose(sizes) => choose(&mut rows, *sizes)?,
         Task::Encoder { batch: [batch, t], sizes: [d_model, n_heads, d_ff], layers } => {
             let mut layer = EncoderLayer::new(*d_model, *n_heads, *d_ff);
             layer.feed_forward.activation = Activation::Gelu;
@@ -166,4 +169,13 @@ fn argmax(rows: &mut Rows<'_>, sizes: [usize; 2]) -> Result<()> {
     let x = rows.input("x", &sizes)?;
     let ids = rows.b.output("ids", Element::U32, Layout::contiguous(&sizes[..1])?)?;
     rows.b.argmax("argmax", &Argmax { x, ids })
+}
+
+fn choose(rows: &mut Rows<'_>, [batch, columns]: [usize; 2]) -> Result<()> {
+    let logits = rows.input("logits", &[batch, columns])?;
+    let sampling = rows.input_u32("sampling", &[batch, SAMPLING_WORDS])?;
+    let state = Layout::contiguous(&[DecodeState::rows(batch, false), STATE_WORDS])?;
+    let state = rows.b.state("state", Element::U32, state)?;
+    let tokens = rows.b.output("tokens", Element::U32, Layout::contiguous(&[1, batch])?)?;
+    rows.b.choose("choose", &Choose::new(logits, sampling, state, CAPACITY, tokens))
 }

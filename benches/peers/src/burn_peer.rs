@@ -116,7 +116,9 @@ impl Burn {
                 };
                 (call(forward), "TransformerDecoder")
             }
-            Task::Additive(_) | Task::Embedding(_) => return Err("burn has no one operation for it".into()),
+            Task::Additive(_) | Task::Embedding(_) | Task::Pool(_) | Task::Choose(_) => {
+                return Err("burn has no one operation for it".into());
+            }
         })
     }
 
