@@ -69,6 +69,13 @@ impl Options {
 
     /// With one more variant that is taken wherever it can run: its kernel, class and tier; storage and outputs are the
     /// tensors'. The first pinned one that can run wins.
+    ///
+    /// ```
+    /// use tileformer::{Options, kernels};
+    /// let plain = kernels::variants().into_iter().find(|variant| variant.name() == "linear.f32x4.64x64x16-plain");
+    /// let options = plain.into_iter().fold(Options::default(), Options::with_pinned);
+    /// assert_eq!(options.pinned.len(), 1);
+    /// ```
     #[must_use]
     pub fn with_pinned(mut self, variant: Variant) -> Self {
         self.pinned.push(variant);
@@ -145,7 +152,7 @@ pub(crate) struct Pipeline {
 /// The crate on one device: holds its compiled pipelines. A clone is another handle of the same.
 ///
 /// Makes no device of its own and never sees a queue. Compilation happens when a plan is bound, or ahead of it by
-/// [`Kernels::warm_up`].
+/// [`Kernels::warm_up`], which alone can wait for what a browser says of a shader.
 #[derive(Clone)]
 pub struct Kernels {
     inner: Arc<Inner>,
@@ -351,8 +358,8 @@ fn layout_entry(binding: u32, writes: bool) -> wgpu::BindGroupLayoutEntry {
     }
 }
 
-/// The value of a future that is ready, as error scopes are everywhere but in a browser; `None` where it is not: there the
-/// page's own error handler reports.
+/// The value of a future that is ready, as error scopes are everywhere but in a browser; `None` where it is not: what a browser
+/// refused shows there where it is used.
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

@@ -41,6 +41,7 @@ impl Chunk {
 /// Steps of a [`Generator`](crate::spec::generator::Generator) in chunks, as an iterator that ends when every row rests or all steps
 /// are taken. The state must stand at step 0 when it begins.
 #[derive(Debug)]
+#[must_use = "nothing is submitted before a chunk is asked for"]
 pub struct Decoding<'a> {
     gpu: &'a Gpu,
     plan: &'a Plan,
@@ -67,7 +68,16 @@ struct UnderWay {
 }
 
 impl Gpu {
-    /// Decodes `steps` steps of a step's plan in chunks of `chunk` ([`CHUNK_STEPS`], say).
+    /// Takes `steps` steps of the plan of a [`Generator::step`](crate::spec::generator::Generator::step), in chunks of `chunk`
+    /// ([`CHUNK_STEPS`], say).
+    ///
+    /// ```no_run
+    /// # fn f(gpu: &tileformer::convenience::Gpu, step: &tileformer::Plan) -> tileformer::Result<()> {
+    /// for chunk in gpu.decode(step, 100, tileformer::convenience::CHUNK_STEPS)? {
+    ///     println!("{:?}", chunk?.tokens); // (steps of the chunk, B)
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Missing`] for a plan without `state` and `tokens`, [`Error::Option`] for more steps than `tokens` has rows or a chunk of

@@ -2,7 +2,47 @@
 //!
 //! Each kernel is a struct of tensors and options, and a method of [`Builder`](crate::Builder) that has the kernel's name. Tensors may have any
 //! offset and any strides; only their last dimension must be dense. What is a multiple of four throughout (offsets, strides, the
-//! last dimension) runs in groups of four.
+//! last dimension) runs in groups of four; f16 on a device without the type needs even ones.
+//!
+//! Where no element is named a tensor is `f32` or `f16`, the same in all of a kernel's. Sizes are B sequences, T query positions, S key
+//! positions, NH heads of NH_kv that have keys and values, HS columns of a query or key, VS of a value, V tokens.
+//!
+//! One kernel alone: causal attention over two packed texts of 30 and 50 rows, q, k and v side by side, 12 heads of 64 each.
+//!
+//! ```no_run
+//! # fn f(kernels: &tileformer::Kernels, encoder: &mut wgpu::CommandEncoder, qkv: &wgpu::Buffer, sequences: &wgpu::Buffer, out: &wgpu::Buffer)
+//! #     -> tileformer::Result<()> {
+//! use tileformer::kernels::{FusedAttention, Visibility};
+//! use tileformer::{AttentionOptions, Bindings, Builder, Element, Layout, Sequences, TensorView};
+//!
+//! let batch = Sequences::packed(&[30, 50])?; // `batch.words()` is what the buffer `sequences` holds
+//! let mut b = Builder::new(kernels, "causal attention");
+//! let all = b.input("qkv", Element::F32, Layout::contiguous(&[80, 3 * 12 * 64])?)?;
+//! let part = |n: usize| all.narrow(1, n * 12 * 64, 12 * 64)?.split_heads(12, 64);
+//! let attention = FusedAttention {
+//!     q: part(0)?,
+//!     k: part(1)?,
+//!     v: part(2)?,
+//!     sizes: [2, batch.shape().longest_q, batch.shape().longest_k],
+//!     visibility: Visibility {
+//!         sequences: Some(b.input("sequences", Element::U32, Layout::contiguous(&[2, 8])?)?),
+//!         ..Visibility::new(AttentionOptions::causal())
+//!     },
+//!     out: b.output("out", Element::F32, Layout::contiguous(&[80, 12, 64])?)?,
+//!     log_sum_exp: None,
+//!     statistics: None,
+//!     cached: false,
+//! };
+//! b.attention("attention", &attention)?;
+//!
+//! let mut bindings = Bindings::new();
+//! bindings
+//!     .set("qkv", TensorView::f32(qkv, &[80, 3 * 12 * 64])?)
+//!     .set("sequences", TensorView::u32(sequences, &[2, 8])?)
+//!     .set("out", TensorView::f32(out, &[80, 12, 64])?);
+//! b.finish()?.bind(&bindings)?.record(encoder);
+//! # Ok(()) }
+//! ```
 
 mod activation;
 mod additive_scores;

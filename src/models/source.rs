@@ -322,6 +322,33 @@ impl<'a> Resolved<'a> {
 }
 
 /// For each weight of a model's programs, by its name there, where it comes from.
+///
+/// Weights of your own, under names of your own:
+///
+/// ```no_run
+/// # fn f(program: &tileformer::Program, upload: impl Fn(&[u8]) -> wgpu::Buffer) -> tileformer::Result<()> {
+/// use tileformer::models::{Checkpoint, Source, WeightMap};
+/// use tileformer::{Bindings, Role, TensorView};
+///
+/// let checkpoint = Checkpoint::open("my-model")?; // config.json, which may be {}, and model.safetensors
+/// let mut map = WeightMap::new();
+/// for part in ["weight", "bias"] {
+///     let stacked = Source::rows(["query", "key", "value"].map(|name| Source::tensor(format!("attention.{name}.{part}"))));
+///     map.insert(format!("self_attn.in_proj_{part}"), stacked);
+/// }
+/// map.insert_pair("self_attn.out_proj", "attention.output").insert_pair("linear1", "up").insert_pair("linear2", "down");
+/// map.insert_pair("norm1", "first_norm").insert_pair("norm2", "second_norm");
+///
+/// // By a queue of your own; `Gpu::upload_checkpoint` does it in pieces.
+/// let mut bindings = Bindings::new();
+/// for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Weight) {
+///     let weight = map.resolve(name, layout, &checkpoint)?;
+///     let mut bytes = Vec::new();
+///     weight.convert(element, 0..weight.len(), |_, piece| bytes.extend_from_slice(piece))?;
+///     bindings.set(name, TensorView::new(&upload(&bytes), 0, element, *layout)?);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WeightMap {
     sources: BTreeMap<String, Source>,

@@ -18,6 +18,74 @@ pub enum GeneratorStack {
 ///
 /// Weights have the names that they have in a program without caches: those of [`Builder::embed`](crate::Builder::embed) under
 /// `embedding_prefix`, those of the stack under `stack_prefix`.
+///
+/// In an engine's own encoder, one text of up to 1024 tokens:
+///
+/// ```no_run
+/// use tileformer::layers::{GeneratorInputs, PrefillShape, StepShape};
+/// use tileformer::spec::cache::{CachedRows, DecodeRow};
+/// use tileformer::spec::generator::{Generator, GeneratorCaches};
+/// use tileformer::{Bindings, Element, Error, Kernels, Plan, Program, Result, Role, Sampling, TensorView, wgpu};
+///
+/// const CACHES: GeneratorCaches = GeneratorCaches { slots: 1, capacity: 1024, memory_slots: 0, memory_capacity: 0 };
+///
+/// /// Once: prompts of up to 256 tokens, and a step. Both have the same weights, and the same caches, `layers.N.cache`.
+/// fn prepare(
+///     kernels: &Kernels,
+///     generator: &Generator,
+///     weights: &Bindings,
+///     new_buffer: impl Fn(u64) -> wgpu::Buffer,
+/// ) -> Result<[Plan; 2]> {
+///     let inputs = GeneratorInputs { caches: CACHES, storage: Element::F32 };
+///     let prompts = PrefillShape { sequences: 1, rows: 256, longest: 256, hidden: false };
+///     let prefill = generator.prefill(kernels, &inputs, &prompts)?;
+///     let step = generator.step(kernels, &inputs, &StepShape::new(1, CACHES.capacity))?;
+///     let mut bindings = weights.clone();
+///     for (name, role, element, layout) in prefill.tensors().chain(step.tensors()) {
+///         if role != Role::Weight && bindings.get(name).is_none() {
+///             let buffer = new_buffer((layout.extent() * element.size()).next_multiple_of(4));
+///             bindings.set(name, TensorView::new(&buffer, 0, element, *layout)?);
+///         }
+///     }
+///     let bind = |program: &Program| program.bind(&bindings.known_to(program));
+///     Ok([bind(&prefill)?, bind(&step)?])
+/// }
+///
+/// /// A new text: the last token of a prompt is the first step's, those before it go into the cache.
+/// fn begin(
+///     queue: &wgpu::Queue,
+///     encoder: &mut wgpu::CommandEncoder,
+///     [prefill, step]: &[Plan; 2],
+///     generator: &Generator,
+///     prompt: &[u32],
+/// ) -> Result<()> {
+///     let missing = |name: &str| Error::Missing { tensor: name.into(), expected: "a generator's".into() };
+///     let (&id, before) = prompt.split_last().ok_or_else(|| missing("prompt"))?;
+///     let rows = CACHES.of_texts(generator).sequences(&[CachedRows { slot: 0, past: 0, new: before.len() }])?;
+///     let state = CACHES.decode(generator, &[Some(DecodeRow { slot: 0, past: before.len(), id, memory: None })])?;
+///     let sampling = [Sampling::sampled(7).with_temperature(0.8)?.with_top_p(0.95)?.with_stops(&[50256])?];
+///     for (plan, name, words) in [
+///         (prefill, "ids", before),
+///         (prefill, "sequences", rows.words()),
+///         (step, "state", state.words()),
+///         (step, "sampling", Sampling::words(&sampling)),
+///     ] {
+///         let view = plan.view(name).ok_or_else(|| missing(name))?;
+///         queue.write_buffer(view.buffer(), 0, bytemuck::cast_slice(words));
+///     }
+///     prefill.record(encoder);
+///     Ok(())
+/// }
+///
+/// /// Every frame: eight tokens more. Step number n writes row n of `tokens`, `u32` (steps, 1), which is there to be copied and mapped;
+/// /// behind a stop token it is padding, and what is recorded beyond costs next to nothing.
+/// fn go_on(encoder: &mut wgpu::CommandEncoder, [_, step]: &[Plan; 2]) {
+///     let mut pass = encoder.begin_compute_pass(&Default::default());
+///     (0..8).for_each(|_| step.record_in(&mut pass));
+/// }
+/// ```
+///
+/// [`Gpu::decode`](crate::convenience::Gpu::decode) is that loop with its readbacks, for programs without an engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generator {
     /// Ids to rows, without segments.
