@@ -11,7 +11,7 @@
 // A tile whose keys all its queries see looks at no option. Keys past the length or hidden by the key mask are zeros in k and v.
 // Two barriers a tile: values of this tile and keys of the next are fetched before the products with this one's keys, and placed
 // beside the softmax.
-// Workgroup memory: OPERANDS · 2 + SUMS · 4 + TILE_M · 4 bytes. Loops: keys up to k_len ≤ S.
+// Workgroup memory: OPERANDS · 2 + SUMS · 4 + TILE_M · 4 + 8 bytes. Loops: keys up to k_len ≤ S.
 // Parameters and bindings: shared/fused.wgsl. Matrices: shared/matrix_16.wgsl or matrix_8.wgsl. (Dao, arXiv 2307.08691)
 
 const HEAD: u32 = HEAD_BLOCKS * MATRIX;

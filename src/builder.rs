@@ -123,7 +123,8 @@ impl Builder {
         self.slot(name, Role::Input, element, layout)
     }
 
-    /// A weight that the caller binds, stored as [`Builder::storage`] says. Asking for a name again gives the same tensor: that is how weights are tied.
+    /// A weight that the caller binds, stored as [`Builder::storage`] says. Asking for a name again gives the same tensor: that is
+    /// how weights are tied.
     ///
     /// # Errors
     /// As [`Builder::input`].

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// The most dimensions that a tensor of this crate has: those of a key/value cache, (2, slots, NH, S, HS).
+/// The most dimensions that a tensor of this crate has: those of a key/value cache, (2, slots, NH_kv, S, W).
 pub const MAX_RANK: usize = 5;
 
 /// The largest element index that a shader computes with: indices are `u32` and stay below 2³⁰.

@@ -181,7 +181,8 @@ const fn matrix(
 /// Enough queries that a tile of 64 of them is not mostly empty.
 const MANY_QUERIES: fn(&Case, &DeviceClass) -> bool = |c, _| c.invariant || c.rows > 16;
 
-/// Read from above: the first row that fits, on a device that has what its tier needs.
+/// Read from above, on a device that has what a row's tier needs: the first row that fits and is pinned, else the first that fits
+/// and is best.
 static TABLE: &[Row] = &[
     row(
         Operation::Linear,

@@ -171,7 +171,7 @@ impl Variant {
         (self.kernel.name, self.class.name, self.storage, self.tier, self.outputs)
     }
 
-    /// Kernel, storage, tile and outputs, as in `linear.f32x4.64x64x16`.
+    /// Kernel, storage, class, tier and outputs, as in `linear.f32x4.64x64x16-plain` or `layer_norm.f32x4.rows32.subgroups.outputs1`.
     #[must_use]
     pub fn name(&self) -> String {
         let outputs = if self.outputs == 0 { String::new() } else { format!(".outputs{}", self.outputs) };
@@ -225,7 +225,7 @@ impl Variant {
     }
 
     /// The form that runs where a plan's views are not aligned to four elements: warm it up too where there are such. It needs no
-    /// subgroups, and no more workgroups.
+    /// subgroups.
     #[must_use]
     pub fn unaligned(&self) -> Self {
         let tier = if self.tier == Tier::Subgroups { Tier::Core } else { self.tier };

@@ -6,7 +6,7 @@ use super::host::Array;
 /// Why a case gave no outputs to compare.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Stop {
-    /// The crate does not do this yet.
+    /// The crate does not do this.
     Unsupported(String),
     /// The case is malformed, or the crate refused it.
     Failed(String),

@@ -15,14 +15,15 @@
 //! Its tensors are inputs (`in.NAME`), weights (`w.NAME`) and expected outputs (`out.NAME`). Every expected output is computed on
 //! the GPU and compared: an element may be off by 2e-5 of the tensor's largest |expected| and 1e-4 of its own, or by the file's own
 //! `atol` and `rtol` where those allow more; by 1e-2 of either where an input is f16. NaN is wrong where it is not expected, and
-//! infinities must be equal. Ids must be the expected ones. Models go through the crate's checkpoint loader, and are computed on the CPU reference as well.
+//! infinities must be equal. Ids must be the expected ones. Models go through the crate's checkpoint loader, and are computed on the
+//! CPU reference as well.
 //!
 //! One line a case:
 //!
 //! ```text
 //! ok NAME  worst error 2.4e-7 of allowance 1.9e-5
 //! FAIL NAME  out.Y[0, 3]: expected 1.5, found 1.6: …
-//! unsupported: NAME: RMS norm
+//! unsupported: NAME: operator Conv
 //! 3 passed, 1 failed, 1 unsupported
 //! ```
 //!

@@ -4,8 +4,8 @@
 //! cargo run --release --example translate -- "the 3rd of May, 1979"
 //! ```
 //!
-//! [`model`] reads the file, [`text`] makes ids of text and back, [`gpu`] (by [`programs`]) and [`cpu`] translate ids, [`plot`] draws what the decoder
-//! looked at, [`app`] puts them together. `train.py` beside this file trained the model.
+//! [`model`] reads the file, [`text`] makes ids of text and back, [`gpu`] (by [`programs`]) and [`cpu`] translate ids, [`plot`]
+//! draws what the decoder looked at, [`app`] puts them together. `train.py` beside this file trained the model.
 
 mod app;
 mod cpu;

@@ -397,8 +397,8 @@ impl Gpu {
     /// Bytes `offset .. offset + size` of a buffer, both multiples of 4.
     ///
     /// # Errors
-    /// [`Error::Option`] for other offsets and sizes, [`Error::Usage`] for a buffer without `COPY_SRC`, [`Error::BufferTooSmall`] for one that ends before, [`Error::Device`] for a
-    /// lost device.
+    /// [`Error::Option`] for other offsets and sizes, [`Error::Usage`] for a buffer without `COPY_SRC`,
+    /// [`Error::BufferTooSmall`] for one that ends before, [`Error::Device`] for a lost device.
     pub fn read_bytes(&self, buffer: &wgpu::Buffer, offset: u64, size: u64) -> Result<Vec<u8>> {
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             let found = format!("{:?}", buffer.usage());

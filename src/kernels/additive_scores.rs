@@ -68,7 +68,7 @@ pub struct AdditiveScores {
     pub vector: Tensor,
     /// Options and masks; the default scale is that of the dot product, so most callers set 1.
     pub visibility: Visibility,
-    /// (B, NH, T, S); every element is written
+    /// `f32` (B, NH, T, S); every element is written
     pub scores: Tensor,
 }
 

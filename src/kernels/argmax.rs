@@ -36,7 +36,7 @@ pub(super) static KERNEL: Kernel = Kernel {
 /// `ids[row]` = the column of the row's largest element, the lowest of several. NaN is never chosen; a row of nothing else gives 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Argmax {
-    /// (rows, columns)
+    /// `f32` (rows, columns)
     pub x: Tensor,
     /// `u32` (rows), with any stride: a column of a matrix of ids, say.
     pub ids: Tensor,

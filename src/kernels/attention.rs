@@ -98,6 +98,7 @@ pub const MAX_VALUE_SIZE: usize = 256;
 /// [`MaskedSoftmax`](super::MaskedSoftmax) and [`AttentionValues`](super::AttentionValues) together, but with memory of O(T).
 ///
 /// The attention weights come from a second pass, [`AttentionWeights`](super::AttentionWeights).
+#[doc(alias("flash_attention", "scaled_dot_product_attention"))]
 #[derive(Clone, Debug)]
 pub struct FusedAttention {
     /// (q_rows, NH, HS)
@@ -112,10 +113,10 @@ pub struct FusedAttention {
     pub visibility: Visibility,
     /// (q_rows, NH, VS); rows that no sequence has are not written
     pub out: Tensor,
-    /// (B, NH, T): the logarithm of the sum of exponentials of a row's scores. −∞ for a row with no visible key, and for those
+    /// `f32` (B, NH, T): the logarithm of the sum of exponentials of a row's scores. −∞ for a row with no visible key, and for those
     /// that a sequence lacks: every element is written.
     pub log_sum_exp: Option<Tensor>,
-    /// (2, B, NH, T): the largest score of each row, and the sum of exponentials of the distances to it, 0 where there is no
+    /// `f32` (2, B, NH, T): the largest score of each row, and the sum of exponentials of the distances to it, 0 where there is no
     /// visible key; what [`AttentionWeights`](super::AttentionWeights) reads. A logarithm would lose the sum beside a large score.
     /// Not together with `log_sum_exp`.
     pub statistics: Option<Tensor>,

@@ -63,7 +63,7 @@ pub struct AttentionScores {
     pub k: Tensor,
     /// Options and masks.
     pub visibility: Visibility,
-    /// (B, NH, T, S); every element is written
+    /// `f32` (B, NH, T, S); every element is written
     pub scores: Tensor,
 }
 

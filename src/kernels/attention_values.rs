@@ -58,7 +58,7 @@ pub(super) static KERNEL: Kernel = Kernel {
 /// `out[i, h]` = Σ over j of `probs[b, h, i, j] · v[j, h]`. Keys past the length or hidden by the key mask never reach it, whatever they hold.
 #[derive(Clone, Debug)]
 pub struct AttentionValues {
-    /// (B, NH, T, S); finite up to each sequence's length, at keys that the key mask hides too, and anything behind it
+    /// `f32` (B, NH, T, S); finite up to each sequence's length, at keys that the key mask hides too, and anything behind it
     pub probs: Tensor,
     /// (k_rows, NH_kv, HS); NH_kv divides NH
     pub v: Tensor,

@@ -70,9 +70,9 @@ pub struct AttentionWeights {
     pub k: Tensor,
     /// Options and masks.
     pub visibility: Visibility,
-    /// (2, B, NH, T): [`FusedAttention::statistics`](super::FusedAttention::statistics)
+    /// `f32` (2, B, NH, T): [`FusedAttention::statistics`](super::FusedAttention::statistics)
     pub statistics: Tensor,
-    /// (B, NH, T, S); every element is written
+    /// `f32` (B, NH, T, S); every element is written
     pub weights: Tensor,
 }
 

@@ -97,14 +97,15 @@ pub(super) static KERNEL: Kernel = Kernel {
 /// Logits of NaN or −∞ are never chosen, nor is a token whose bias is. A row with nothing else ends: `padding`, flags 1 and 4. With
 /// bias or penalty, logits and biases beyond ±8·10³⁴ count as that. Options that the GPU finds out of range are taken to its ends.
 /// Tokens less probable than e⁻¹⁰⁴ of the most probable one are never drawn.
+#[doc(alias = "sample")]
 #[derive(Clone, Copy, Debug)]
 pub struct Choose {
-    /// (B, V), V up to 2²⁴.
+    /// `f32` (B, V), V up to 2²⁴.
     pub logits: Tensor,
     /// `u32` (B, groups, 2): of each group of columns the largest logit, by its key, and its column. A greedy row without bias and
     /// penalty whose log-probabilities nobody wants reads these instead of the logits.
     pub maxima: Option<Tensor>,
-    /// (V), or (B, V): added to the logits; −∞ bans a token.
+    /// `f32` (V), or (B, V): added to the logits; −∞ bans a token.
     pub bias: Option<Tensor>,
     /// `u32` (B, 16): a [`Sampling`](crate::Sampling) a row.
     pub sampling: Tensor,
@@ -121,7 +122,7 @@ pub struct Choose {
     pub padding: u32,
     /// `u32` (steps, B).
     pub tokens: Tensor,
-    /// (steps, B).
+    /// `f32` (steps, B).
     pub log_probs: Option<Tensor>,
 }
 

@@ -40,6 +40,7 @@ pub(super) static KERNEL: Kernel = Kernel {
 };
 
 /// y = activation(gate) · up: with SiLU, SwiGLU (Shazeer, arXiv 2002.05202).
+#[doc(alias("swiglu", "glu"))]
 #[derive(Clone, Copy, Debug)]
 pub struct Gate {
     /// (rows, columns)

@@ -78,7 +78,7 @@ pub struct LayerNorm {
     pub y: Tensor,
     /// (rows, columns) = x + residual, which a pre-norm layer needs as its next residual
     pub sum: Option<Tensor>,
-    /// (rows, 2): mean and 1 / √(variance + eps) of every row
+    /// `f32` (rows, 2): mean and 1 / √(variance + eps) of every row
     pub statistics: Option<Tensor>,
 }
 

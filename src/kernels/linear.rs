@@ -84,7 +84,8 @@ pub(super) static KERNEL_MATRIX: Kernel = Kernel {
 pub(super) static KERNEL_HALVES: Kernel =
     Kernel { name: "linear_halves", source: wgsl!("linear_halves.wgsl"), ..KERNEL_MATRIX };
 
-/// y = activation(x · Wᵀ + bias) + residual, everything in one dispatch.
+/// y = activation(x · Wᵀ + bias) + residual: all but the product in its epilogue.
+#[doc(alias("matmul", "gemm"))]
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     /// (rows, d_in)
@@ -112,8 +113,8 @@ impl Linear {
 impl Builder {
     /// Appends y = activation(x · Wᵀ + bias) + residual.
     ///
-    /// Few rows take a form that reads each weight once and has no tile to leave empty; outputs with too few tiles for a large GPU
-    /// take two dispatches, parts of k side by side and their sum. Neither happens where
+    /// Few rows take a form that reads each weight once and has no tile to leave empty ([`LinearFew`]); outputs with too few tiles for a
+    /// large GPU take two dispatches, parts of k side by side and their sum. Neither happens where
     /// [`Options::batch_invariant`](crate::Options) is set.
     ///
     /// # Errors

@@ -159,6 +159,7 @@ pub enum FewOutput {
 
 /// y = activation(norm(x) · Wᵀ + bias) + residual, always in the form for few rows: right for any number of them, fast for up to 16.
 /// A row's bits do not depend on how many there are.
+#[doc(alias = "gemv")]
 #[derive(Clone, Copy, Debug)]
 pub struct LinearFew {
     /// The projection. Only [`FewOutput::Rows`] takes a residual.

@@ -58,12 +58,12 @@ pub(super) static KERNEL: Kernel = Kernel {
 /// Behind [`AttentionScores`](super::AttentionScores), which has applied the options already, the plain options serve.
 #[derive(Clone, Debug)]
 pub struct MaskedSoftmax {
-    /// (B, NH, T, S)
+    /// `f32` (B, NH, T, S)
     pub x: Tensor,
     /// Options and masks. The default scale is 1 here (a temperature t is `scale: Some(1.0 / t)`); softcap belongs to scores and
     /// is refused.
     pub visibility: Visibility,
-    /// (B, NH, T, S); every element is written
+    /// `f32` (B, NH, T, S); every element is written
     pub y: Tensor,
 }
 

@@ -13,7 +13,7 @@ use crate::tensor::Element;
 
 impl Embedding {
     /// The embedding as a program: `ids` `u32` (rows), `segment_ids` `u32` (rows) where there are segments and `sequences` `u32` (B, 8) to
-    /// `y` (rows, d_model).
+    /// `y` (rows, d_model), all of it `f32`. A [`Builder::with_storage`] of f16 takes [`Builder::embed`].
     ///
     /// # Errors
     /// As [`Embedding::check`].

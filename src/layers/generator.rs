@@ -139,14 +139,16 @@ impl Generator {
     ///
     /// | name | tensor |
     /// |---|---|
-    /// | `state` | state, `u32` ([`DecodeState::rows`], 8) |
+    /// | `state` | state, `u32` ([`DecodeState::rows`], 8): [`GeneratorCaches::decode`] |
     /// | `sampling` | `u32` (B, 16): a [`Sampling`](crate::spec::sampling::Sampling) each |
-    /// | `seen` | state, `u32` (B, V / 32): tokens that the repetition penalty is for |
+    /// | `seen` | state, `u32` (B, V / 32 rounded up): a bit for each token that the repetition penalty is for |
     /// | `bias` | `f32` (V), where asked for; −∞ bans a token |
     /// | `layers.N.cache` | state, (2, slots, NH_kv, capacity, W) |
     /// | `layers.N.cross_cache` | state, where there is cross-attention |
     /// | `tokens` | `u32` (steps, B): step by step the chosen ids, `padding` from a row's end on |
     /// | `log_probs` | `f32` (steps, B), where asked for |
+    ///
+    /// The tokens of a prompt come into `seen` from the host, or by [`Builder::mark_seen`]; those that are chosen are added.
     ///
     /// # Errors
     /// As [`Generator::check`].

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `x`, `y` | (q_rows, d_model): rows in, rows out, as [`Inputs::storage`] says |
 //! | `memory` | (k_rows, k_width): the encoder's output, in a decoder |
+//! | `ids`, `segment_ids` | `u32` (q_rows): what an embedding reads |
 //! | `sequences`, `cross_sequences` | `u32` (B, 8): see [`Sequences`](crate::Sequences) |
 //! | `key_mask`, `cross_key_mask` | `u32` (B, S), where the options have `key_mask` |
 //! | `mask`, `cross_mask` | (B, NH, T, S), where the options have `mask` |
@@ -264,6 +265,7 @@ impl Builder {
     ///
     /// # Errors
     /// As [`Builder::linear`].
+    #[doc(alias("lm_head", "unembedding"))]
     pub fn head(&mut self, weight: &str, bias: Option<&str>, x: Tensor, logits: Tensor) -> Result<()> {
         let vocabulary = logits.layout().sizes().last().copied().unwrap_or(0);
         let d_model = x.layout().sizes().last().copied().unwrap_or(0);

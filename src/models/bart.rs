@@ -11,8 +11,9 @@ const FIRST_POSITION: usize = 2;
 /// The model that a `config.json` describes.
 ///
 /// # Errors
-/// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `bart`, sinusoidal positions, pre-norm layers, embeddings without a norm, norms
-/// behind the stacks, an activation that the crate does not have, sizes that are missing or do not divide; each by its key.
+/// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `bart`, sinusoidal positions, pre-norm layers,
+/// embeddings without a norm, norms behind the stacks, an activation that the crate does not have, sizes that are missing or do not
+/// divide; each by its key.
 pub fn from_config(config: &Config) -> Result<Seq2Seq> {
     config.expect("model_type", &["bart"])?;
     if config.optional_size("extra_pos_embeddings")?.is_some_and(|extra| extra != FIRST_POSITION) {

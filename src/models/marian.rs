@@ -9,8 +9,9 @@ use crate::spec::SinusoidOrder;
 /// The model that a `config.json` describes.
 ///
 /// # Errors
-/// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `marian`, learned positions, pre-norm layers, norms behind the embeddings or
-/// the stacks, an activation that the crate does not have, sizes that are missing or do not divide; each by its key.
+/// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `marian`, learned positions, pre-norm layers, norms
+/// behind the embeddings or the stacks, an activation that the crate does not have, sizes that are missing or do not divide; each by
+/// its key.
 pub fn from_config(config: &Config) -> Result<Seq2Seq> {
     config.expect("model_type", &["marian"])?;
     let flags = [

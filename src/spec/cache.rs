@@ -8,6 +8,7 @@ use crate::tensor::Element;
 
 /// The sizes of a layer's key/value cache: a tensor (2, slots, NH_kv, capacity, W) of the caller's, keys first, values second, W the
 /// wider of the two heads. A slot holds one text; nothing has to be cleared, as lengths alone say what counts.
+#[doc(alias = "kv_cache")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheShape {
     /// How many texts there is room for.

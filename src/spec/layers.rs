@@ -47,6 +47,7 @@ pub enum Score {
 
 /// Rotary positions of an attention: queries and keys are turned by their row's position before they meet, by the input `rotary_table`,
 /// `f32` (positions, columns), from [`rotary_table`](super::rotary_table).
+#[doc(alias = "rope")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RotaryOptions {
     /// Rows of the table.
@@ -134,7 +135,9 @@ impl MultiHeadAttention {
     /// Refuses what cannot be computed.
     ///
     /// # Errors
-    /// [`Error::Option`] for a size of 0, heads that do not divide, a stacked projection of inputs that differ in width, and as [`AttentionOptions::check`].
+    /// [`Error::Option`] for a size of 0, heads that do not divide, a stacked projection of inputs that differ in width, rotary columns
+    /// that are odd or more than a head has, grouped heads with another score than the dot product, and as
+    /// [`AttentionOptions::check`].
     pub fn check(&self) -> Result<()> {
         for (name, size) in [
             ("d_model", self.d_model),
@@ -396,8 +399,8 @@ impl<L> Stack<L> {
     }
 }
 
-/// Ids to rows: scale · `token_embedding.weight` of the id + `position_embedding.weight` of the position + `segment_embedding.weight` of the segment,
-/// then an optional norm (`norm.`).
+/// Ids to rows: scale · `token_embedding.weight` of the id + `position_embedding.weight` of the position +
+/// `segment_embedding.weight` of the segment, then an optional norm (`norm.`).
 ///
 /// The position of a row is its place in its sequence plus the sequence's offset plus `first_position`. An id, segment or
 /// position outside its table gives a row of zeros before the norm.

@@ -98,6 +98,7 @@ impl RotaryScaling {
 /// # Errors
 /// [`Error::Option`] for a size of 0 or [`crate::shape::MAX_ELEMENTS`] and more elements, an odd `turned`, or a base or factor that is
 /// not finite and positive.
+#[doc(alias = "rope")]
 pub fn rotary_table(positions: usize, turned: usize, base: f64, scaling: RotaryScaling) -> Result<Vec<f32>> {
     let layout = Layout::contiguous(&[positions, turned])?;
     if !turned.is_multiple_of(2) {

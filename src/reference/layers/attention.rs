@@ -18,7 +18,8 @@ use crate::spec::{Activation, AttentionOptions};
 /// ```
 ///
 /// Self-attention is x in all three places. Reads `in_proj_weight` or `q_proj_weight`, `k_proj_weight` and `v_proj_weight`;
-/// `out_proj.weight`; `rotary_table` where there are rotary positions; `in_proj_bias` and `out_proj.bias` where there are biases; what its [`Score`] needs.
+/// `out_proj.weight`; `rotary_table` where there are rotary positions; `in_proj_bias` and `out_proj.bias` where there are biases; what
+/// its [`Score`] needs.
 ///
 /// # Errors
 /// As [`MultiHeadAttention::check`] and [`Attention::check`]; [`crate::Error::Missing`] or [`crate::Error::Shape`] for a

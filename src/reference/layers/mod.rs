@@ -65,8 +65,8 @@ impl<'a, T> Batch<'a, T> {
 /// x (rows, d_model) -> hidden (rows, d_ff) -> y (rows, d_model)
 /// ```
 ///
-/// Reads `linear1.weight` (d_ff, d_model), or (2 · d_ff, d_model) where it is gated, and `linear2.weight` (d_model, d_ff), and `linear1.bias` and `linear2.bias` where
-/// there are biases.
+/// Reads `linear1.weight` (d_ff, d_model), or (2 · d_ff, d_model) where it is gated, and `linear2.weight` (d_model, d_ff), and
+/// `linear1.bias` and `linear2.bias` where there are biases.
 ///
 /// # Errors
 /// [`crate::Error::Missing`] or [`crate::Error::Shape`] for a weight, [`crate::Error::Shape`] for an x of another length.
