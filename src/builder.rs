@@ -31,8 +31,10 @@ const THREADS: u32 = 128;
 
 static NEXT_BUILDER: AtomicU64 = AtomicU64::new(0);
 
-/// Chains kernels into a [`Program`]: name the tensors, append kernels (the methods in [`crate::kernels`] and
-/// [`crate::layers`]), finish. An error leaves what was appended before it: drop the builder then.
+/// Chains kernels into a [`Program`].
+///
+/// Name the tensors, append kernels and layers (the structs of [`crate::kernels`] and [`crate::layers`] are what the methods here take),
+/// finish. An error leaves what was appended before it: drop the builder then.
 ///
 /// ```no_run
 /// # fn f(kernels: &tileformer::Kernels) -> tileformer::Result<()> {

@@ -119,6 +119,7 @@ pub fn wanted_features(adapter: &wgpu::Adapter) -> wgpu::Features {
 }
 
 /// The experimental features of an adapter that this crate has a use for: cooperative matrices, for f16 products on matrix units.
+///
 /// A device that enables them needs wgpu's `ExperimentalFeatures` token, which is unsafe to make, and
 /// [`Options::cooperative_matrices`] from `Adapter::cooperative_matrix_properties`.
 #[must_use]
@@ -126,9 +127,10 @@ pub fn wanted_experimental_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
 }
 
-/// WebGPU's default limits, with buffers, bindings and workgroup memory as large and offsets as fine as the adapter allows: larger
-/// weights then need no splitting, more views need no parameters of their own, and matrix units get larger tiles.
-/// Nothing beyond the defaults is required.
+/// WebGPU's default limits, with buffers, bindings and workgroup memory as large and offsets as fine as the adapter allows.
+///
+/// Larger weights then need no splitting, more views need no parameters of their own, and large tiles find room. Nothing beyond the
+/// defaults is required.
 #[must_use]
 pub fn wanted_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
     let found = adapter.limits();

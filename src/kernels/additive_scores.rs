@@ -55,9 +55,9 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// `scores[b, h, i, j]` from Σ over d of `vector[h, d] · tanh(q[i, h, d] + k[j, h, d])`, then as
-/// [`AttentionScores`](super::AttentionScores): the additive score of Bahdanau et al., arXiv 1409.0473, with q and k already
-/// projected.
+/// `scores[b, h, i, j]` = Σ over d of `vector[h, d] · tanh(q[i, h, d] + k[j, h, d])`, finished as [`AttentionScores`](super::AttentionScores) are.
+///
+/// The additive score of Bahdanau et al., arXiv 1409.0473, with q and k already projected.
 #[derive(Clone, Debug)]
 pub struct AdditiveScores {
     /// (q_rows, NH, HS) = W₂ · query

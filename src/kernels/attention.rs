@@ -94,8 +94,10 @@ pub(super) static KERNEL_REDUCE: Kernel = Kernel {
 /// The widest value head that `attention` takes.
 pub const MAX_VALUE_SIZE: usize = 256;
 
-/// out = softmax(scores(q, k)) · v, streaming over the keys: as [`AttentionScores`](super::AttentionScores),
-/// [`MaskedSoftmax`](super::MaskedSoftmax) and [`AttentionValues`](super::AttentionValues) together, but with memory of O(T).
+/// out = softmax(scores(q, k)) · v, streaming over the keys.
+///
+/// What [`AttentionScores`](super::AttentionScores), [`MaskedSoftmax`](super::MaskedSoftmax) and
+/// [`AttentionValues`](super::AttentionValues) do together, but with memory of O(T) (Dao, arXiv 2307.08691).
 ///
 /// The attention weights come from a second pass, [`AttentionWeights`](super::AttentionWeights).
 #[doc(alias("flash_attention", "scaled_dot_product_attention"))]

@@ -50,8 +50,10 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// Keys and values of each sequence's new rows into its slot of a cache: row t is key number `k_len − q_len + t`, from
-/// [`Sequence::k_start`](crate::Sequence) on. A key that a slot has no room for is not written.
+/// Keys and values of each sequence's new rows into its slot of a cache.
+///
+/// New row t is key number `k_len − q_len + t`, from [`Sequence::k_start`](crate::Sequence) on. A key that a slot has no room for is
+/// not written.
 #[doc(alias = "kv_cache")]
 #[derive(Clone, Copy, Debug)]
 pub struct CacheAppend {

@@ -39,8 +39,9 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-/// Adds the tokens of every sequence's new rows to what its text has, for the repetition penalty of [`Choose`](super::Choose). A
-/// sequence that begins a text, at offset 0, forgets the text before it; one without new rows is left alone.
+/// Adds the tokens of every sequence's new rows to what its text has, for the repetition penalty of [`Choose`](super::Choose).
+///
+/// A sequence that begins a text, at offset 0, forgets the text before it; one without new rows is left alone.
 #[derive(Clone, Copy, Debug)]
 pub struct MarkSeen {
     /// `u32` (rows), with any stride.

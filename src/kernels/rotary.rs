@@ -62,8 +62,10 @@ pub enum RotaryPositions {
     Ids(Tensor),
 }
 
-/// Rotary positions (Su et al., arXiv 2104.09864): the first columns of each head turned, two and two, by angles of the row's
-/// position; scores of turned queries and keys know the distance between them alone.
+/// Rotary positions (Su et al., arXiv 2104.09864).
+///
+/// The first columns of each head are turned, two and two, by angles of the row's position; scores of turned queries and keys know the
+/// distance between them alone.
 #[doc(alias = "rope")]
 #[derive(Clone, Copy, Debug)]
 pub struct Rotary {

@@ -3,9 +3,10 @@
 use super::{Attention, Real, expect_len};
 use crate::error::{Error, Result};
 
-/// scores (B, NH, T, S) as [`super::attention_scores()`] gives them, with vᵀ tanh(q + k) in the place of q·k; q and k are
-/// already projected, q (q_rows, n_heads, head_size), k (k_rows, n_heads, head_size), `vector` (n_heads, head_size). The
-/// default scale is 1.
+/// scores (B, NH, T, S) as [`super::attention_scores()`] gives them, with vᵀ tanh(q + k) in the place of q·k.
+///
+/// q (q_rows, n_heads, head_size) and k (k_rows, n_heads, head_size) are already projected; `vector` is (n_heads, head_size). The default
+/// scale is 1.
 ///
 /// # Errors
 /// As [`Attention::check`]; [`Error::Shape`] for a slice of another length; [`Error::Option`] for grouped key heads.

@@ -4,8 +4,9 @@ use super::linear::dot;
 use super::{Attention, Real, expect_len};
 use crate::error::Result;
 
-/// scores (B, NH, T, S) of q (q_rows, n_heads, head_size) and k (k_rows, n_kv_heads, head_size), by the formula of
-/// [`crate::AttentionOptions`]. −∞ wherever query i does not see key j, i ≥ q_len and j ≥ k_len included.
+/// scores (B, NH, T, S) of q (q_rows, n_heads, head_size) and k (k_rows, n_kv_heads, head_size).
+///
+/// By the formula of [`crate::AttentionOptions`]: −∞ wherever query i does not see key j, i ≥ q_len and j ≥ k_len included.
 ///
 /// # Errors
 /// As [`Attention::check`]; [`crate::Error::Shape`] for a slice of another length.

@@ -5,8 +5,9 @@ use crate::error::Result;
 use crate::spec::Sequence;
 use crate::spec::cache::CacheShape;
 
-/// `k` (rows, NH_kv, HS) and `v` (rows, NH_kv, VS) into `cache` (2, slots, NH_kv, S, W): new row t of a sequence is key number
-/// `k_len − q_len + t` of its slot. A key that there is no room for is left out.
+/// `k` (rows, NH_kv, HS) and `v` (rows, NH_kv, VS) into `cache` (2, slots, NH_kv, S, W).
+///
+/// New row t of a sequence is key number `k_len − q_len + t` of its slot. A key that there is no room for is left out.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] for a slice of another length.

@@ -209,8 +209,10 @@ fn drawn<T: Real>(probabilities: &[T], share: T) -> u32 {
     token
 }
 
-/// Moves row `b` of a decode state's words (2 B or, with `cross`, 3 B rows of 8) on by the token that was chosen, or ends it; a row that
-/// rests has its step counted alone. Gives what is handed out: the token, or `padding`.
+/// Moves row `b` of a decode state on by the token that was chosen, or ends it.
+///
+/// The state is its words, 2 B or, with `cross`, 3 B rows of 8; a row that rests has its step counted alone. Gives what is handed out:
+/// the token, or `padding`.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] for words that are no state of a batch that has the row.

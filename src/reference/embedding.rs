@@ -23,7 +23,8 @@ pub struct EmbeddingInputs<'a, T> {
     pub sequences: Option<&'a [Sequence]>,
 }
 
-/// y (rows, d_model), without the norm, which is the layer's:
+/// y (rows, d_model), without the norm, which is the layer's.
+///
 /// `y[r] = scale · token[ids[r]] + position[p] + segment[segment_ids[r]]`, p being the row's place in its sequence + the
 /// sequence's offset + `first_position`.
 ///
@@ -62,8 +63,9 @@ pub fn embedding<T: Real>(spec: &Embedding, inputs: &EmbeddingInputs<'_, T>) -> 
     Ok(y)
 }
 
-/// y (rows, d_model): x (rows, d_model) + the row of `table` (positions, d_model) at each row's position, as in [`embedding`]
-/// with `first_position` 0: a position outside the table, or none, gives a row of zeros.
+/// y (rows, d_model): x (rows, d_model) + the row of `table` (positions, d_model) at each row's position.
+///
+/// As in [`embedding`] with `first_position` 0: a position outside the table, or none, gives a row of zeros.
 ///
 /// # Errors
 /// [`Error::Shape`] for a slice of another length, [`Error::Option`] for a size of 0.

@@ -48,8 +48,9 @@ fn has_row(s: &Sequence, row: usize) -> bool {
     (s.q_start as usize..s.q_start as usize + s.q_len as usize).contains(&row)
 }
 
-/// maxima (rows, groups, 2) of x (rows, columns): for each group of `group` columns, the last one shorter, its largest element as a
-/// number that orders as the floats do, 0 for NaN, and its column, the lowest of equals.
+/// maxima (rows, groups, 2) of x (rows, columns): the largest element of each group of `group` columns, and its column.
+///
+/// The last group may be shorter. The element is a number that orders as the floats do, 0 for NaN; the column is the lowest of equals.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] for a slice of another length, [`crate::Error::Option`] for a size of 0.

@@ -23,8 +23,9 @@ pub fn masked_softmax<T: Real>(x: &[T], rows: usize, cols: usize, scale: f32) ->
     Ok(probs)
 }
 
-/// probs (B, NH, T, S) of x (B, NH, T, S): softmax over the keys of scale · x − slope\[h\] · |p − j| + additive\[i, j\], zeros
-/// where query i does not see key j (i ≥ q_len and j ≥ k_len included) and where x is −∞. Scale is the option's, 1 if it has
+/// probs (B, NH, T, S) of x (B, NH, T, S): softmax over the keys of scale · x − slope\[h\] · |p − j| + additive\[i, j\].
+///
+/// Zeros where query i does not see key j (i ≥ q_len and j ≥ k_len included) and where x is −∞. Scale is the option's, 1 if it has
 /// none.
 ///
 /// # Errors

@@ -5,8 +5,9 @@ use crate::error::{Error, Result};
 use crate::shape::nonzero;
 use crate::spec::{Pooling, Sequence};
 
-/// y (B, columns) of x (rows, columns): the first row of each sequence, or the mean of all, rows being `k_start .. k_start + k_len`; then
-/// y / max(‖y‖, 1e-12) where `normalize` is set. A sequence without rows gives zeros.
+/// y (B, columns) of x (rows, columns): the first row of each sequence, or the mean of all.
+///
+/// The rows of a sequence are `k_start .. k_start + k_len`. Then y / max(‖y‖, 1e-12) where `normalize` is set. A sequence without rows gives zeros.
 ///
 /// # Errors
 /// [`Error::Shape`] for a slice of another length, [`Error::Option`] for a size of 0 or a sequence that leaves the rows.

@@ -4,8 +4,9 @@ use super::{Real, expect_len};
 use crate::error::{Error, Result};
 use crate::spec::RotaryOrder;
 
-/// The first `turned` columns of each head of x (rows, heads, size) turned in pairs by the angles that `table` (P, turned), cosines
-/// then sines, has for the row's position; a row whose position it lacks is copied.
+/// The first `turned` columns of each head of x (rows, heads, size), turned in pairs by angles of the row's position.
+///
+/// `table` (P, turned) has cosines, then sines; a row whose position it lacks is copied.
 ///
 /// ```text
 /// (a, b) becomes (a cos − b sin, b cos + a sin)

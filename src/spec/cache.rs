@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 use crate::shape::{Layout, nonzero};
 use crate::tensor::Element;
 
-/// The sizes of a layer's key/value cache: a tensor (2, slots, NH_kv, capacity, W) of the caller's, keys first, values second, W the
-/// wider of the two heads. A slot holds one text; nothing has to be cleared, as lengths alone say what counts.
+/// The sizes of a layer's key/value cache, a tensor (2, slots, NH_kv, capacity, W) of the caller's.
+///
+/// Keys come first, values second; W is the wider of the two heads. A slot holds one text; nothing has to be cleared, as lengths alone say what counts.
 #[doc(alias = "kv_cache")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheShape {

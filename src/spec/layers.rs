@@ -45,8 +45,10 @@ pub enum Score {
     },
 }
 
-/// Rotary positions of an attention: queries and keys are turned by their row's position before they meet, by the input `rotary_table`,
-/// `f32` (positions, columns), from [`rotary_table`](super::rotary_table).
+/// Rotary positions of an attention (Su et al., arXiv 2104.09864).
+///
+/// Queries and keys are turned by their row's position before they meet, by the input `rotary_table`, `f32` (positions, columns), from
+/// [`rotary_table`](super::rotary_table).
 #[doc(alias = "rope")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RotaryOptions {

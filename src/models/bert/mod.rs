@@ -1,5 +1,6 @@
-//! BERT (Devlin et al., arXiv 1810.04805): the encoder alone, with the heads that it was trained with and those that it is fine-tuned
-//! with; sentence embeddings from it (Reimers and Gurevych, arXiv 1908.10084).
+//! BERT (Devlin et al., arXiv 1810.04805), with its heads, and sentence embeddings from it (Reimers and Gurevych, arXiv 1908.10084).
+//!
+//! The encoder alone; heads are those that it was trained with and those that it is fine-tuned with.
 //!
 //! ```no_run
 //! # fn f(gpu: &tileformer::convenience::Gpu, kernels: &tileformer::Kernels) -> Result<(), Box<dyn std::error::Error>> {
@@ -23,8 +24,10 @@ use crate::error::{Error, Result};
 use crate::layers::{Embedding, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement};
 use crate::spec::{Activation, Pooling};
 
-/// A BERT of any size: specs of [`crate::layers`], and what the heads need. Fields may be changed before a program is made: with
-/// `layer.attention.options.key_mask`, say, the programs have an input `key_mask` (B, T) too, for masks that are no lengths.
+/// A BERT of any size: specs of [`crate::layers`], and what the heads need.
+///
+/// Fields may be changed before a program is made: with `layer.attention.options.key_mask`, say, the programs have an input `key_mask`
+/// (B, T) too, for masks that are no lengths.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Bert {

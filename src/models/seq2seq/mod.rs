@@ -35,9 +35,10 @@ use crate::layers::{Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, Nor
 use crate::spec::generator::{Generator, GeneratorStack};
 use crate::spec::{Activation, BatchShape, SinusoidOrder, sinusoidal_positions};
 
-/// An encoder and a decoder of any size: specs of [`crate::layers`], and what is around them. Fields may be changed before a program
-/// is made: with `options.key_mask` of the encoder's attention and the decoder's cross-attention, say, [`Seq2Seq::program`] has inputs
-/// `source.key_mask` and `cross.key_mask` (B, S) too, for masks that are no lengths.
+/// An encoder and a decoder of any size: specs of [`crate::layers`], and what is around them.
+///
+/// Fields may be changed before a program is made: with `options.key_mask` of the encoder's attention and the decoder's cross-attention,
+/// say, [`Seq2Seq::program`] has inputs `source.key_mask` and `cross.key_mask` (B, S) too, for masks that are no lengths.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Seq2Seq {

@@ -71,8 +71,9 @@ pub fn decoder_layer<T: Real>(
     Ok(DecoderLayerOutput { y, self_probs, cross_probs })
 }
 
-/// y (rows, d_model) and every layer's attention weights: `layers.0.`, `layers.1.`, …, then `norm.` where there is a final
-/// norm. `position_embedding.weight` is added before every layer where the stack says so.
+/// y (rows, d_model) and every layer's attention weights.
+///
+/// Layers are `layers.0.`, `layers.1.`, …, then comes `norm.` where there is a final norm. `position_embedding.weight` is added before every layer where the stack says so.
 ///
 /// # Errors
 /// As [`decoder_layer`]; [`crate::Error::Option`] for no layers.

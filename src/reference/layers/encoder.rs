@@ -38,8 +38,9 @@ pub fn encoder_layer<T: Real>(
     Ok((y, probs))
 }
 
-/// y (rows, d_model) and each layer's attention weights (B, NH, T, S): `layers.0.`, `layers.1.`, …, then `norm.` where there
-/// is a final norm. `position_embedding.weight` is added before every layer where the stack says so.
+/// y (rows, d_model) and each layer's attention weights (B, NH, T, S).
+///
+/// Layers are `layers.0.`, `layers.1.`, …, then comes `norm.` where there is a final norm. `position_embedding.weight` is added before every layer where the stack says so.
 ///
 /// # Errors
 /// As [`encoder_layer`]; [`crate::Error::Option`] for no layers.
