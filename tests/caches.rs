@@ -26,6 +26,8 @@ fn the_host_refuses_what_does_not_fit() {
         let text = shape.sequences(&batch).unwrap_err().to_string();
         assert!(parts.iter().all(|part| text.contains(part)), "{what}: {text}");
     }
+    let endless = CacheShape { slots: usize::MAX, ..shape };
+    assert!(endless.sequences(&[rows(0, 0, 1)]).is_ok() && endless.sequences(&[rows(1 << 60, 0, 1)]).is_err());
     let sequence = Sequence { q_len: 6, k_start: 40, k_len: 10, offset: 4, ..Sequence::default() };
     assert_eq!(shape.sequences(&[rows(1, 4, 6)]).unwrap().as_slice(), [sequence]);
     assert_eq!(shape.bytes(Element::F16), 2 * 2 * 2 * 4 * 10 * 8);
@@ -100,6 +102,49 @@ fn new_keys_are_appended_bit_by_bit() {
     }
     assert_all_stored_variants("cache_append", Element::F32, &reached);
     assert_all_stored_variants("cache_append", Element::F16, &reached);
+}
+
+/// Rule: slots of a single key are slots: each text's key goes into its own.
+#[test]
+fn slots_of_one_key_are_apart() {
+    for heads in [1, 2] {
+        let shape = CacheShape { slots: 3, n_kv_heads: heads, capacity: 1, width: 4 };
+        let rows = [2, 0].map(|slot| CachedRows { slot, past: 0, new: 1 });
+        let sequences = shape.sequences(&rows).unwrap();
+        let (k, v) = (numbers(2 * heads * 4, 1), numbers(2 * heads * 4, 900));
+        let sizes = [2, shape.slots, heads, shape.capacity, shape.width];
+        let mut right = vec![None; sizes.iter().product()];
+        let some = |x: &[f32]| x.iter().copied().map(Some).collect::<Vec<_>>();
+        let twin = ((&some(&k)[..], 4), (&some(&v)[..], 4));
+        reference::cache_append(&shape, twin.0, twin.1, sequences.as_slice(), &mut right).unwrap();
+
+        let mut run = Run::new(on(), "one key", Place::DENSE);
+        let (k, v) = (run.input("k", &[2, heads, 4], &k), run.input("v", &[2, heads, 4], &v));
+        let sequences = run.words("sequences", &[2, 8], sequences.words());
+        let cache = run.output("cache", &sizes);
+        run.builder.cache_append("append", &CacheAppend { k, v, sequences, longest: 1, cache }).unwrap();
+        compare(&run.go(), "cache", &right, &format!("{heads} heads"));
+    }
+}
+
+/// Rule: the twins refuse what leaves a cache or its rows, and panic at nothing.
+#[test]
+fn twins_refuse_what_leaves_a_cache() {
+    let shape = CacheShape { slots: 2, n_kv_heads: 1, capacity: 3, width: 2 };
+    let sequence = Sequence { q_len: 1, k_len: 1, ..Sequence::default() };
+    for (what, shape, size, sequence) in [
+        ("rows", shape, 2, Sequence { q_start: u32::MAX, ..sequence }),
+        ("slots", shape, 2, Sequence { k_start: 6, ..sequence }),
+        ("a wide head", shape, 3, sequence),
+        ("no heads", CacheShape { n_kv_heads: 0, ..shape }, 2, sequence),
+    ] {
+        let elements = [2, shape.slots, shape.n_kv_heads, shape.capacity, shape.width].iter().product();
+        let (rows, mut cache) = (vec![0.0; size], vec![0.0; elements]);
+        let found = reference::cache_append(&shape, (&rows, size), (&rows, size), &[sequence], &mut cache);
+        assert!(found.is_err(), "{what}");
+    }
+    let (from, mut to) = (vec![0.0; 12], vec![0.0; 12]);
+    assert!(reference::cache_gather((&shape, &from), &[0, 1, 0], None, (&shape, &mut to)).is_err());
 }
 
 /// Rule: gathered slots hold what their parents held, up to the lengths, and nothing else is touched.

@@ -363,6 +363,23 @@ fn keys_and_values_go_into_the_cache() {
     }
 }
 
+/// Rule: slots of a single key are slots: each text's key goes into its own.
+#[test]
+fn slots_of_one_key_are_apart() {
+    for kv_heads in [1, 2] {
+        let rng = &mut seeded("one key", kv_heads as u64);
+        let shape = CacheShape { slots: 3, n_kv_heads: kv_heads, capacity: 1, width: 4 };
+        let (d_out, activation) = (8 + kv_heads * 8, Activation::Identity);
+        let (place, element) = (Place::DENSE, Element::F32);
+        let case = Case { d_out, activation, residual: false, sequences: true, place, element, ..random_case(rng, 2) };
+        let mut data = data(&case, rng);
+        let word = |slot: usize| (slot * kv_heads) as u32;
+        let own = |b: u32, slot| Sequence { q_start: b, q_len: 1, k_start: word(slot), k_len: 1, ..Sequence::default() };
+        data.sequences = vec![own(0, 2), own(1, 0)];
+        check_append(on(), &case, &data, &shape, [8, 4, 4], &mut BTreeSet::new());
+    }
+}
+
 /// Texts in odd slots: one in the middle, one that rests, one that overflows, one with more rows than keys; for a single row, one
 /// of them alone.
 fn appended(shape: &CacheShape, rows: usize) -> Vec<Sequence> {

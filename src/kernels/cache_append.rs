@@ -117,7 +117,8 @@ impl Builder {
             v_head: v.layout().stride(1),
             cache_kind: cache.layout().stride(0),
             cache_head: cache.layout().stride(2),
-            cache_row: cache.layout().stride(3),
+            // Of slots with one key too: a row's number counts keys of all slots and heads.
+            cache_row: strides[3] as u32,
             ..Params::default()
         };
         let storage = self.storage_of(label, element, &[Some(k), Some(v), Some(cache)], &[])?;

@@ -401,7 +401,8 @@ impl Builder {
                 params.key_rows = ((layout.sizes()[1] - 1) * layout.sizes()[2] + 1) as u32 * params.capacity;
                 params.cache_kind = layout.stride(0);
                 params.cache_head = layout.stride(2);
-                params.cache_row = layout.stride(3);
+                // Of slots with one key too: a row's number counts keys of all slots and heads.
+                params.cache_row = layout.strides()[3] as u32;
                 (&KERNEL_APPEND, [Some(y), Some(cache)])
             }
             FewOutput::Logits { maxima } => {

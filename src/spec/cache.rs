@@ -1,5 +1,7 @@
 //! Key/value caches and the words of a decode step: what lies where, refused here where the host can know that it does not fit.
 
+use std::collections::HashSet;
+
 use super::layers::MultiHeadAttention;
 use super::{SEQUENCE_WORDS, Sequence, Sequences};
 use crate::error::{Error, Result};
@@ -95,12 +97,12 @@ impl CacheShape {
     /// # Errors
     /// As [`CacheShape::sequence`]; also for two texts in one slot, and no text at all.
     pub fn sequences(&self, rows: &[CachedRows]) -> Result<Sequences> {
-        let mut taken = vec![false; self.slots];
+        let mut taken = HashSet::with_capacity(rows.len());
         let mut q_start = 0usize;
         let mut items = Vec::with_capacity(rows.len());
         for rows in rows {
             items.push(self.sequence(q_start, rows)?);
-            if std::mem::replace(&mut taken[rows.slot], true) {
+            if !taken.insert(rows.slot) {
                 return Err(Error::option("slot", "one text a slot", format!("two in slot {}", rows.slot)));
             }
             q_start = q_start.saturating_add(rows.new);
