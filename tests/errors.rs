@@ -312,6 +312,10 @@ fn two_devices() {
     assert!(matches!(error, tileformer::Error::Device(_)), "{error:?}");
     let error = Scratch::shared(&[&one.projection(), &two.projection()]).unwrap_err();
     assert!(error.to_string().contains("programs of one device"), "{error}");
+    let plan = one.projection().bind(&one.projection_bindings()).unwrap();
+    let error = two.gpu.run(&plan).unwrap_err();
+    assert!(error.to_string().contains("one of this device"), "{error}");
+    assert!(two.gpu.decode(&plan, 1, 1).is_err() && two.gpu.time(&plan).is_err());
     assert!(one.uncaptured().is_empty() && two.uncaptured().is_empty());
 }
 

@@ -7,7 +7,7 @@ use super::Gpu;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::scratch::checked;
-use crate::spec::cache::STATE_WORDS;
+use crate::spec::cache::{DecodeState, STATE_WORDS};
 use crate::tensor::TensorView;
 
 /// Steps recorded into one submission, unless told otherwise: few enough that other work of the device, and its watchdog, come to
@@ -80,9 +80,10 @@ impl Gpu {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Missing`] for a plan without `state` and `tokens`, [`Error::Option`] for more steps than `tokens` has rows or a chunk of
-    /// none, [`Error::Usage`] for buffers without `COPY_SRC`, [`Error::Device`] when the device is out of memory.
+    /// [`Error::Missing`] for a plan without `state` and `tokens`, [`Error::Shape`] for ones that are no step's, [`Error::Option`] for more
+    /// steps than `tokens` has rows, a chunk of none or a plan of another device, [`Error::Usage`] for buffers without `COPY_SRC`, [`Error::Device`] when the device is out of memory.
     pub fn decode<'a>(&'a self, plan: &'a Plan, steps: usize, chunk: usize) -> Result<Decoding<'a>> {
+        self.expect_own(plan)?;
         let view = |name: &str| {
             plan.view(name).ok_or_else(|| Error::Missing { tensor: name.into(), expected: "a decode step's".into() })
         };
@@ -94,6 +95,11 @@ impl Gpu {
             return Err(Error::option("steps", format!("at most {most}, the rows of tokens"), steps));
         }
         crate::shape::nonzero("chunk", chunk)?;
+        let chunk = chunk.min(steps.max(1));
+        match state.layout().sizes() {
+            &[rows, STATE_WORDS] if rows >= DecodeState::rows(batch, false) => {}
+            _ => return Err(Error::shape("state", format!("that of {batch} rows, (2 B or 3 B, 8)"), state.layout())),
+        }
         let logs: Vec<_> = std::iter::once(tokens).chain(plan.view("log_probs")).collect();
         for (name, view) in [("state", state)].into_iter().chain(logs.iter().map(|view| ("tokens", *view))) {
             if !view.buffer().usage().contains(wgpu::BufferUsages::COPY_SRC) {

@@ -328,11 +328,20 @@ impl Gpu {
         Ok(())
     }
 
+    /// Refuses a plan that this device cannot run.
+    fn expect_own(&self, plan: &Plan) -> Result<()> {
+        if *plan.program().inner.kernels.device() == self.device {
+            return Ok(());
+        }
+        Err(Error::option(format!("plan of {}", plan.program().name()), "one of this device", "one of another"))
+    }
+
     /// Submits a plan once and waits for it.
     ///
     /// # Errors
-    /// [`Error::Device`] for a lost device.
+    /// [`Error::Option`] for a plan of another device, [`Error::Device`] for a lost device.
     pub fn run(&self, plan: &Plan) -> Result<()> {
+        self.expect_own(plan)?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.record(&mut encoder);
         self.queue.submit([encoder.finish()]);
@@ -342,8 +351,9 @@ impl Gpu {
     /// Runs a plan once and gives each dispatch's label and nanoseconds.
     ///
     /// # Errors
-    /// As [`Timing::new`]; [`Error::Device`] for a lost device.
+    /// As [`Timing::new`] and [`Gpu::run`].
     pub fn time(&self, plan: &Plan) -> Result<Vec<(String, f64)>> {
+        self.expect_own(plan)?;
         let timing = Timing::new(plan)?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.record_timed(&mut encoder, &timing)?;
