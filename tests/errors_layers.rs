@@ -6,9 +6,10 @@ mod common;
 use common::refusals::{Case, Env, Tensors, layout};
 use tileformer::layers::{
     AttentionRows, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, Inputs, MultiHeadAttention, Norm, Projection,
-    Score,
+    RotaryOptions, Score,
 };
-use tileformer::spec::sinusoidal_positions;
+use tileformer::spec::generator::{Generator, GeneratorStack};
+use tileformer::spec::{RotaryOrder, sinusoidal_positions};
 use tileformer::{AttentionOptions, BatchShape, Mask, Result, Sequence, Sequences, SinusoidOrder};
 
 fn attend(e: &Env, change: impl Fn(&mut MultiHeadAttention)) -> Result<()> {
@@ -33,6 +34,12 @@ fn embed(e: &Env, change: impl Fn(&mut Embedding)) -> Result<()> {
     let mut spec = Embedding::new(9, 12);
     change(&mut spec);
     spec.program(&e.kernels, BatchShape::padded(2, 3)).map(drop)
+}
+
+fn generate(change: impl Fn(&mut MultiHeadAttention)) -> Result<()> {
+    let mut layer = DecoderLayer::new(12, 4, 16);
+    change(&mut layer.cross_attention);
+    Generator::new(Embedding::new(9, 12), GeneratorStack::Decoder(Decoder::new(layer, 1))).check()
 }
 
 /// Configurations of layers, stacks and embeddings.
@@ -71,6 +78,9 @@ fn layers() {
         }),
         ("slopes for other heads", "Option", &["alibi", "4 heads", "3"], |e| attend(e, |s| s.options.alibi = vec![0.5; 3])),
         ("no hidden columns", "Option", &["d_ff", "at least 1"], |e| encode(e, |s, _| s.feed_forward.d_ff = 0)),
+        ("gates past 2^64", "Option", &["elements"], |e| {
+            encode(e, |s, _| (s.feed_forward.gated, s.feed_forward.d_ff) = (true, usize::MAX / 2 + 1))
+        }),
         ("a network of another width", "Option", &["feed_forward.d_model", "12", "8"], |e| {
             encode(e, |s, _| s.feed_forward.d_model = 8)
         }),
@@ -94,6 +104,15 @@ fn layers() {
         }),
         ("cross-attention of another width", "Option", &["cross_attention.d_model", "12", "8"], |e| {
             decode(e, |s| s.cross_attention = MultiHeadAttention::new(8, 4))
+        }),
+        ("steps over a memory with slopes", "Option", &["cross-attention of a generator", "no positions", "0.5"], |_| {
+            generate(|s| s.options.alibi = vec![0.5; 4])
+        }),
+        ("steps over a memory with a window", "Option", &["cross-attention of a generator", "window_left: Some(3)"], |_| {
+            generate(|s| s.options.window_left = Some(3))
+        }),
+        ("steps over a memory that is turned", "Option", &["rotary positions of cross-attention"], |_| {
+            generate(|s| s.rotary = Some(RotaryOptions { positions: 9, columns: 2, order: RotaryOrder::Halves }))
         }),
         ("a memory of two widths", "Shape", &["memory_v", "[10, 9]", "[10, 7]"], |e| {
             decode(e, |s| {

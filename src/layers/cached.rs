@@ -104,6 +104,15 @@ impl Builder {
         self.expect(label, "cache", cache, self.storage(), shape.layout()?.sizes())
     }
 
+    /// As [`Builder::check_cached`], for keys of other rows.
+    fn check_memory(&self, prefix: &str, spec: &MultiHeadAttention, cache: Tensor) -> Result<()> {
+        if spec.rotary.is_some() {
+            let label = prefix.trim_end_matches('.');
+            return Err(Error::option(format!("rotary positions of {label}"), "self-attention", "keys of other rows"));
+        }
+        self.check_cached(prefix, spec, cache)
+    }
+
     /// Keys or values (`kind` 0 or 1) of a cache as rows (k_rows, NH_kv, size): key j of a slot is row `k_start` + j.
     fn cache_rows(&self, label: &str, cache: Tensor, kind: usize, size: usize) -> Result<Tensor> {
         let half = cache.select(0, kind)?;
@@ -222,7 +231,7 @@ impl Builder {
         (sequences, longest): (Tensor, usize),
         cache: Tensor,
     ) -> Result<()> {
-        self.check_cached(prefix, spec, cache)?;
+        self.check_memory(prefix, spec, cache)?;
         let mut parts = [memory; 2];
         match spec.projection {
             Projection::Stacked => self.project_parts(prefix, spec, memory, 1, &mut parts)?,
@@ -322,7 +331,7 @@ impl Builder {
         let &CachedLayer { x, batch, cache, y } = rows;
         let [attention, cross] = ["self_attn.", "multihead_attn."].map(|name| format!("{prefix}{name}"));
         self.check_cached(&attention, &spec.attention, cache)?;
-        self.check_cached(&cross, &spec.cross_attention, memory.cache)?;
+        self.check_memory(&cross, &spec.cross_attention, memory.cache)?;
         let norm = |i: usize| (format!("{prefix}norm{i}."), &spec.norm);
         let x = self.normed_part(spec.placement, norm(1), x, None, |b, before, x, out| {
             let q = b.append_rows(&attention, &spec.attention, before, (&batch, x, cache))?;

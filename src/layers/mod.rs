@@ -235,7 +235,7 @@ impl Builder {
         let rows = x.layout().sizes()[0];
         let [label1, label2] = ["linear1", "linear2"].map(|name| format!("{prefix}{name}"));
         // A gate and what goes through it lie side by side.
-        let (width1, activation) = if gated { (2 * d_ff, Activation::Identity) } else { (d_ff, activation) };
+        let (width1, activation) = if gated { (d_ff.saturating_mul(2), Activation::Identity) } else { (d_ff, activation) };
         let weight1 = self.weight(&format!("{label1}.weight"), Layout::contiguous(&[width1, d_model])?)?;
         let bias1 = self.vector(bias, &format!("{label1}.bias"), width1)?;
         let weight2 = self.weight(&format!("{label2}.weight"), Layout::contiguous(&[d_model, d_ff])?)?;

@@ -1,5 +1,6 @@
 //! What generates text, token by token: an embedding, a stack over caches, a projection to the vocabulary.
 
+use super::AttentionOptions;
 use super::cache::{CacheShape, DecodeState};
 use super::layers::{Decoder, Embedding, Encoder, MultiHeadAttention, Norm};
 use crate::error::{Error, Result};
@@ -161,7 +162,7 @@ impl Generator {
     ///
     /// # Errors
     /// As the parts' own checks; [`Error::Option`] for a stack without layers, another width than the embedding's, self-attention that
-    /// is not causal, segments, and masks, which no step has.
+    /// is not causal, segments, masks, which no step has, and positions in cross-attention (rotary, causal, windows, slopes).
     pub fn check(&self) -> Result<()> {
         self.embedding.check()?;
         nonzero("n_layers", self.n_layers())?;
@@ -183,6 +184,16 @@ impl Generator {
         for options in [Some(attention), self.cross_attention()].into_iter().flatten().map(|a| &a.options) {
             if options.key_mask || options.mask.is_some() {
                 return Err(Error::option("masks of a generator", "none: lengths say what is seen", format!("{options:?}")));
+            }
+        }
+        if let Some(cross) = self.cross_attention() {
+            if cross.rotary.is_some() {
+                return Err(Error::option("rotary positions of cross-attention", "none", "some"));
+            }
+            let AttentionOptions { causal, window_left, window_right, ref alibi, .. } = cross.options;
+            if causal || window_left.is_some() || window_right.is_some() || !alibi.is_empty() {
+                let expected = "options that know no positions: a step has none among the memory's";
+                return Err(Error::option("cross-attention of a generator", expected, format!("{:?}", cross.options)));
             }
         }
         Ok(())

@@ -117,7 +117,7 @@ fn turned<T: Real>(
     let mut positions = vec![-1; rows];
     for s in batch.sequences {
         for t in 0..s.q_len.min(batch.shape.longest_q as u32) {
-            if let Some(position) = positions.get_mut((s.q_start + t) as usize) {
+            if let Some(position) = positions.get_mut(s.q_start as usize + t as usize) {
                 *position = i64::from(s.offset) + i64::from(t);
             }
         }

@@ -78,7 +78,7 @@ pub fn feed_forward<T: Real>(
     rows: usize,
 ) -> Result<Vec<T>> {
     let FeedForward { d_model, d_ff, activation, bias, gated } = *spec;
-    let (width, first) = if gated { (2 * d_ff, Activation::Identity) } else { (d_ff, activation) };
+    let (width, first) = if gated { (d_ff.saturating_mul(2), Activation::Identity) } else { (d_ff, activation) };
     let mut hidden = linear(&Linear {
         x,
         weight: weights.get(&format!("{prefix}linear1.weight"), &[width, d_model])?,
