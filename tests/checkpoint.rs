@@ -156,6 +156,9 @@ fn hostile_headers_are_refused() {
     refused(&[entry("a", "F32", "[9223372036854775807,3]", 0, 8)], 8, "tensor a");
     refused(&[entry("a", "F32", "[4611686018427387904]", 0, 0)], 0, "tensor a");
     refused(&[entry("a", "U8", "[1]", huge, huge)], 1, "tensor a");
+    // No elements, however many there would be without the 0.
+    let none = open(with_header(&format!("{{{}}}", entry("a", "F32", "[0,1099511627776,1099511627776,1]", 0, 0)), 0));
+    assert!(values(&none.unwrap(), &Source::tensor("a")).1.is_empty());
     // Sizes that only wrap around to the file's.
     let eighth = huge / 8 + 1;
     let wrapping: Vec<String> = (0..8)

@@ -5,10 +5,11 @@ mod common;
 
 use common::refusals::{Case, Env, Tensors, layout};
 use tileformer::kernels::{
-    ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, Choose, EmbeddingRows, LayerNorm, Linear,
-    MarkSeen, MaskedSoftmax, Visibility,
+    ActivationRows, AdditiveScores, Argmax, AttentionScores, AttentionValues, Choose, EmbeddingRows, FusedAttention,
+    LayerNorm, Linear, MarkSeen, MaskedSoftmax, Rotary, RotaryPositions, Visibility,
 };
 use tileformer::layers::{AttentionPath, EncoderLayer, Inputs};
+use tileformer::spec::RotaryOrder;
 use tileformer::{Activation, AttentionOptions, BatchShape, Builder, Element, Layout, Mask, Result, Sampling};
 
 /// A choice for two rows of 70 tokens, with something wrong in it.
@@ -244,6 +245,18 @@ fn scores(e: &Env, change: impl Fn(&mut Builder, &mut AttentionScores)) -> Resul
     b.attention_scores("scores", &args)
 }
 
+/// Fused attention of q (6, 4, 8) over k and v (10, 2, 8), of these B, T and S, with or without sequences.
+fn fused(e: &Env, sizes: [usize; 3], in_sequences: bool) -> Result<()> {
+    let mut b = e.builder();
+    let (q, k, v, out) =
+        (b.f32("q", &[6, 4, 8]), b.f32("k", &[10, 2, 8]), b.f32("v", &[10, 2, 8]), b.out("out", &[6, 4, 8]));
+    let sequences = in_sequences.then(|| b.u32("sequences", &[sizes[0], 8]));
+    let visibility = Visibility { sequences, ..Visibility::default() };
+    let cached = false;
+    let args = FusedAttention { q, k, v, sizes, visibility, out, log_sum_exp: None, statistics: None, cached };
+    b.attention("attention", &args)
+}
+
 fn options(e: &Env, options: AttentionOptions) -> Result<()> {
     scores(e, |_, a| a.visibility.options = options.clone())
 }
@@ -267,6 +280,20 @@ fn attention() {
         }),
         ("too few rows without sequences", "Shape", &["q", "2 · 3 rows", "5 rows"], |e| {
             scores(e, |b, a| a.q = b.f32("q5", &[5, 4, 8]))
+        }),
+        ("sequences past 2^30", "Option", &["B of attention", "at most 1073741824"], |e| {
+            fused(e, [usize::MAX, 3, 5], false)
+        }),
+        ("queries past 2^30", "Option", &["T of attention", "at most 1073741824"], |e| fused(e, [2, usize::MAX, 5], true)),
+        ("keys past 2^30", "Option", &["S of attention", "at most 1073741824"], |e| fused(e, [2, 3, usize::MAX], true)),
+        ("more queries than threads are numbered", "Option", &["workgroups of attention", "33554432"], |e| {
+            fused(e, [1 << 21, 1 << 30, 1 << 30], true)
+        }),
+        ("heads of one column, turned", "Shape", &["x", "two columns", "[6, 4, 1]"], |e| {
+            let mut b = e.builder();
+            let (x, table, y) = (b.f32("x", &[6, 4, 1]), b.w("table", &[9, 2]), b.out("y", &[6, 4, 1]));
+            let positions = RotaryPositions::Ids(b.u32("ids", &[6]));
+            b.rotary("rotary", &Rotary { x, table, order: RotaryOrder::Halves, positions, y })
         }),
         ("a mask of other sizes", "Shape", &["mask", "[2, 4, 3, 5]", "or 1", "[2, 4, 3, 4]"], |e| {
             scores(e, |b, a| {

@@ -155,7 +155,7 @@ fn rows_end_on_the_gpu() {
     let (session, texts) = case(kernels(), name, &generator, Element::F32);
     let rows = [Some(&texts[0]), Some(&texts[1]), Some(&texts[2])];
     prefill(&session, &rows, 64);
-    let free = decode(&session, &rows, &[Sampling::greedy(); 3], 8);
+    let free = decode(&session, &rows, &[Sampling::greedy(); 3], usize::MAX);
 
     prefill(&session, &rows, 64);
     let stop = free.ids[1][3];

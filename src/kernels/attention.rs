@@ -6,7 +6,7 @@ use crate::builder::{Builder, Launch};
 use crate::classes::{HEADS_QUERIES, REDUCE};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
-use crate::shape::Layout;
+use crate::shape::{Layout, MAX_ELEMENTS};
 use crate::tensor::Element;
 use crate::tuning::{Case, Operation};
 use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Source, Variant, wgsl};
@@ -152,9 +152,10 @@ impl Builder {
         };
         let mut choice = self.choice(&case);
         let splits = longest_k.div_ceil(choice.class.get("KEYS") as usize);
-        let parts = [splits, batch * n_heads * longest_q, 4 * (value_size.div_ceil(4) + 1)];
+        let rows = batch.saturating_mul(n_heads).saturating_mul(longest_q);
+        let parts = [splits, rows, 4 * (value_size.div_ceil(4) + 1)];
         let needed = parts.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
-        let allowed = self.binding_elements(Element::F32);
+        let allowed = self.binding_elements(Element::F32).min(MAX_ELEMENTS);
         if choice.kernel == KERNEL_SPLIT.name && needed > allowed {
             if case.invariant && case.cached {
                 let what = format!("parts of {label}, batch invariant: fewer rows at once need less");
@@ -210,11 +211,11 @@ impl Builder {
             let partial = self.scratch("partial", Element::F32, Layout::contiguous(&parts)?)?;
             return self.attention_split(label, args, wanted, partial, params, Variant::of(kernel, &choice, storage, 0));
         }
-        let pairs = batch as u64 * n_heads as u64 * longest_q as u64 * longest_k as u64;
+        let product = |sizes: &[usize]| sizes.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
         self.launch(Launch {
             label,
             variant: Variant::of(kernel, &choice, storage, 0),
-            workgroups: u64::from(tiles_m) * batch as u64 * n_heads as u64,
+            workgroups: product(&[tiles_m as usize, batch, n_heads]),
             params,
             operands: &[
                 Some(*q),
@@ -226,7 +227,7 @@ impl Builder {
                 Some(*out),
                 wanted,
             ],
-            flops: 2 * pairs * (head_size + value_size) as u64,
+            flops: product(&[2, rows, longest_k, head_size + value_size]),
             bytes: None,
         })
     }
@@ -293,6 +294,9 @@ impl Shape {
         let &[batch, longest_q, longest_k] = sizes;
         for (name, size) in [("B", batch), ("T", longest_q), ("S", longest_k)] {
             crate::shape::nonzero(name, size)?;
+            if size as u64 > MAX_ELEMENTS {
+                return Err(Error::option(format!("{name} of {label}"), format!("at most {MAX_ELEMENTS}"), size));
+            }
         }
         let &[q_rows, n_heads, head_size] = q.layout().sizes() else {
             return Err(Error::shape("q", "(q_rows, NH, HS)", q.layout()));

@@ -99,8 +99,10 @@ impl Builder {
         let element = self.float(label, "x", x)?;
         self.expect(label, "x", x, element, &[rows, heads, size])?;
         self.expect(label, "y", y, element, &[rows, heads, size])?;
-        let even = turned.min(size) / 2 * 2;
-        self.expect(label, "table", table, Element::F32, &[table_rows, even.max(2)])?;
+        if size < 2 {
+            return Err(Error::shape("x", "heads of two columns at least, which are turned in pairs", x.layout()));
+        }
+        self.expect(label, "table", table, Element::F32, &[table_rows, turned.clamp(2, size) / 2 * 2])?;
         let (places, batch, longest) = match positions {
             RotaryPositions::Sequences(sequences, longest) => {
                 crate::shape::nonzero("longest sequence", longest)?;

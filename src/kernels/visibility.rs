@@ -194,7 +194,7 @@ pub(super) fn heads_divide(n_heads: usize, n_kv_heads: usize) -> Result<()> {
 
 /// Without sequences the rows of all B sequences must be there.
 pub(super) fn rows_fit(name: &str, visibility: &Visibility, rows: usize, batch: usize, longest: usize) -> Result<()> {
-    if visibility.sequences.is_none() && rows < batch * longest {
+    if visibility.sequences.is_none() && rows < batch.saturating_mul(longest) {
         return Err(Error::shape(name, format!("{batch} · {longest} rows, or sequences"), format!("{rows} rows")));
     }
     Ok(())

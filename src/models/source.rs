@@ -189,9 +189,9 @@ impl<'a> Resolved<'a> {
                 return Err(Error::checkpoint(name, format!("expected elements of type f32, f16 or bf16, found {other:?}")));
             }
         };
-        // A header whose sizes overflow is refused.
         let columns = sizes.last().copied().unwrap_or(1);
-        let rows = sizes.iter().rev().skip(1).product();
+        // A header whose sizes overflow is refused, but for one with a 0 in front.
+        let rows = if sizes.contains(&0) { 0 } else { sizes.iter().rev().skip(1).product() };
         Ok(Self { sizes: sizes.to_vec(), parts: vec![Part { name, data, rows, columns, turned: false }] })
     }
 

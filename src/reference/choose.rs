@@ -227,7 +227,7 @@ pub fn advance(
 ) -> Result<u32> {
     let parts = DecodeState::rows(1, cross);
     let batch = state.len() / STATE_WORDS / parts;
-    expect_len("state", &[parts, batch.max(b + 1), STATE_WORDS], state.len())?;
+    expect_len("state", &[parts, batch.max(b.saturating_add(1)), STATE_WORDS], state.len())?;
     let [sequence, own] = [b, b + (parts - 1) * batch].map(|row| row * STATE_WORDS);
     state[own + 1] = state[own + 1].wrapping_add(1);
     if state[sequence + 1] == 0 {

@@ -30,7 +30,7 @@ pub fn rotary<T: Real>(
     expect_len("table", &[table_rows, turned], table.len())?;
     let mut y = x.to_vec();
     for (row, &position) in positions.iter().enumerate() {
-        let Some(angles) = usize::try_from(position).ok().and_then(|p| table.get(p * turned..(p + 1) * turned)) else {
+        let Some(angles) = usize::try_from(position).ok().and_then(|p| table.chunks_exact(turned.max(1)).nth(p)) else {
             continue;
         };
         for head in 0..heads {
