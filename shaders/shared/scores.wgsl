@@ -24,10 +24,11 @@ fn finish_scores(score: vec4<f32>, exist: vec4<bool>, b: u32, h: u32, s: Sequenc
     result -= params.attention.slopes[h / 4u][h % 4u] * vec4<f32>(abs(vec4<i32>(i32(i) + s.offset) - keys));
   }
   if (flags & (BOOLEAN_MASK | ADDITIVE_MASK)) != 0u {
-    let at = params.attention.mask_offset + b * params.attention.mask_batch + h * params.attention.mask_head
-             + i * params.attention.mask_row + j * params.attention.mask_key;
-    let step = params.attention.mask_key;
-    let bits = vec4<u32>(mask[at], mask[at + step], mask[at + 2u * step], mask[at + 3u * step]);
+    // Tiles reach past the last query and key; the mask does not.
+    let row = params.attention.mask_offset + b * params.attention.mask_batch + h * params.attention.mask_head
+              + min(i, s.q_len - 1u) * params.attention.mask_row;
+    let at = row + min(vec4<u32>(keys), vec4<u32>(s.k_len - 1u)) * params.attention.mask_key;
+    let bits = vec4<u32>(mask[at.x], mask[at.y], mask[at.z], mask[at.w]);
     if (flags & BOOLEAN_MASK) != 0u {
       visible = visible & (bits != vec4<u32>(0u));
     } else {
