@@ -30,7 +30,8 @@ pub enum GeneratorStack {
 ///
 /// const CACHES: GeneratorCaches = GeneratorCaches { slots: 1, capacity: 1024, memory_slots: 0, memory_capacity: 0 };
 ///
-/// /// Once: prompts of up to 256 tokens, and a step. Both have the same weights, and the same caches, `layers.N.cache`.
+/// /// Once: prompts of up to 256 tokens, and a step. Both have the same weights, and the same caches, `layers.N.cache`. New buffers are
+/// /// for `STORAGE`, and for copies to and from them; they begin with zeros.
 /// fn prepare(
 ///     kernels: &Kernels,
 ///     generator: &Generator,
