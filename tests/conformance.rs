@@ -7,6 +7,8 @@ mod attention;
 mod case;
 #[path = "../examples/conformance/gpu.rs"]
 mod gpu;
+#[path = "../examples/conformance/greedy.rs"]
+mod greedy;
 #[path = "../examples/conformance/host.rs"]
 mod host;
 #[path = "../examples/conformance/huggingface.rs"]
@@ -38,6 +40,7 @@ use std::sync::OnceLock;
 
 use case::Case;
 use gpu::Session;
+use greedy::{Choice, Texts, ids_of};
 use host::Array;
 use judge::{Deviation, Rule, Stop, Verdict};
 use safetensors::SafeTensors;
@@ -181,6 +184,20 @@ fn a_wrong_id_of_a_text_fails() {
         tensors.remove("w.transformer.h.1.attn.c_proj.weight");
     });
     assert_fails(&unnamed, "transformer.h.1.attn.c_proj.weight: the checkpoint has no tensor of this name");
+}
+
+/// Rule: the tokens of a text are compared up to the first whose runner-up is close, banned tokens apart; what rounding may have chosen
+/// from there on is nobody's fault.
+#[test]
+fn greedy_texts_are_compared_up_to_a_close_choice() {
+    let choices = [[0.0, 2.0, 1.9, 9.0], [3.0, 3.0005, 0.0, 9.0], [1.0, 0.0, 0.5, 9.0]].map(|row| Choice::of(&row, &[3]));
+    assert_eq!(ids_of(&[choices.to_vec()]), [[1, 1, 0]]);
+    let texts = || Texts::new("greedy_ids", [5, 2], vec![7, 8, 1, 0, 2], vec![3]);
+    let made = |texts: Texts, new: [u32; 3]| texts.output(&[new.to_vec()]).unwrap().1.values().to_vec();
+    assert_eq!(made(texts(), [1, 1, 0]), [7.0, 8.0, 1.0, 1.0, 0.0]);
+    assert_eq!(made(texts().up_to_close([&choices[..]]), [1, 1, 0]), [7.0, 8.0, 1.0, 0.0, 2.0]);
+    assert_eq!(made(texts().up_to_close([&choices[..]]), [2, 1, 0]), [7.0, 8.0, 2.0, 0.0, 2.0]);
+    assert_eq!(made(texts().up_to_close([&choices[..1]]), [1, 1, 0]), [7.0, 8.0, 1.0, 1.0, 0.0]);
 }
 
 #[test]

@@ -77,15 +77,9 @@ impl Run {
         if ids.is_empty() {
             return unsupported("sequences with a dimension of size 0");
         }
-        let like_ids = |name: &str, default: u32| match case.get(name) {
-            None => Ok(vec![default; ids.len()]),
-            Some(_) => match words(case, name)? {
-                (other, values) if other == sizes => Ok(values),
-                (other, _) => failed(format!("{name}: expected {sizes:?}, found {other:?}")),
-            },
-        };
-        let segment_ids = like_ids("in.token_type_ids", 0)?;
-        let Attended { sequences, key_mask } = Attended::of(&like_ids("in.attention_mask", 1)?, [batch, longest])?;
+        let sizes = [batch, longest];
+        let segment_ids = like_ids(case, "in.token_type_ids", sizes, 0)?;
+        let Attended { sequences, key_mask } = Attended::of(&like_ids(case, "in.attention_mask", sizes, 1)?, sizes)?;
         bert.layer.attention.options.key_mask = key_mask.is_some();
         let outputs = case.outputs().filter_map(|(name, _)| Some((name.to_owned(), output(name)?))).collect();
         let shape = BatchShape::padded(batch, longest);
@@ -155,5 +149,16 @@ pub(crate) fn words<'a>(case: &'a Case, name: &str) -> Outcome<(&'a [usize], Vec
     match values {
         Some(values) => Ok((array.sizes(), values)),
         None => failed(format!("{name}: expected numbers from 0 to 2^32")),
+    }
+}
+
+/// Integers of the same sizes as the ids, or `default` everywhere where there are none.
+pub(crate) fn like_ids(case: &Case, name: &str, sizes: [usize; 2], default: u32) -> Outcome<Vec<u32>> {
+    if case.get(name).is_none() {
+        return Ok(vec![default; sizes[0] * sizes[1]]);
+    }
+    match words(case, name)? {
+        (found, values) if found == sizes => Ok(values),
+        (found, _) => failed(format!("{name}: expected {sizes:?}, found {found:?}")),
     }
 }

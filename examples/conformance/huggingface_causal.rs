@@ -5,17 +5,14 @@ use tileformer::models::Checkpoint;
 use tileformer::models::causal::{CausalInputs, CausalModel, Output};
 use tileformer::spec::cache::{CachedRows, DecodeRow};
 use tileformer::spec::generator::GeneratorCaches;
-use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
-use tileformer::{BatchShape, Element, Sequences};
+use tileformer::{BatchShape, Sequences};
 
 use super::case::Case;
 use super::gpu::Session;
+use super::greedy::{Choice, Texts, ids_of};
 use super::host::Array;
-use super::huggingface::{Attended, Model, words};
+use super::huggingface::{Attended, Model, like_ids, words};
 use super::judge::{Outcome, Results, failed, unsupported};
-
-/// Behind two logits that are as close as this, rounding chooses the token.
-const CLOSE: f64 = 1e-3;
 
 /// A model with its inputs, ready to be run anywhere.
 pub(crate) struct Run {
@@ -30,20 +27,6 @@ pub(crate) struct Run {
     texts: Vec<Texts>,
 }
 
-/// Expected texts: prompts of one length, and as many tokens behind each.
-struct Texts {
-    name: String,
-    /// Of all tokens of a text.
-    length: usize,
-    prompt: usize,
-    /// (rows, length)
-    expected: Vec<u32>,
-    /// The end token, unless a text goes on behind it.
-    banned: Vec<u32>,
-    /// How many tokens of each text are compared: up to the first that rounding may choose.
-    compared: Vec<usize>,
-}
-
 impl Run {
     /// Reads a case.
     pub(crate) fn new(case: &Case) -> Outcome<Self> {
@@ -56,13 +39,7 @@ impl Run {
         if ids.is_empty() {
             return unsupported("sequences with a dimension of size 0");
         }
-        let mask = match case.get("in.attention_mask") {
-            None => vec![1; ids.len()],
-            Some(_) => match words(case, "in.attention_mask")? {
-                (other, values) if other == sizes => values,
-                (other, _) => return failed(format!("in.attention_mask: expected {sizes:?}, found {other:?}")),
-            },
-        };
+        let mask = like_ids(case, "in.attention_mask", [batch, longest], 1)?;
         let attended = Attended::of(&mask, [batch, longest])?;
         model.layer.attention.options.key_mask = attended.key_mask.is_some();
         let outputs = case.outputs().filter_map(|(name, _)| Some((name.to_owned(), output(name)?))).collect();
@@ -104,38 +81,28 @@ impl Run {
         }
         let new = |text: &[u32]| text[prompt..].to_vec();
         let made: Vec<u32> = expected.chunks_exact(length).flat_map(new).collect();
+        // The end token, unless a text goes on behind it.
         let banned = ends(&self.checkpoint).into_iter().filter(|id| !made.contains(id)).collect();
-        let mut texts = Texts { name: name.to_owned(), length, prompt, expected, banned, compared: Vec::new() };
-        for text in texts.expected.chunks_exact(length) {
-            let close = self.best(&texts, text)?.into_iter().position(|(_, margin)| margin <= CLOSE);
-            texts.compared.push(close.map_or(length, |at| prompt + at));
-        }
-        Ok(texts)
+        let texts = Texts::new(name, [length, prompt], expected, banned);
+        let choices = self.choices(&texts)?;
+        Ok(texts.up_to_close(choices.iter().map(Vec::as_slice)))
     }
 
-    /// For every new token of a text, the best one behind the tokens before it, and by how much, on the CPU reference in f64.
-    fn best(&self, texts: &Texts, text: &[u32]) -> Outcome<Vec<(u32, f64)>> {
-        let ids = &text[..texts.length - 1];
+    /// What stands behind each prompt of the expected texts and each of their tokens, on the CPU reference in f64.
+    fn choices(&self, texts: &Texts) -> Outcome<Vec<Vec<Choice>>> {
         let mut model = self.model.clone();
         model.layer.attention.options.key_mask = false;
         let host = model.host_weights::<f64>(&self.checkpoint, &[Output::Logits])?;
-        let sequences = Sequences::packed(&[ids.len()])?;
-        let inputs = CausalInputs { ids, sequences: &sequences, key_mask: None };
-        let mut found = model.reference(&host.weights()?, &inputs, &[Output::Logits])?;
-        let logits = found.remove("logits").unwrap_or_default();
-        let best = |row: &[f64]| {
-            let mut best = (0, f64::NEG_INFINITY);
-            let mut second = f64::NEG_INFINITY;
-            for (id, &logit) in (0u32..).zip(row).filter(|(id, _)| !texts.banned.contains(id)) {
-                if logit > best.1 {
-                    (best, second) = ((id, logit), best.1);
-                } else {
-                    second = second.max(logit);
-                }
-            }
-            (best.0, best.1 - second)
+        let weights = host.weights()?;
+        let sequences = Sequences::packed(&[texts.length - 1])?;
+        let of_text = |text: &[u32]| {
+            let inputs = CausalInputs { ids: &text[..texts.length - 1], sequences: &sequences, key_mask: None };
+            let mut found = model.reference(&weights, &inputs, &[Output::Logits])?;
+            let logits = found.remove("logits").unwrap_or_default();
+            let rows = logits.chunks_exact(model.embedding.vocabulary).skip(texts.prompt - 1);
+            Ok(rows.map(|row| Choice::of(row, &texts.banned)).collect())
         };
-        Ok(logits.chunks_exact(model.embedding.vocabulary).skip(texts.prompt - 1).map(best).collect())
+        texts.rows().map(of_text).collect()
     }
 
     fn wanted(&self) -> Vec<Output> {
@@ -148,13 +115,13 @@ impl Run {
         let mut model = self.model.clone();
         model.layer.attention.options.key_mask = false;
         let generator = model.generator();
-        let (rows, steps, past) = (texts.compared.len(), texts.length - texts.prompt, texts.prompt - 1);
+        let (rows, steps, past) = (texts.rows().len(), texts.length - texts.prompt, texts.prompt - 1);
         let caches = GeneratorCaches::new(rows, texts.length);
         let inputs = GeneratorInputs { caches, storage: session.storage() };
         let step = generator.step(kernels, &inputs, &StepShape { bias: true, ..StepShape::new(rows, steps) })?;
         let mut bindings = gpu.upload_causal(&[&step], &self.checkpoint, &model, |_| {})?;
         gpu.allocate(&step, &mut bindings)?;
-        let prompts = || texts.expected.chunks_exact(texts.length).map(|text| &text[..texts.prompt]);
+        let prompts = || texts.rows().map(|text| &text[..texts.prompt]);
         if past > 0 {
             let shape = PrefillShape { sequences: rows, rows: rows * past, longest: past, hidden: false };
             let prefill = generator.prefill(kernels, &inputs, &shape)?;
@@ -168,37 +135,16 @@ impl Run {
         }
         let row = |(slot, prompt): (usize, &[u32])| Some(DecodeRow { slot, past, id: prompt[past], memory: None });
         let state = caches.decode(&generator, &prompts().enumerate().map(row).collect::<Vec<_>>())?;
-        let mut bias = vec![0.0; generator.embedding.vocabulary];
-        for &id in &texts.banned {
-            if let Some(bias) = bias.get_mut(id as usize) {
-                *bias = f32::NEG_INFINITY;
-            }
-        }
         if let Some(view) = bindings.get("state") {
             gpu.write(view, bytes_of(state.words()).as_slice())?;
         }
-        let sampling = gpu.upload_u32(&[rows, SAMPLING_WORDS], Sampling::words(&vec![Sampling::greedy(); rows]))?;
-        bindings.set("sampling", sampling).set("bias", gpu.upload_floats(Element::F32, &[bias.len()], &bias)?);
+        texts.bind(gpu, generator.embedding.vocabulary, &mut bindings)?;
         let plan = step.bind(&bindings.known_to(&step))?;
         let mut tokens = Vec::new();
         for chunk in gpu.decode(&plan, steps, tileformer::convenience::CHUNK_STEPS)? {
             tokens.extend(chunk?.tokens);
         }
         Ok(tokens)
-    }
-
-    /// Texts of these new tokens, one after another of each row. Behind what is compared the expected ones stand.
-    fn with_texts(&self, results: &mut Results, mut new: impl FnMut(&Texts) -> Outcome<Vec<Vec<u32>>>) -> Outcome<()> {
-        for texts in &self.texts {
-            let mut ids = Vec::with_capacity(texts.expected.len());
-            let made = new(texts)?;
-            for ((text, &compared), new) in texts.expected.chunks_exact(texts.length).zip(&texts.compared).zip(&made) {
-                let whole = text[..texts.prompt].iter().chain(new);
-                ids.extend(whole.take(compared).chain(text.iter().skip(compared)).map(|&id| id as f32));
-            }
-            results.push((texts.name.clone(), Array::new(&[made.len(), texts.length], ids)?));
-        }
-        Ok(())
     }
 
     /// The outputs by their expected names, batch first.
@@ -228,10 +174,11 @@ impl Model for Run {
             let mut written = session.run_model(&program, bindings, &feeds.into_iter().collect())?;
             results = self.named(|name, _| written.take(name))?;
         }
-        self.with_texts(&mut results, |texts| {
-            let (tokens, rows) = (self.generate(session, texts)?, texts.compared.len());
-            Ok((0..rows).map(|row| tokens.iter().skip(row).step_by(rows).copied().collect()).collect())
-        })?;
+        for texts in &self.texts {
+            let (tokens, rows) = (self.generate(session, texts)?, texts.rows().len());
+            let of_row = |row: usize| tokens.iter().skip(row).step_by(rows).copied().collect();
+            results.push(texts.output(&(0..rows).map(of_row).collect::<Vec<_>>())?);
+        }
         Ok(results)
     }
 
@@ -246,10 +193,9 @@ impl Model for Run {
             results = self.named(|name, sizes| Array::new(sizes, found.remove(name).unwrap_or_default()))?;
         }
         // The expected tokens are the past of each choice: as long as they agree, that is what a choice of its own would see.
-        self.with_texts(&mut results, |texts| {
-            let ids = |text: &[u32]| Ok(self.best(texts, text)?.into_iter().map(|(id, _)| id).collect());
-            texts.expected.chunks_exact(texts.length).map(ids).collect()
-        })?;
+        for texts in &self.texts {
+            results.push(texts.output(&ids_of(&self.choices(texts)?))?);
+        }
         Ok(results)
     }
 }

@@ -6,17 +6,14 @@ use tileformer::models::Checkpoint;
 use tileformer::models::seq2seq::{Output, Seq2Seq, Seq2SeqInputs};
 use tileformer::spec::cache::{CachedRows, DecodeRow};
 use tileformer::spec::generator::GeneratorCaches;
-use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
-use tileformer::{BatchShape, Bindings, Element, Program, Sequences};
+use tileformer::{BatchShape, Bindings, Program, Sequences};
 
 use super::case::Case;
 use super::gpu::Session;
+use super::greedy::{Choice, Texts, ids_of};
 use super::host::Array;
-use super::huggingface::{Attended, Model, words};
+use super::huggingface::{Attended, Model, like_ids, words};
 use super::judge::{Outcome, Results, failed, unsupported};
-
-/// Behind two logits that are as close as this, rounding chooses the token.
-const CLOSE: f64 = 1e-3;
 
 /// The name of the expected texts.
 const TEXTS: &str = "greedy_ids";
@@ -36,22 +33,6 @@ pub(crate) struct Run {
     texts: Option<Texts>,
 }
 
-/// Expected texts, one behind each source.
-struct Texts {
-    /// Of a text, the start token included.
-    length: usize,
-    /// (B, length)
-    expected: Vec<u32>,
-    /// How many tokens of each text are compared: up to the first that rounding may choose.
-    compared: Vec<usize>,
-}
-
-impl Texts {
-    fn rows(&self) -> impl Iterator<Item = &[u32]> {
-        self.expected.chunks_exact(self.length)
-    }
-}
-
 impl Run {
     /// Reads a case.
     pub(crate) fn new(case: &Case) -> Outcome<Self> {
@@ -59,13 +40,7 @@ impl Run {
         let mut model = Seq2Seq::new(&checkpoint)?;
         let (sizes, source_ids) = matrix(case, "in.input_ids")?;
         let [batch, longest] = sizes;
-        let mask = match case.get("in.attention_mask") {
-            None => vec![1; source_ids.len()],
-            Some(_) => match matrix(case, "in.attention_mask")? {
-                (other, values) if other == sizes => values,
-                (other, _) => return failed(format!("in.attention_mask: expected {sizes:?}, found {other:?}")),
-            },
-        };
+        let mask = like_ids(case, "in.attention_mask", sizes, 1)?;
         let attended = Attended::of(&mask, sizes)?;
         let is_masked = attended.key_mask.is_some();
         model.encoder.layer.attention.options.key_mask = is_masked;
@@ -100,38 +75,24 @@ impl Run {
         if expected.iter().step_by(length).any(|&id| id != start) {
             return failed(format!("{name}: a text that does not begin with {start}"));
         }
-        let mut texts = Texts { length, expected, compared: Vec::new() };
-        for best in self.best(&texts)? {
-            let close = best.into_iter().position(|(_, margin)| margin <= CLOSE);
-            texts.compared.push(close.map_or(length, |at| at + 1));
-        }
-        Ok(texts)
+        let texts = Texts::new(TEXTS, [length, 1], expected, Vec::from_iter(self.model.tokens.end));
+        let choices = self.choices(&texts)?;
+        Ok(texts.up_to_close(choices.iter().map(Vec::as_slice)))
     }
 
-    /// For every token of a text behind the start, the best one behind the tokens before it, and by how much, on the CPU reference in
-    /// f64.
-    fn best(&self, texts: &Texts) -> Outcome<Vec<Vec<(u32, f64)>>> {
+    /// What stands behind each token of the expected texts, on the CPU reference in f64.
+    fn choices(&self, texts: &Texts) -> Outcome<Vec<Vec<Choice>>> {
         let (rows, longest) = (self.shape.sequences, texts.length - 1);
         let target_ids: Vec<u32> = texts.rows().flat_map(|text| &text[..longest]).copied().collect();
         let target = Sequences::padded(&vec![longest; rows], longest)?;
         let host = self.model.host_weights::<f64>(&self.checkpoint, &[Output::Logits])?;
         let found = self.model.reference(&host.weights()?, &self.inputs(&target_ids, &target), &[Output::Logits])?;
         let Some(logits) = found.get("logits") else { return failed("no logits") };
-        let best = |(at, row): (usize, &[f64])| {
-            if let Some(last) = self.model.tokens.forced_last.filter(|_| at % longest + 1 == longest) {
-                return (last, f64::INFINITY);
-            }
-            let (mut best, mut second) = ((0, f64::NEG_INFINITY), f64::NEG_INFINITY);
-            for (id, &logit) in (0u32..).zip(row).filter(|(id, _)| Some(*id) != self.model.tokens.end) {
-                if logit > best.1 {
-                    (best, second) = ((id, logit), best.1);
-                } else {
-                    second = second.max(logit);
-                }
-            }
-            (best.0, best.1 - second)
+        let choice = |(at, row): (usize, &[f64])| match self.model.tokens.forced_last {
+            Some(id) if at % longest + 1 == longest => Choice { id, margin: f64::INFINITY },
+            _ => Choice::of(row, &texts.banned),
         };
-        let all: Vec<_> = logits.chunks_exact(self.model.target.vocabulary).enumerate().map(best).collect();
+        let all: Vec<_> = logits.chunks_exact(self.model.target.vocabulary).enumerate().map(choice).collect();
         Ok(all.chunks_exact(longest).map(<[_]>::to_vec).collect())
     }
 
@@ -180,18 +141,13 @@ impl Run {
             Some(DecodeRow { slot, past: 0, id: tokens.start.unwrap_or(0), memory: Some((slot, lengths[slot])) })
         };
         let state = caches.decode(&generator, &(0..rows).map(row).collect::<Vec<_>>())?;
-        let mut bias = vec![0.0; generator.embedding.vocabulary];
-        if let Some(bias) = tokens.end.and_then(|id| bias.get_mut(id as usize)) {
-            *bias = f32::NEG_INFINITY;
-        }
         let state_sizes = [state.words().len() / 8, 8];
         bindings
             .set("source.ids", gpu.upload_u32(&[k_rows], &self.source_ids)?)
             .set("source.sequences", gpu.upload_sequences(&self.attended.sequences)?)
             .set("memory_sequences", gpu.upload_sequences(&slots)?)
-            .set("state", gpu.upload_u32(&state_sizes, state.words())?)
-            .set("sampling", gpu.upload_u32(&[rows, SAMPLING_WORDS], Sampling::words(&vec![Sampling::greedy(); rows]))?)
-            .set("bias", gpu.upload_floats(Element::F32, &[bias.len()], &bias)?);
+            .set("state", gpu.upload_u32(&state_sizes, state.words())?);
+        texts.bind(gpu, generator.embedding.vocabulary, &mut bindings)?;
         for program in [&encode, &remember] {
             gpu.run(&program.bind(&bindings.known_to(program))?)?;
         }
@@ -204,16 +160,6 @@ impl Run {
         }
         made.iter_mut().for_each(|text| text.extend(tokens.forced_last));
         Ok(made)
-    }
-
-    /// These tokens behind the start of each text, as an output. Behind what is compared the expected ones stand.
-    fn texts(&self, texts: &Texts, made: &[Vec<u32>]) -> Outcome<(String, Array<f32>)> {
-        let mut ids = Vec::with_capacity(texts.expected.len());
-        for ((text, &compared), made) in texts.rows().zip(&texts.compared).zip(made) {
-            let whole = text[..1].iter().chain(made).take(compared);
-            ids.extend(whole.chain(text.iter().skip(compared)).map(|&id| id as f32));
-        }
-        Ok((TEXTS.to_owned(), Array::new(&[made.len(), texts.length], ids)?))
     }
 
     /// The outputs by their expected names, batch first.
@@ -256,7 +202,7 @@ impl Model for Run {
             results = self.named(|name, _| written.take(name))?;
         }
         if let Some(texts) = &self.texts {
-            results.push(self.texts(texts, &self.generate(session, texts)?)?);
+            results.push(texts.output(&self.generate(session, texts)?)?);
         }
         Ok(results)
     }
@@ -272,9 +218,7 @@ impl Model for Run {
         }
         // The expected tokens are the past of each choice: as long as they agree, that is what a choice of its own would see.
         if let Some(texts) = &self.texts {
-            let ids = |best: Vec<(u32, f64)>| best.into_iter().map(|(id, _)| id).collect();
-            let made: Vec<Vec<u32>> = self.best(texts)?.into_iter().map(ids).collect();
-            results.push(self.texts(texts, &made)?);
+            results.push(texts.output(&ids_of(&self.choices(texts)?))?);
         }
         Ok(results)
     }

@@ -35,6 +35,7 @@
 mod attention;
 mod case;
 mod gpu;
+mod greedy;
 mod host;
 mod huggingface;
 mod huggingface_causal;
