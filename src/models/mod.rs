@@ -18,6 +18,7 @@ pub mod llama;
 pub mod marian;
 pub mod seq2seq;
 mod source;
+mod wiring;
 
 pub use checkpoint::Checkpoint;
 pub use config::Config;

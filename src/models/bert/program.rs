@@ -2,14 +2,14 @@
 
 use super::{Bert, Output};
 use crate::builder::Builder;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::{Linear, Pool};
 use crate::layers::{Batch, Inputs};
+use crate::models::wiring::{attention, hidden, only_shape};
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::{Activation, Pooling};
-use crate::tensor::Element;
 
 impl Bert {
     /// Ids to `outputs`, in one program:
@@ -23,16 +23,14 @@ impl Bert {
     /// [`Sequences`](crate::Sequences) says. Layers that no output needs are left out, and so are their weights.
     ///
     /// # Errors
-    /// [`Error::Option`] for no outputs, layers that there are not, sequences longer than the model has positions, an embedding with a key mask, a mask's
-    /// layout, or `inputs.weights` ([`Output::Attention`] is the way to
-    /// them); as [`Builder::encoder_layer`].
+    /// [`Error::Option`](crate::Error::Option) for no outputs, layers that there are not, sequences longer than the model has positions, an
+    /// embedding with a key mask, a mask's layout, or `inputs.weights` ([`Output::Attention`] is the way to them); as
+    /// [`Builder::encoder_layer`].
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
-        if inputs.mask.is_some() || inputs.cross_mask.is_some() || inputs.weights {
-            return Err(Error::option("inputs", "a shape and a storage alone", "masks or weights"));
-        }
+        let shape = only_shape(inputs)?.to_self();
         let mut b = Builder::new(kernels, "BERT").with_storage(inputs.storage)?;
         let attention = &self.layer.attention;
-        let batch = b.batch("", &attention.options, attention.n_heads, inputs.shape.to_self(), None)?;
+        let batch = b.batch("", &attention.options, attention.n_heads, shape, None)?;
         self.append(&mut b, &batch, outputs)?;
         b.finish()
     }
@@ -44,17 +42,14 @@ impl Bert {
     pub fn append(&self, b: &mut Builder, batch: &Batch, outputs: &[Output]) -> Result<Tensor> {
         let shape = batch.shape;
         self.check(shape.longest_q, outputs)?;
-        let mut x = self.hidden(b, batch, outputs, 0)?;
+        let named = |output: Output| outputs.contains(&output).then(|| output.name());
+        let rows = [shape.q_rows, self.embedding.d_model];
+        let maps = [shape.sequences, self.layer.attention.n_heads, shape.longest_q, shape.longest_k];
+        let mut x = hidden(b, named(Output::Hidden(0)), rows)?;
         b.embed("", &self.embedding, batch, x)?;
         for n in 0..self.layers_for(outputs) {
-            let weights = match outputs.contains(&Output::Attention(n)) {
-                true => {
-                    let sizes = [shape.sequences, self.layer.attention.n_heads, shape.longest_q, shape.longest_k];
-                    Some(b.output(&Output::Attention(n).name(), Element::F32, Layout::contiguous(&sizes)?)?)
-                }
-                false => None,
-            };
-            let y = self.hidden(b, batch, outputs, n + 1)?;
+            let weights = attention(b, named(Output::Attention(n)), maps)?;
+            let y = hidden(b, named(Output::Hidden(n + 1)), rows)?;
             b.encoder_layer(&format!("layers.{n}."), &self.layer, batch, x, weights, y)?;
             x = y;
         }
@@ -62,15 +57,6 @@ impl Bert {
         self.row_heads(on_rows, outputs)?;
         self.sequence_heads(b, batch, x, outputs)?;
         Ok(x)
-    }
-
-    /// Where the rows before layer `n` are: an output of the caller's, or scratch.
-    fn hidden(&self, b: &mut Builder, batch: &Batch, outputs: &[Output], n: usize) -> Result<Tensor> {
-        let layout = Layout::contiguous(&[batch.shape.q_rows, self.embedding.d_model])?;
-        match outputs.contains(&Output::Hidden(n)) {
-            true => b.output(&Output::Hidden(n).name(), b.storage(), layout),
-            false => b.scratch("hidden", b.storage(), layout),
-        }
     }
 
     /// The heads that say something about every row.

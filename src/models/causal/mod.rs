@@ -24,7 +24,6 @@ pub use reference::CausalInputs;
 use super::{Checkpoint, Config, WeightMap, gpt2, llama};
 use crate::error::{Error, Result};
 use crate::layers::{Embedding, Encoder, EncoderLayer, Norm};
-use crate::shape::Layout;
 use crate::spec::generator::{Generator, GeneratorStack};
 use crate::spec::{RotaryScaling, rotary_table};
 
@@ -195,10 +194,5 @@ impl CausalModel {
             return Err(Error::option("longest sequence", format!("at most {positions} positions"), longest));
         }
         Ok(())
-    }
-
-    /// The layout of rows of the model's width.
-    fn rows(&self, rows: usize) -> Result<Layout> {
-        Layout::contiguous(&[rows, self.embedding.d_model])
     }
 }

@@ -2,12 +2,12 @@
 
 use super::{CausalModel, Output};
 use crate::builder::Builder;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layers::{Batch, Inputs};
+use crate::models::wiring::{attention, hidden, only_shape};
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
-use crate::tensor::Element;
 
 impl CausalModel {
     /// Ids to `outputs`, in one program:
@@ -20,15 +20,13 @@ impl CausalModel {
     /// [`Sequences`](crate::Sequences) says. Layers that no output needs are left out, and so are their weights.
     ///
     /// # Errors
-    /// [`Error::Option`] for no outputs, layers that there are not, sequences longer than the model has positions, a mask's layout, or
-    /// `inputs.weights` ([`Output::Attention`] is the way to them); as [`Builder::encoder_layer`].
+    /// [`Error::Option`](crate::Error::Option) for no outputs, layers that there are not, sequences longer than the model has positions, a
+    /// mask's layout, or `inputs.weights` ([`Output::Attention`] is the way to them); as [`Builder::encoder_layer`].
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
-        if inputs.mask.is_some() || inputs.cross_mask.is_some() || inputs.weights {
-            return Err(Error::option("inputs", "a shape and a storage alone", "masks or weights"));
-        }
+        let shape = only_shape(inputs)?.to_self();
         let mut b = Builder::new(kernels, "causal model").with_storage(inputs.storage)?;
         let attention = &self.layer.attention;
-        let batch = b.batch("", &attention.options, attention.n_heads, inputs.shape.to_self(), None)?;
+        let batch = b.batch("", &attention.options, attention.n_heads, shape, None)?;
         self.append(&mut b, &batch, outputs)?;
         b.finish()
     }
@@ -40,26 +38,21 @@ impl CausalModel {
     pub fn append(&self, b: &mut Builder, batch: &Batch, outputs: &[Output]) -> Result<Tensor> {
         let shape = batch.shape;
         self.check(shape.longest_q, outputs)?;
-        let mut x = self.hidden(b, batch, outputs, 0)?;
+        let named = |output: Output| outputs.contains(&output).then(|| output.name());
+        let rows = [shape.q_rows, self.embedding.d_model];
+        let maps = [shape.sequences, self.layer.attention.n_heads, shape.longest_q, shape.longest_k];
+        let mut x = hidden(b, named(Output::Hidden(0)), rows)?;
         b.embed("", &self.embedding, batch, x)?;
         for n in 0..self.layers_for(outputs) {
-            let weights = match outputs.contains(&Output::Attention(n)) {
-                true => {
-                    let sizes = [shape.sequences, self.layer.attention.n_heads, shape.longest_q, shape.longest_k];
-                    Some(b.output(&Output::Attention(n).name(), Element::F32, Layout::contiguous(&sizes)?)?)
-                }
-                false => None,
-            };
+            let weights = attention(b, named(Output::Attention(n)), maps)?;
             // What stands behind the last layer is an output only behind its norm.
-            let y = match n + 1 == self.n_layers {
-                true => b.scratch("hidden", b.storage(), self.rows(shape.q_rows)?)?,
-                false => self.hidden(b, batch, outputs, n + 1)?,
-            };
+            let is_last = n + 1 == self.n_layers;
+            let y = hidden(b, named(Output::Hidden(n + 1)).filter(|_| !is_last), rows)?;
             b.encoder_layer(&format!("layers.{n}."), &self.layer, batch, x, weights, y)?;
             x = y;
         }
         if self.is_normed_for(outputs) {
-            let y = self.hidden(b, batch, outputs, self.n_layers)?;
+            let y = hidden(b, named(Output::Hidden(self.n_layers)), rows)?;
             b.norm("norm.", &self.final_norm, x, y)?;
             x = y;
         }
@@ -69,14 +62,5 @@ impl CausalModel {
             b.head(self.head_weight(), None, x, logits)?;
         }
         Ok(x)
-    }
-
-    /// Where the rows of [`Output::Hidden`] `n` are: an output of the caller's, or scratch.
-    fn hidden(&self, b: &mut Builder, batch: &Batch, outputs: &[Output], n: usize) -> Result<Tensor> {
-        let layout = self.rows(batch.shape.q_rows)?;
-        match outputs.contains(&Output::Hidden(n)) {
-            true => b.output(&Output::Hidden(n).name(), b.storage(), layout),
-            false => b.scratch("hidden", b.storage(), layout),
-        }
     }
 }

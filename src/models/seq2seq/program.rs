@@ -2,21 +2,14 @@
 
 use super::{Output, Seq2Seq};
 use crate::builder::Builder;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layers::{DecoderRows, Inputs};
+use crate::models::wiring::{attention, hidden, only_shape};
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::BatchShape;
 use crate::tensor::Element;
-
-/// Refuses inputs that have more than a shape and a storage.
-fn only_shape(inputs: &Inputs) -> Result<BatchShape> {
-    if inputs.mask.is_some() || inputs.cross_mask.is_some() || inputs.weights {
-        return Err(Error::option("inputs", "a shape and a storage alone", "masks or weights"));
-    }
-    Ok(inputs.shape)
-}
 
 impl Seq2Seq {
     /// Source and target ids to `outputs`, in one program:
@@ -33,8 +26,8 @@ impl Seq2Seq {
     /// left out, and so are their weights and inputs.
     ///
     /// # Errors
-    /// [`Error::Option`] for no outputs, layers that there are not, sequences longer than the model has positions, a mask's layout, or
-    /// `inputs.weights` (outputs are the way to them); as [`Builder::encoder_layer`] and [`Builder::decoder_layer`].
+    /// [`Error::Option`](crate::Error::Option) for no outputs, layers that there are not, sequences longer than the model has positions, a
+    /// mask's layout, or `inputs.weights` (outputs are the way to them); as [`Builder::encoder_layer`] and [`Builder::decoder_layer`].
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
         let shape = only_shape(inputs)?;
         self.check(&shape, outputs)?;
@@ -79,9 +72,10 @@ impl Seq2Seq {
         let layer = &self.encoder.layer;
         let batch = b.batch("source.", &layer.attention.options, layer.attention.n_heads, own, None)?;
         let layers = self.encoder_layers_for(outputs);
+        let named = |output: Output| outputs.contains(&output).then(|| output.name());
         let rows = |b: &mut Builder, n: usize| match memory.filter(|_| n == layers) {
             Some(memory) => Ok(memory),
-            None => hidden(b, Output::EncoderHidden(n), outputs, [k_rows, self.source.d_model]),
+            None => hidden(b, named(Output::EncoderHidden(n)), [k_rows, self.source.d_model]),
         };
         let mut x = rows(b, 0)?;
         let ids = b.input("source.ids", Element::U32, Layout::contiguous(&[k_rows])?)?;
@@ -90,7 +84,7 @@ impl Seq2Seq {
         b.embed_from("source.", &self.source, &batch, (ids, table), x)?;
         for n in 0..layers {
             let sizes = [sequences, layer.attention.n_heads, longest_k, longest_k];
-            let weights = attention(b, Output::EncoderAttention(n), outputs, sizes)?;
+            let weights = attention(b, named(Output::EncoderAttention(n)), sizes)?;
             let y = rows(b, n + 1)?;
             b.encoder_layer(&format!("encoder.layers.{n}."), layer, &batch, x, weights, y)?;
             x = y;
@@ -106,7 +100,8 @@ impl Seq2Seq {
         let (attends, crosses) = (&layer.attention, &layer.cross_attention);
         let batch = b.batch("target.", &attends.options, attends.n_heads, own, None)?;
         let sizes = [q_rows, self.target.d_model];
-        let mut x = hidden(b, Output::DecoderHidden(0), outputs, sizes)?;
+        let named = |output: Output| outputs.contains(&output).then(|| output.name());
+        let mut x = hidden(b, named(Output::DecoderHidden(0)), sizes)?;
         b.embed("target.", &self.target, &batch, x)?;
         if let Some(memory) = memory.filter(|_| self.decoder_layers_for(outputs) > 0) {
             let cross = b.batch("cross.", &crosses.options, crosses.n_heads, *shape, None)?;
@@ -114,10 +109,10 @@ impl Seq2Seq {
                 let own = [sequences, attends.n_heads, longest_q, longest_q];
                 let other = [sequences, crosses.n_heads, longest_q, longest_k];
                 let weights = [
-                    attention(b, Output::DecoderAttention(n), outputs, own)?,
-                    attention(b, Output::CrossAttention(n), outputs, other)?,
+                    attention(b, named(Output::DecoderAttention(n)), own)?,
+                    attention(b, named(Output::CrossAttention(n)), other)?,
                 ];
-                let y = hidden(b, Output::DecoderHidden(n + 1), outputs, sizes)?;
+                let y = hidden(b, named(Output::DecoderHidden(n + 1)), sizes)?;
                 b.decoder_layer(
                     &format!("decoder.layers.{n}."),
                     layer,
@@ -133,22 +128,5 @@ impl Seq2Seq {
             b.head(self.head_weight(), self.head_bias(), x, logits)?;
         }
         Ok(())
-    }
-}
-
-/// Where rows are: an output of the caller's, or scratch.
-fn hidden(b: &mut Builder, output: Output, outputs: &[Output], sizes: [usize; 2]) -> Result<Tensor> {
-    let layout = Layout::contiguous(&sizes)?;
-    match outputs.contains(&output) {
-        true => b.output(&output.name(), b.storage(), layout),
-        false => b.scratch("hidden", b.storage(), layout),
-    }
-}
-
-/// Where attention weights go, if anywhere.
-fn attention(b: &mut Builder, output: Output, outputs: &[Output], sizes: [usize; 4]) -> Result<Option<Tensor>> {
-    match outputs.contains(&output) {
-        true => b.output(&output.name(), Element::F32, Layout::contiguous(&sizes)?).map(Some),
-        false => Ok(None),
     }
 }
