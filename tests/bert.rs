@@ -3,83 +3,22 @@
 
 mod common;
 
+#[path = "common/checkpoints.rs"]
+mod checkpoints;
+
 use std::collections::BTreeMap;
 
-use common::{On, assert_close, floats, largest, on, on_core, seeded};
-use half::f16;
-use safetensors::tensor::{Dtype, TensorView};
+use checkpoints::{BertSizes, POSITIONS, VOCABULARY, bert_config};
+use common::{On, assert_close, largest, on, on_core};
+use safetensors::tensor::Dtype;
 use tileformer::layers::Inputs;
 use tileformer::models::bert::{Bert, BertInputs, Output};
 use tileformer::models::{Checkpoint, Config};
 use tileformer::{BatchShape, Element, Error, Program, Sequences};
 
-/// C, NH, F, layers, labels.
-type Sizes = [usize; 5];
-
-const VOCABULARY: usize = 46;
-const POSITIONS: usize = 24;
-
-fn config([c, heads, f, layers, labels]: Sizes, more: &str) -> String {
-    let labels: Vec<String> = (0..labels).map(|i| format!(r#""{i}": "L{i}""#)).collect();
-    format!(
-        r#"{{"model_type": "bert", "hidden_size": {c}, "num_attention_heads": {heads}, "intermediate_size": {f},
-            "num_hidden_layers": {layers}, "vocab_size": {VOCABULARY}, "max_position_embeddings": {POSITIONS},
-            "hidden_act": "gelu", "id2label": {{{}}}{more}}}"#,
-        labels.join(", ")
-    )
-}
-
 /// A checkpoint of random weights with every head, its names beginning with `prefix`.
-fn checkpoint(sizes: Sizes, prefix: &str, dtype: Dtype, more: &str) -> Checkpoint {
-    let [c, _, f, layers, labels] = sizes;
-    let mut all: Vec<(String, Vec<usize>)> = Vec::new();
-    let mut base = |name: String, sizes: &[usize]| all.push((format!("{prefix}{name}"), sizes.to_vec()));
-    base("embeddings.word_embeddings.weight".into(), &[VOCABULARY, c]);
-    base("embeddings.position_embeddings.weight".into(), &[POSITIONS, c]);
-    base("embeddings.token_type_embeddings.weight".into(), &[2, c]);
-    let mut pairs = vec![("embeddings.LayerNorm".to_owned(), vec![c]), ("pooler.dense".to_owned(), vec![c, c])];
-    for n in 0..layers {
-        let names = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"];
-        pairs.extend(names.map(|name| (format!("encoder.layer.{n}.{name}"), vec![c, c])));
-        pairs.push((format!("encoder.layer.{n}.intermediate.dense"), vec![f, c]));
-        pairs.push((format!("encoder.layer.{n}.output.dense"), vec![c, f]));
-        let norms = ["attention.output.LayerNorm", "output.LayerNorm"];
-        pairs.extend(norms.map(|name| (format!("encoder.layer.{n}.{name}"), vec![c])));
-    }
-    for (name, sizes) in pairs {
-        base(format!("{name}.weight"), &sizes);
-        base(format!("{name}.bias"), &sizes[..1]);
-    }
-    for (name, rows) in [("cls.seq_relationship", 2), ("classifier", labels), ("qa_outputs", 2)] {
-        all.push((format!("{name}.weight"), vec![rows, c]));
-        all.push((format!("{name}.bias"), vec![rows]));
-    }
-    for (name, sizes) in
-        [("dense.weight", vec![c, c]), ("dense.bias", vec![c]), ("LayerNorm.weight", vec![c]), ("LayerNorm.bias", vec![c])]
-    {
-        all.push((format!("cls.predictions.transform.{name}"), sizes));
-    }
-    all.push(("cls.predictions.decoder.weight".into(), vec![VOCABULARY, c]));
-    all.push(("cls.predictions.bias".into(), vec![VOCABULARY]));
-
-    let bytes: Vec<Vec<u8>> = all
-        .iter()
-        .map(|(name, sizes)| {
-            let mut values = floats(&mut seeded(name, 7), sizes.iter().product());
-            if sizes.len() == 2 {
-                values.iter_mut().for_each(|v| *v *= 1.5 / (sizes[1] as f32).sqrt());
-            } else if name.ends_with("LayerNorm.weight") {
-                values.iter_mut().for_each(|v| *v = 1.0 + 0.2 * *v);
-            }
-            match dtype {
-                Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-                _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            }
-        })
-        .collect();
-    let views = all.iter().zip(&bytes).map(|((name, sizes), b)| (name, TensorView::new(dtype, sizes.clone(), b).unwrap()));
-    let file = safetensors::serialize(views, None).unwrap();
-    Checkpoint::from_bytes(&config(sizes, more), vec![("model.safetensors".into(), file)]).unwrap()
+fn checkpoint(sizes: BertSizes, prefix: &str, dtype: Dtype, more: &str) -> Checkpoint {
+    checkpoints::bert(sizes, prefix).checkpoint(&bert_config(sizes, more), dtype)
 }
 
 /// Every output of a model of `layers` layers.
@@ -129,7 +68,14 @@ fn text(rows: usize) -> Text {
 }
 
 /// Every output against the reference's, computed in f64.
-fn compare(on: &On, element: Element, sizes: Sizes, checkpoint: &Checkpoint, sequences: &Sequences, mask: Option<&[u32]>) {
+fn compare(
+    on: &On,
+    element: Element,
+    sizes: BertSizes,
+    checkpoint: &Checkpoint,
+    sequences: &Sequences,
+    mask: Option<&[u32]>,
+) {
     let mut bert = Bert::new(checkpoint).unwrap();
     bert.layer.attention.options.key_mask = mask.is_some();
     let mut outputs = every_output(sizes[3]);
@@ -177,7 +123,7 @@ fn every_output_is_the_references() {
 #[test]
 fn programs_have_what_outputs_need() {
     let sizes = [24, 4, 40, 3, 2];
-    let bert = Bert::from_config(&Config::parse("config.json", &config(sizes, "")).unwrap()).unwrap();
+    let bert = Bert::from_config(&Config::parse("config.json", &bert_config(sizes, "")).unwrap()).unwrap();
     let inputs = Inputs::new(BatchShape::padded(2, 5));
     let weights = |outputs: &[Output]| {
         let program = bert.program(&on().kernels, &inputs, outputs).unwrap();
@@ -212,7 +158,7 @@ fn programs_have_what_outputs_need() {
 fn what_does_not_fit_is_named() {
     let sizes = [24, 4, 40, 2, 2];
     let read = |text: String| Bert::from_config(&Config::parse("config.json", &text)?);
-    assert!(read(config(sizes, "")).is_ok());
+    assert!(read(bert_config(sizes, "")).is_ok());
     for (more, key) in [
         (r#""model_type": "roberta""#, "model_type"),
         (r#""position_embedding_type": "relative_key""#, "position_embedding_type"),
@@ -228,14 +174,14 @@ fn what_does_not_fit_is_named() {
         (r#""layer_norm_eps": -1"#, "layer_norm_eps"),
         (r#""id2label": []"#, "id2label"),
     ] {
-        let found = read(config(sizes, &format!(", {more}"))).unwrap_err().to_string();
+        let found = read(bert_config(sizes, &format!(", {more}"))).unwrap_err().to_string();
         assert!(found.starts_with(&format!("config.json: {key}: expected")), "{found}");
     }
 
     // A model that its checkpoint does not fit: wider, deeper, with more words.
     let c = checkpoint(sizes, "bert.", Dtype::F32, "");
-    let refused = |other: Sizes, more: &str| {
-        let bert = read(config(other, more)).unwrap();
+    let refused = |other: BertSizes, more: &str| {
+        let bert = read(bert_config(other, more)).unwrap();
         let program =
             bert.program(&on().kernels, &Inputs::new(BatchShape::padded(1, 4)), &[Output::Hidden(other[3])]).unwrap();
         on().gpu.upload_checkpoint(&[&program], &c, &bert.weights(), |_| {}).map(drop).unwrap_err().to_string()

@@ -4,10 +4,14 @@
 
 mod common;
 
+#[path = "common/checkpoints.rs"]
+mod checkpoints;
+
 use std::collections::BTreeMap;
 
-use common::{On, assert_close, floats, largest, on, on_core, seeded};
-use safetensors::tensor::{Dtype, TensorView};
+use checkpoints::{POSITIONS, VOCABULARY, gpt2, ids, llama};
+use common::{On, assert_close, largest, on, on_core};
+use safetensors::tensor::Dtype;
 use tileformer::layers::{GeneratorInputs, Inputs, PrefillShape};
 use tileformer::models::causal::{CausalInputs, CausalModel, Output};
 use tileformer::models::{Checkpoint, Config};
@@ -16,95 +20,13 @@ use tileformer::spec::cache::CachedRows;
 use tileformer::spec::generator::GeneratorCaches;
 use tileformer::{BatchShape, Element, Error, Role, Sequences};
 
-const VOCABULARY: usize = 46;
-const POSITIONS: usize = 24;
-
-/// A GPT-2's configuration: C, NH, F, layers.
-fn gpt2([c, heads, f, layers]: [usize; 4], more: &str) -> String {
-    format!(
-        r#"{{"model_type": "gpt2", "n_embd": {c}, "n_head": {heads}, "n_inner": {f}, "n_layer": {layers},
-            "vocab_size": {VOCABULARY}, "n_positions": {POSITIONS}, "activation_function": "gelu_new"{more}}}"#
-    )
-}
-
-/// A Llama's configuration: C, NH, NH_kv, head size, F, layers.
-fn llama([c, heads, kv_heads, head, f, layers]: [usize; 6], more: &str) -> String {
-    format!(
-        r#"{{"model_type": "llama", "hidden_size": {c}, "num_attention_heads": {heads}, "num_key_value_heads": {kv_heads},
-            "head_dim": {head}, "intermediate_size": {f}, "num_hidden_layers": {layers}, "vocab_size": {VOCABULARY},
-            "max_position_embeddings": {POSITIONS}, "hidden_act": "silu"{more}}}"#
-    )
-}
-
 fn model(text: &str) -> tileformer::Result<CausalModel> {
     CausalModel::from_config(&Config::parse("config.json", text)?)
 }
 
-/// Names and sizes of a checkpoint's tensors, GPT-2's (in, out).
-fn tensors(text: &str) -> Vec<(String, Vec<usize>)> {
-    let model = model(text).unwrap();
-    let (attention, c, f) = (&model.layer.attention, model.embedding.d_model, model.layer.feed_forward.d_ff);
-    let [q, k, v] = attention.widths();
-    let mut all = Vec::new();
-    let mut add = |name: String, sizes: &[usize]| all.push((name, sizes.to_vec()));
-    if text.contains("gpt2") {
-        add("transformer.wte.weight".into(), &[VOCABULARY, c]);
-        add("transformer.wpe.weight".into(), &[POSITIONS, c]);
-        for n in 0..model.n_layers {
-            for (name, d_in, d_out) in
-                [("attn.c_attn", c, q + k + v), ("attn.c_proj", v, c), ("mlp.c_fc", c, f), ("mlp.c_proj", f, c)]
-            {
-                add(format!("transformer.h.{n}.{name}.weight"), &[d_in, d_out]);
-                add(format!("transformer.h.{n}.{name}.bias"), &[d_out]);
-            }
-        }
-        let norms = (0..model.n_layers).flat_map(|n| [format!("h.{n}.ln_1"), format!("h.{n}.ln_2")]);
-        for norm in norms.chain(["ln_f".into()]) {
-            add(format!("transformer.{norm}.weight"), &[c]);
-            add(format!("transformer.{norm}.bias"), &[c]);
-        }
-    } else {
-        add("model.embed_tokens.weight".into(), &[VOCABULARY, c]);
-        add("model.norm.weight".into(), &[c]);
-        for n in 0..model.n_layers {
-            let projections = [("self_attn.q", c, q, false), ("self_attn.k", c, k, false), ("self_attn.v", c, v, false)];
-            let o = q / attention.head_size * attention.value_head_size;
-            let rest =
-                [("self_attn.o", o, c, false), ("mlp.gate", c, f, true), ("mlp.up", c, f, true), ("mlp.down", f, c, true)];
-            for (name, d_in, d_out, is_mlp) in projections.into_iter().chain(rest) {
-                add(format!("model.layers.{n}.{name}_proj.weight"), &[d_out, d_in]);
-                if if is_mlp { model.layer.feed_forward.bias } else { attention.bias } {
-                    add(format!("model.layers.{n}.{name}_proj.bias"), &[d_out]);
-                }
-            }
-            add(format!("model.layers.{n}.input_layernorm.weight"), &[c]);
-            add(format!("model.layers.{n}.post_attention_layernorm.weight"), &[c]);
-        }
-    }
-    if !model.tied {
-        add("lm_head.weight".into(), &[VOCABULARY, c]);
-    }
-    all
-}
-
 /// A checkpoint of random weights.
 fn checkpoint(text: &str) -> Checkpoint {
-    let all = tensors(text);
-    let values = |(name, sizes): &(String, Vec<usize>)| -> Vec<u8> {
-        let mut values = floats(&mut seeded(name, 7), sizes.iter().product());
-        if sizes.len() == 2 {
-            let d_in = if text.contains("gpt2") && !name.contains(".wte.") { sizes[0] } else { sizes[1] };
-            values.iter_mut().for_each(|v| *v *= 1.5 / (d_in as f32).sqrt());
-        } else if name.contains("norm") || name.contains("ln_") {
-            values.iter_mut().for_each(|v| *v = 1.0 + 0.2 * *v);
-        }
-        values.iter().flat_map(|v| v.to_le_bytes()).collect()
-    };
-    let bytes: Vec<Vec<u8>> = all.iter().map(values).collect();
-    let views =
-        all.iter().zip(&bytes).map(|((name, sizes), b)| (name, TensorView::new(Dtype::F32, sizes.clone(), b).unwrap()));
-    let file = safetensors::serialize(views, None).unwrap();
-    Checkpoint::from_bytes(text, vec![("model.safetensors".into(), file)]).unwrap()
+    checkpoints::causal(text).checkpoint(text, Dtype::F32)
 }
 
 fn every_output(layers: usize) -> Vec<Output> {
@@ -112,10 +34,6 @@ fn every_output(layers: usize) -> Vec<Output> {
     all.extend((0..layers).map(Output::Attention));
     all.push(Output::Logits);
     all
-}
-
-fn ids(rows: usize) -> Vec<u32> {
-    (0..rows).map(|i| ((i * 7 + i * i % 11) % VOCABULARY) as u32).collect()
 }
 
 /// Every output against the reference's, computed in f64; gives the reference's.
@@ -131,7 +49,7 @@ fn compare(
     model.layer.attention.options.key_mask = mask.is_some();
     let outputs = every_output(model.n_layers);
     let shape = sequences.shape().to_self();
-    let ids = ids(shape.q_rows);
+    let ids = ids(shape.q_rows, 0, VOCABULARY);
     let program = model.program(&on.kernels, &Inputs::new(shape).with_storage(element), &outputs).unwrap();
     let gpu = &on.gpu;
     let mut bindings = gpu.upload_causal(&[&program], &checkpoint, &model, |_| {}).unwrap();
@@ -210,7 +128,7 @@ fn prefill_is_the_forward_pass() {
         let program = generator.prefill(kernels, &inputs, &shape).unwrap();
         let mut bindings = gpu.upload_causal(&[&program], &checkpoint, &model, |_| {}).unwrap();
         gpu.allocate(&program, &mut bindings).unwrap();
-        let all = ids(length);
+        let all = ids(length, 0, VOCABULARY);
         let mut past = 0;
         for new in pieces {
             let rows = CachedRows { slot: 1, past, new };

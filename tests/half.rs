@@ -3,97 +3,52 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
+use common::storing::{self, Storing};
 use common::{On, assert_close, on, on_core, seeded, storage_floor, stored, uniform};
 use tileformer::layers::{EncoderLayer, Inputs, Placement};
-use tileformer::reference::{self, Real};
+use tileformer::reference::Real;
+use tileformer::reference::layers::{Batch, Weights};
 use tileformer::{Activation, BatchShape, Element, Error, Role, Sequences, wgpu};
 
 const LENGTHS: [usize; 3] = [37, 1, 22];
 const LONGEST: usize = 37;
 
-/// Weights by name, as f16 holds them.
-type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-/// Post-norm or pre-norm encoder layer, every stored tensor passed through `store`.
-fn twin<T: Real>(spec: &EncoderLayer, weights: &Weights, x: &[f32], store: &dyn Fn(Vec<T>) -> Vec<T>) -> Vec<T> {
-    let real = |values: &[f32]| values.iter().map(|&v| T::of(v)).collect::<Vec<T>>();
-    let weight = |name: &str| real(&weights[name].1);
-    let (c, f, heads) = (spec.attention.d_model, spec.feed_forward.d_ff, spec.attention.n_heads);
-    let rows = LENGTHS.len() * LONGEST;
-    let linear = |x: &[T], name: [&str; 2], d_in: usize, d_out: usize, activation, residual: Option<&[T]>| {
-        let [weight, bias] = name.map(weight);
-        let p = reference::Linear { x, weight: &weight, bias: Some(&bias), residual, activation, rows, d_in, d_out };
-        store(reference::linear(&p).unwrap())
-    };
-    let norm = |x: &[T], prefix: &str| {
-        let [weight, bias] = ["weight", "bias"].map(|n| weight(&format!("{prefix}.{n}")));
-        let p = reference::LayerNorm {
-            x,
-            residual: None,
-            weight: Some(&weight),
-            bias: Some(&bias),
-            eps: spec.norm.eps,
-            rows,
-            d: c,
-        };
-        store(reference::layer_norm(&p).unwrap().y)
-    };
-    let attend = |x: &[T], residual: &[T]| {
-        let names = ["self_attn.in_proj_weight", "self_attn.in_proj_bias"];
-        let qkv = linear(x, names, c, 3 * c, Activation::Identity, None);
-        let part = |i: usize| qkv.chunks_exact(3 * c).flat_map(|row| row[i * c..][..c].to_vec()).collect::<Vec<T>>();
-        let sequences = Sequences::padded(&LENGTHS, LONGEST).unwrap();
-        let attention = reference::Attention {
-            shape: BatchShape::padded(LENGTHS.len(), LONGEST),
-            n_heads: heads,
-            n_kv_heads: heads,
-            head_size: c / heads,
-            value_head_size: c / heads,
-            options: &spec.attention.options,
-            sequences: sequences.as_slice(),
-            key_mask: None,
-            mask: None,
-        };
-        let out = store(reference::attention(&attention, &part(0), &part(1), &part(2)).unwrap().0);
-        let names = ["self_attn.out_proj.weight", "self_attn.out_proj.bias"];
-        linear(&out, names, c, c, Activation::Identity, Some(residual))
-    };
-    let network = |x: &[T], residual: &[T]| {
-        let hidden = linear(x, ["linear1.weight", "linear1.bias"], c, f, spec.feed_forward.activation, None);
-        linear(&hidden, ["linear2.weight", "linear2.bias"], f, c, Activation::Identity, Some(residual))
-    };
-    let x = real(x);
-    match spec.placement {
-        Placement::Post => {
-            let h = norm(&attend(&x, &x), "norm1");
-            norm(&network(&h, &h), "norm2")
-        }
-        Placement::Pre => {
-            let h = attend(&norm(&x, "norm1"), &x);
-            network(&norm(&h, "norm2"), &h)
-        }
+/// A layer whose stored numbers pass through `store`.
+fn twin<T: Real>(
+    spec: &EncoderLayer,
+    named: &[(String, Vec<usize>, Vec<f32>)],
+    x: &[f32],
+    store: fn(Vec<T>) -> Vec<T>,
+) -> Vec<T> {
+    let real = |values: &[f32]| values.iter().map(|&v| T::of(f64::from(v))).collect::<Vec<T>>();
+    let values: Vec<Vec<T>> = named.iter().map(|(.., values)| real(values)).collect();
+    let mut weights = Weights::new();
+    for ((name, sizes, _), values) in named.iter().zip(&values) {
+        weights.insert(name, sizes, values).unwrap();
     }
+    let sequences = Sequences::padded(&LENGTHS, LONGEST).unwrap();
+    let batch = Batch::new(BatchShape::padded(LENGTHS.len(), LONGEST), sequences.as_slice());
+    Storing { weights: &weights, store }.encoder_layer(spec, "", &real(x), &batch)
 }
 
 fn check(on: &On, name: &str, spec: &EncoderLayer) {
     let mut rng = seeded(name, 0);
     let shape = BatchShape::padded(LENGTHS.len(), LONGEST);
     let program = spec.program(&on.kernels, &Inputs::new(shape).with_storage(Element::F16)).unwrap();
-    let mut weights = Weights::new();
+    let mut weights = Vec::new();
     for (name, role, element, layout) in program.tensors() {
         if role == Role::Weight {
             assert_eq!(element, Element::F16, "{name}");
             let scale = if layout.sizes().len() == 2 { (layout.sizes()[1] as f32).sqrt().recip() } else { 1.0 };
             let values = stored(Element::F16, &uniform(&mut rng, layout.len(), -scale, scale));
-            weights.insert(name.to_owned(), (layout.sizes().to_vec(), values));
+            weights.push((name.to_owned(), layout.sizes().to_vec(), values));
         }
     }
     let sizes = [shape.q_rows, spec.attention.d_model];
     let x = stored(Element::F16, &uniform(&mut rng, sizes[0] * sizes[1], -1.5, 1.5));
     let gpu = &on.gpu;
-    let mut bindings = gpu.upload_weights(&program, |n| weights.get(n).map(|(s, v)| (&s[..], &v[..]))).unwrap();
+    let find = |name: &str| weights.iter().find(|w| w.0 == name).map(|(_, sizes, values)| (&sizes[..], &values[..]));
+    let mut bindings = gpu.upload_weights(&program, find).unwrap();
     let y = gpu.upload_floats(Element::F16, &sizes, &vec![f32::NAN; x.len()]).unwrap();
     bindings
         .set("x", gpu.upload_floats(Element::F16, &sizes, &x).unwrap())
@@ -102,8 +57,8 @@ fn check(on: &On, name: &str, spec: &EncoderLayer) {
     gpu.run(&program.bind(&bindings).unwrap()).unwrap();
     let found = gpu.read_f32(&y).unwrap();
 
-    let rounding = twin::<f32>(spec, &weights, &x, &|values| stored(Element::F16, &values));
-    let exact = twin::<f64>(spec, &weights, &x, &|values| values);
+    let rounding = twin(spec, &weights, &x, storing::rounded);
+    let exact = twin(spec, &weights, &x, storing::exact);
     assert_close(name, &found, &rounding, &exact, storage_floor(Element::F16, &exact));
 }
 

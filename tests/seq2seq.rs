@@ -4,55 +4,20 @@
 
 mod common;
 
+#[path = "common/checkpoints.rs"]
+mod checkpoints;
+#[path = "common/writing.rs"]
+mod writing;
+
 use std::collections::BTreeMap;
 
-use common::{On, assert_close, floats, largest, on, on_core, seeded};
-use safetensors::tensor::{Dtype, TensorView};
-use tileformer::layers::{GeneratorInputs, Inputs, StepShape};
+use checkpoints::{APART, BART, MARIAN, Made, POSITIONS, ids, seq2seq_config as config};
+use common::{On, assert_close, largest, on, on_core};
+use safetensors::tensor::Dtype;
+use tileformer::layers::Inputs;
 use tileformer::models::seq2seq::{Output, Seq2Seq, Seq2SeqInputs};
 use tileformer::models::{Checkpoint, Config};
-use tileformer::spec::cache::{CachedRows, DecodeRow};
-use tileformer::spec::generator::GeneratorCaches;
-use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
-use tileformer::{BatchShape, Element, Error, Program, Role, Sequences};
-
-const VOCABULARY: usize = 46;
-const POSITIONS: usize = 24;
-
-/// One model's sizes and options.
-#[derive(Clone, Copy, Debug)]
-struct Made {
-    family: &'static str,
-    /// C, encoder heads, decoder heads, encoder F, decoder F, encoder layers, decoder layers.
-    sizes: [usize; 7],
-    /// In front of the names of the base model.
-    prefix: &'static str,
-    /// Whether the checkpoint has position tables.
-    positions: bool,
-    /// Further options.
-    more: &'static str,
-}
-
-const MARIAN: Made =
-    Made { family: "marian", sizes: [24, 4, 3, 40, 36, 2, 1], prefix: "model.", positions: false, more: "" };
-const BART: Made = Made { family: "bart", sizes: [20, 2, 5, 36, 28, 1, 2], prefix: "", positions: true, more: "" };
-/// Two vocabularies, and a projection of its own.
-const APART: Made = Made {
-    more: r#", "share_encoder_decoder_embeddings": false, "decoder_vocab_size": 39, "tie_word_embeddings": false,
-        "activation_function": "swish", "scale_embedding": true"#,
-    ..MARIAN
-};
-
-fn config(made: &Made) -> String {
-    let [c, heads, decoder_heads, f, decoder_f, layers, decoder_layers] = made.sizes;
-    format!(
-        r#"{{"model_type": "{}", "d_model": {c}, "encoder_attention_heads": {heads}, "decoder_attention_heads": {decoder_heads},
-            "encoder_ffn_dim": {f}, "decoder_ffn_dim": {decoder_f}, "encoder_layers": {layers},
-            "decoder_layers": {decoder_layers}, "vocab_size": {VOCABULARY}, "max_position_embeddings": {POSITIONS},
-            "decoder_start_token_id": 0, "eos_token_id": 1{}}}"#,
-        made.family, made.more
-    )
-}
+use tileformer::{BatchShape, Element, Error, Role, Sequences};
 
 fn read(text: &str) -> Result<Seq2Seq, Error> {
     Seq2Seq::from_config(&Config::parse("config.json", text)?)
@@ -60,68 +25,7 @@ fn read(text: &str) -> Result<Seq2Seq, Error> {
 
 /// A checkpoint of random weights.
 fn checkpoint(made: &Made) -> Checkpoint {
-    let model = read(&config(made)).unwrap();
-    let [c, _, _, f, decoder_f, layers, decoder_layers] = made.sizes;
-    let mut all: Vec<(String, Vec<usize>)> = Vec::new();
-    let mut pairs: Vec<(String, Vec<usize>)> = Vec::new();
-    for (part, layers, f) in [("encoder", layers, f), ("decoder", decoder_layers, decoder_f)] {
-        for n in 0..layers {
-            let attentions = if part == "decoder" { vec!["self_attn", "encoder_attn"] } else { vec!["self_attn"] };
-            for name in attentions {
-                for projection in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-                    pairs.push((format!("{part}.layers.{n}.{name}.{projection}"), vec![c, c]));
-                }
-                pairs.push((format!("{part}.layers.{n}.{name}_layer_norm"), vec![c]));
-            }
-            pairs.push((format!("{part}.layers.{n}.fc1"), vec![f, c]));
-            pairs.push((format!("{part}.layers.{n}.fc2"), vec![c, f]));
-            pairs.push((format!("{part}.layers.{n}.final_layer_norm"), vec![c]));
-        }
-        let embedding = if part == "encoder" { &model.source } else { &model.target };
-        if made.positions {
-            all.push((format!("{}{part}.embed_positions.weight", made.prefix), vec![embedding.positions.unwrap(), c]));
-        }
-        if embedding.norm.is_some() {
-            pairs.push((format!("{part}.layernorm_embedding"), vec![c]));
-        }
-        if !model.shared {
-            all.push((format!("{}{part}.embed_tokens.weight", made.prefix), vec![embedding.vocabulary, c]));
-        }
-    }
-    for (name, sizes) in pairs {
-        all.push((format!("{}{name}.weight", made.prefix), sizes.clone()));
-        all.push((format!("{}{name}.bias", made.prefix), sizes[..1].to_vec()));
-    }
-    if model.shared {
-        all.push((format!("{}shared.weight", made.prefix), vec![VOCABULARY, c]));
-    }
-    if !model.tied {
-        all.push(("lm_head.weight".into(), vec![model.target.vocabulary, c]));
-    }
-    // BART's own checkpoints of the base model have none.
-    if !made.prefix.is_empty() {
-        all.push(("final_logits_bias".into(), vec![1, model.target.vocabulary]));
-    }
-    let bytes: Vec<Vec<u8>> = all
-        .iter()
-        .map(|(name, sizes)| {
-            let mut values = floats(&mut seeded(name, 7), sizes.iter().product());
-            if sizes.len() == 2 {
-                values.iter_mut().for_each(|v| *v *= 1.5 / (sizes[1] as f32).sqrt());
-            } else if name.contains("norm") && name.ends_with("weight") {
-                values.iter_mut().for_each(|v| *v = 1.0 + 0.2 * *v);
-            }
-            // A decoder must listen to its source, or texts test no cross-attention.
-            let factor = if name.contains("encoder_attn") && sizes.len() == 2 { 4.0 } else { 1.0 };
-            let factor = if name.ends_with("bias") { 0.1 } else { factor };
-            values.iter_mut().for_each(|v| *v *= factor);
-            values.iter().flat_map(|v| v.to_le_bytes()).collect()
-        })
-        .collect();
-    let views = all.iter().zip(&bytes);
-    let views = views.map(|((name, sizes), b)| (name, TensorView::new(Dtype::F32, sizes.clone(), b).unwrap()));
-    let file = safetensors::serialize(views, None).unwrap();
-    Checkpoint::from_bytes(&config(made), vec![("model.safetensors".into(), file)]).unwrap()
+    checkpoints::seq2seq(made).checkpoint(&config(made), Dtype::F32)
 }
 
 fn every_output(model: &Seq2Seq) -> Vec<Output> {
@@ -132,10 +36,6 @@ fn every_output(model: &Seq2Seq) -> Vec<Output> {
     all.extend((0..decoder).flat_map(|n| [Output::DecoderAttention(n), Output::CrossAttention(n)]));
     all.push(Output::Logits);
     all
-}
-
-fn ids(rows: usize, seed: usize, vocabulary: usize) -> Vec<u32> {
-    (0..rows).map(|i| ((i * 7 + i * i % 11 + 5 * seed) % vocabulary) as u32).collect()
 }
 
 /// Every output against the reference's, computed in f64.
@@ -209,44 +109,12 @@ fn every_output_is_the_references() {
 fn texts_are_the_references() {
     const STEPS: usize = 12;
     for made in [MARIAN, BART, APART] {
-        let (on, checkpoint) = (on(), checkpoint(&made));
-        let (gpu, model) = (&on.gpu, Seq2Seq::new(&checkpoint).unwrap());
-        let generator = model.generator();
-        let lengths = [6, 2, 9];
-        let (source, rows) = (Sequences::packed(&lengths).unwrap(), lengths.len());
+        let checkpoint = checkpoint(&made);
+        let model = Seq2Seq::new(&checkpoint).unwrap();
+        let source = Sequences::packed(&[6, 2, 9]).unwrap();
         let source_ids = ids(17, 3, model.source.vocabulary);
-        let caches = GeneratorCaches::new(rows, STEPS).with_memory(9);
-        let inputs = GeneratorInputs { caches, storage: Element::F32 };
-        let programs: [Program; 3] = [
-            model.encode(&on.kernels, &Inputs::new(source.shape())).unwrap(),
-            generator.remember(&on.kernels, &inputs, rows, 17).unwrap(),
-            generator.step(&on.kernels, &inputs, &StepShape::new(rows, STEPS)).unwrap(),
-        ];
-        let weights = model.weights().unwrap();
-        let mut bindings = gpu.upload_checkpoint(&programs.each_ref(), &checkpoint, &weights, |_| {}).unwrap();
-        // One table on the device for source and target, where the checkpoint has one.
-        assert_eq!(bindings.get("source.token_embedding.weight").is_some(), !model.shared);
-        programs.iter().for_each(|program| gpu.allocate(program, &mut bindings).unwrap());
-        let slots: Vec<_> = lengths.iter().enumerate().map(|(slot, &new)| CachedRows { slot, past: 0, new }).collect();
-        let slots = caches.of_memory(&generator).unwrap().sequences(&slots).unwrap();
-        let row = |slot: usize| Some(DecodeRow { slot, past: 0, id: 0, memory: Some((slot, lengths[slot])) });
-        let state = caches.decode(&generator, &(0..rows).map(row).collect::<Vec<_>>()).unwrap();
-        let sampling = vec![Sampling::greedy(); rows];
-        bindings
-            .set("source.ids", gpu.upload_ids("source ids", &[17], &source_ids, VOCABULARY).unwrap())
-            .set("source.sequences", gpu.upload_sequences(&source).unwrap())
-            .set("memory_sequences", gpu.upload_sequences(&slots).unwrap())
-            .set("state", gpu.upload_u32(&[3 * rows, 8], state.words()).unwrap())
-            .set("sampling", gpu.upload_u32(&[rows, SAMPLING_WORDS], Sampling::words(&sampling)).unwrap());
-        let plans = programs.each_ref().map(|program| program.bind(&bindings.known_to(program)).unwrap());
-        gpu.run(&plans[0]).unwrap();
-        gpu.run(&plans[1]).unwrap();
-        let mut texts = vec![vec![0]; rows];
-        for chunk in gpu.decode(&plans[2], STEPS, 5).unwrap() {
-            for ids in chunk.unwrap().tokens.chunks_exact(rows) {
-                texts.iter_mut().zip(ids).for_each(|(text, &id)| text.push(id));
-            }
-        }
+        let written = writing::seq2seq(on(), &checkpoint, Element::F32, &source, &source_ids, STEPS);
+        let texts: Vec<Vec<u32>> = written.ids.iter().map(|ids| [&[0], &ids[..]].concat()).collect();
 
         // What the reference would choose behind each token.
         let target_ids: Vec<u32> = texts.iter().flat_map(|text| &text[..STEPS]).copied().collect();

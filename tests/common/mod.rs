@@ -13,6 +13,7 @@ pub mod matrices;
 pub mod random;
 pub mod refusals;
 pub mod run;
+pub mod storing;
 
 pub use close::{EPS, activation_floor, assert_close, largest, storage_floor, stored, sum_floor, widen};
 pub use forms::{forms, some, stored_forms};
