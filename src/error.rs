@@ -143,12 +143,24 @@ impl Error {
     /// An [`Error::Checkpoint`] from anything that can be shown.
     #[cfg(feature = "safetensors")]
     pub(crate) fn checkpoint(what: impl ToString, problem: impl ToString) -> Self {
-        Self::Checkpoint { what: what.to_string(), problem: problem.to_string() }
+        Self::Checkpoint { what: shortened(what.to_string()), problem: shortened(problem.to_string()) }
     }
 
     /// An [`Error::Shape`] from anything that can be shown.
     pub(crate) fn shape(tensor: impl Into<String>, expected: impl ToString, found: impl ToString) -> Self {
         Self::Shape { tensor: tensor.into(), expected: expected.to_string(), found: found.to_string() }
+    }
+}
+
+/// The beginning and the end of a text that is too long for a message: names and values of a file may be as long as the file.
+#[cfg(feature = "safetensors")]
+fn shortened(text: String) -> String {
+    const HALF: usize = 400;
+    let from = text.char_indices().nth(HALF).map(|(at, _)| at);
+    let to = text.char_indices().nth_back(HALF - 1).map(|(at, _)| at);
+    match (from, to) {
+        (Some(from), Some(to)) if from < to => format!("{} … {}", &text[..from], &text[to..]),
+        _ => text,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Read;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
@@ -83,11 +84,10 @@ impl Checkpoint {
                 "neither model.safetensors nor model.safetensors.index.json in this folder; other formats are not read";
             return Err(Error::checkpoint(path.display(), problem));
         }
-        let mut shards: Vec<String> = Vec::new();
-        let mut places = HashMap::new();
+        let (mut shards, mut numbers, mut places) = (Vec::new(), HashMap::new(), HashMap::new());
         for (tensor, file) in weight_map(&index)? {
-            let number = shards.iter().position(|s| *s == file).unwrap_or_else(|| {
-                shards.push(file);
+            let number = *numbers.entry(file).or_insert_with_key(|file| {
+                shards.push(file.clone());
                 shards.len() - 1
             });
             places.insert(tensor, number);
@@ -185,29 +185,40 @@ fn parse_all(named: &[String], files: &[Bytes]) -> Result<Vec<HashMap<String, En
     named.iter().zip(files).map(parse).collect()
 }
 
-fn map(path: &Path) -> Result<Bytes> {
+/// Opens a file, and nothing else: a pipe waits for a writer as soon as it is opened, and a device need not end.
+fn open(path: &Path) -> Result<(File, u64)> {
     let failed = |e: std::io::Error| Error::checkpoint(path.display(), e);
-    let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
         return Err(Error::checkpoint(path.display(), "not a file"));
     }
-    if metadata.len() == 0 {
+    let file = File::open(path).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len();
+    Ok((file, bytes))
+}
+
+fn map(path: &Path) -> Result<Bytes> {
+    let (file, bytes) = open(path)?;
+    if bytes == 0 {
         return Ok(Bytes::Owned(Vec::new()));
     }
     // SAFETY: the map is read-only and private to this process; its bytes are only ever copied out, as plain numbers of which any
     // value is valid, and never outlive it. That nobody changes the file meanwhile is asked of the caller in `Checkpoint`.
-    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::checkpoint(path.display(), e))?;
     Ok(Bytes::Mapped(map))
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    let failed = |e: std::io::Error| Error::checkpoint(path.display(), e);
-    let bytes = std::fs::metadata(path).map_err(failed)?.len();
+    let (file, bytes) = open(path)?;
+    let mut text = String::new();
+    // Whatever size a file is said to have, no more than this is read of it.
+    if bytes <= MOST_TEXT {
+        file.take(MOST_TEXT + 1).read_to_string(&mut text).map_err(|e| Error::checkpoint(path.display(), e))?;
+    }
+    let bytes = bytes.max(text.len() as u64);
     if bytes > MOST_TEXT {
         return Err(Error::checkpoint(path.display(), format!("{bytes} bytes, of at most {MOST_TEXT}")));
     }
-    std::fs::read_to_string(path).map_err(failed)
+    Ok(text)
 }
 
 fn read_config(path: &Path) -> Result<Config> {

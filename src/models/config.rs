@@ -8,6 +8,9 @@ use crate::spec::Activation;
 /// The largest size that a configuration may name: no tensor has more rows or columns.
 const MOST: usize = 1 << 30;
 
+/// The most classes that are named by their number.
+const MOST_LABELS: usize = 1 << 16;
+
 /// The options of a model, by the keys of its `config.json`; null counts as left out. Each error names the key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -136,10 +139,13 @@ impl Config {
     /// The names of the classes, from `id2label` or else `num_labels` of them; two where neither is there.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for labels that are not numbered from 0 on.
+    /// [`Error::Checkpoint`] for labels that are not numbered from 0 on, and for more than 65536 without names.
     pub fn labels(&self) -> Result<Vec<String>> {
         let Some(labels) = self.read("id2label", "an object of labels", Value::as_object)? else {
-            let count = self.optional_size("num_labels")?.unwrap_or(2).min(1 << 16);
+            let count = self.optional_size("num_labels")?.unwrap_or(2);
+            if count > MOST_LABELS {
+                return Err(self.refusal("num_labels", format!("at most {MOST_LABELS} classes")));
+            }
             return Ok((0..count).map(|i| format!("LABEL_{i}")).collect());
         };
         let label = |i: usize| labels.get(&i.to_string()).and_then(Value::as_str).map(str::to_owned);

@@ -11,6 +11,8 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 const LENGTH: usize = 8;
 /// The format's own bound.
 const MOST_HEADER_BYTES: u64 = 100_000_000;
+/// The most dimensions of a tensor; frameworks have no more.
+const MOST_DIMENSIONS: usize = 64;
 /// Not a tensor: strings about the file.
 const METADATA: &str = "__metadata__";
 
@@ -50,6 +52,9 @@ pub(super) fn parse(file: &[u8]) -> Result<HashMap<String, Entry>, String> {
             return Err(format!(
                 "tensor {name}: bytes {from}..{to} do not follow the {end} before them in {bytes} bytes of data"
             ));
+        }
+        if shape.len() > MOST_DIMENSIONS {
+            return Err(format!("tensor {name}: {} dimensions, of at most {MOST_DIMENSIONS}", shape.len()));
         }
         let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
         let expected = elements.and_then(|n| n.checked_mul(dtype.bitsize())).filter(|bits| bits.is_multiple_of(8));

@@ -35,6 +35,9 @@ use crate::layers::{Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, Nor
 use crate::spec::generator::{Generator, GeneratorStack};
 use crate::spec::{Activation, BatchShape, SinusoidOrder, sinusoidal_positions};
 
+/// The most numbers of a position table that is computed: a configuration alone asks for 256 MiB, and no more.
+const MOST_COMPUTED: usize = 1 << 26;
+
 /// An encoder and a decoder of any size: specs of [`crate::layers`], and what is around them.
 ///
 /// Fields may be changed before a program is made: with `options.key_mask` of the encoder's attention and the decoder's cross-attention,
@@ -223,7 +226,7 @@ impl Seq2Seq {
     /// `BartForConditionalGeneration`.
     ///
     /// # Errors
-    /// [`Error::Option`] for a table of sinusoidal positions that is too large.
+    /// [`Error::Option`] for a table of sinusoidal positions of more than 2²⁶ numbers.
     pub fn weights(&self) -> Result<WeightMap> {
         let mut map = WeightMap::new();
         for (ours, theirs, embedding) in [("source", "encoder", &self.source), ("target", "decoder", &self.target)] {
@@ -237,6 +240,10 @@ impl Seq2Seq {
             if let Some(rows) = embedding.positions {
                 let table = match self.sinusoids {
                     Some(order) => {
+                        if rows.saturating_mul(embedding.d_model) > MOST_COMPUTED {
+                            let most = MOST_COMPUTED / embedding.d_model;
+                            return Err(Error::option("positions that are computed", format!("at most {most}"), rows));
+                        }
                         let table = sinusoidal_positions(rows, embedding.d_model, order)?;
                         Source::values(&[rows, embedding.d_model], table)
                     }
