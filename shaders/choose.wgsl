@@ -70,8 +70,6 @@ const NO_STOP: u32 = 0xffffffffu;
 const STEP: u32 = SHARE * 4u;
 const BLOCK: u32 = 64u * STEP;        // columns whose weights are added before they join the thread's
 
-const LARGE: f32 = 8.0e34;            // twice this, times or over a penalty of up to 2¹⁰, stays below 2¹²⁷
-
 const NONE: u32 = 0xffffffffu;        // deeper than any: a token that cannot be chosen
 
 // What the threads of a workgroup agree on.
@@ -89,43 +87,25 @@ struct Row {
 var<workgroup> of_thread: array<array<vec4<u32>, 2>, THREADS>;
 var<workgroup> agreed: Pass;
 
-// The model's logits c .. c + 3 by their keys, 0 for what cannot be chosen: NaN, −∞, columns past the last.
-fn own_logits(row: Row, c: u32) -> vec4<u32> {
-  let at = row.logits + c;
-  let keys = order(bits4(logits[at / WIDE_LANES], logits[(at + 1u) / WIDE_LANES], logits[(at + 2u) / WIDE_LANES], logits[(at + 3u) / WIDE_LANES]));
-  let inside = c + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.columns);
-  return select(vec4<u32>(0u), keys, inside & (keys > vec4<u32>(KEY_OF_MINUS_INFINITY)));
-}
-
-// The same with bias and penalty.
+// The model's logits c .. c + 3 with bias and penalty.
 fn edit(row: Row, c: u32, keys: vec4<u32>) -> vec4<u32> {
   if !row.edited { return keys; }
   var possible = keys != vec4<u32>(0u);
-  var x = clamp(number(keys), vec4<f32>(-LARGE), vec4<f32>(LARGE));
-  if (params.flags & BIAS) != 0u {
-    let at = row.bias + min(c + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.columns - 1u));
-    let added = order(vec4<u32>(bias[at.x], bias[at.y], bias[at.z], bias[at.w]));
-    possible = possible & (added > vec4<u32>(KEY_OF_MINUS_INFINITY));
-    x += clamp(number(added), vec4<f32>(-LARGE), vec4<f32>(LARGE));
-  }
+  var x = limited(keys);
+  if (params.flags & BIAS) != 0u { x = add_bias(row.bias, c, x, &possible); }
   if row.penalised {
-    let marks = vec4<u32>(seen[row.seen + c / 32u] >> (c % 32u)) >> vec4<u32>(0u, 1u, 2u, 3u);
     let penalised = select(x * row.penalty, x / row.penalty, x > vec4<f32>(0.0));
-    x = select(x, penalised, (marks & vec4<u32>(1u)) != vec4<u32>(0u));
+    x = select(x, penalised, marked(seen[row.seen + c / 32u], c));
   }
   return select(vec4<u32>(0u), order(bitcast<vec4<u32>>(x)), possible);
 }
 
 // How deep the processed logits c .. c + 3 lie below the largest.
 fn depths(row: Row, c: u32) -> vec4<u32> {
-  let keys = edit(row, c, own_logits(row, c));
+  let keys = edit(row, c, own_logits(row.logits, c));
   let below = clamp(row.half_largest - 0.5 * number(keys), vec4<f32>(0.0), vec4<f32>(1.0e12)) * row.rate;
   return select(vec4<u32>(NONE), vec4<u32>(min(below, vec4<f32>(DEEPEST)) * DEPTH), keys != vec4<u32>(0u));
 }
-
-// Whether a key and a column's complement come before others: the larger key, of equal ones the lower column.
-fn before(a: vec4<u32>, b: vec4<u32>) -> bool { return a.x > b.x || (a.x == b.x && a.y > b.y); }
-fn better(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> { return vec4<u32>(select(b.xy, a.xy, before(a, b)), max(a.zw, b.zw)); }
 
 // The best x with its y, and the largest z, over all threads; the same for all of them.
 fn best(thread: u32, v: vec4<u32>) -> vec3<u32> {
@@ -278,7 +258,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
   } else {
     for (var c = thread * 4u; c < params.columns; c += THREADS * 4u) {
-      let own = own_logits(row, c);
+      let own = own_logits(row.logits, c);
       let keys = edit(row, c, own);
       for (var l = 0u; l < 4u; l++) {
         let more = keys[l] > found.x;
@@ -323,7 +303,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   if thread == 0u {
     var log_prob = 0.0;
     if (params.flags & LOG_PROBS) != 0u {
-      let own = number(vec4<u32>(own_logits(row, walk.token / 4u * 4u)[walk.token % 4u], largest.z, 0u, 0u));
+      let own = number(vec4<u32>(own_logits(row.logits, walk.token / 4u * 4u)[walk.token % 4u], largest.z, 0u, 0u));
       log_prob = 2.0 * max(0.5 * own.x - 0.5 * own.y, -8.0e37) - walk.log_sum;
     }
     hand_out(b, walk.token, log_prob);

@@ -25,7 +25,7 @@ pub(crate) enum Operation {
     AttentionValues,
     /// `masked_softmax`, `layer_norm` and `argmax`: reductions over rows.
     Rows,
-    /// The next token of rows of logits.
+    /// `choose` and `beam_candidates`: the next tokens of rows of logits.
     Choose,
 }
 
@@ -571,7 +571,7 @@ static TABLE: &[Row] = &[
     ),
     row(
         Operation::Choose,
-        "choose",
+        "",
         &CHOOSE_8,
         ANY,
         |_, d| d.cpu,
@@ -579,7 +579,7 @@ static TABLE: &[Row] = &[
     ),
     row(
         Operation::Choose,
-        "choose",
+        "",
         &CHOOSE_256,
         ANY,
         ANY,

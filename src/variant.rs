@@ -127,6 +127,8 @@ pub(crate) const ACTIVATE: Source = wgsl!("shared/activate.wgsl");
 pub(crate) const ATTENTION: Source = wgsl!("shared/attention.wgsl");
 pub(crate) const SCORES: Source = wgsl!("shared/scores.wgsl");
 pub(crate) const SOFTMAX: Source = wgsl!("shared/softmax.wgsl");
+pub(crate) const ORDER: Source = wgsl!("shared/order.wgsl");
+pub(crate) const LOGITS: Source = wgsl!("shared/logits.wgsl");
 
 /// What a kernel is to the host: its name, its WGSL, its bindings and the layout of its parameters.
 #[derive(Debug)]

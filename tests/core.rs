@@ -9,8 +9,8 @@ use common::refusals::{Env, Tensors, layout};
 use common::{on, seeded, uniform};
 use tileformer::convenience::Gpu;
 use tileformer::kernels::{
-    ActivationRows, Argmax, AttentionScores, CacheAppend, CacheGather, Choose, FewOutput, FusedNorm, Gate, LayerNorm,
-    Linear, LinearFew, MarkSeen, MaskedSoftmax, Pool, Rotary, RotaryPositions, Visibility,
+    ActivationRows, Argmax, AttentionScores, BeamCandidates, CacheAppend, CacheGather, Choose, FewOutput, FusedNorm, Gate,
+    LayerNorm, Linear, LinearFew, MarkSeen, MaskedSoftmax, Pool, Rotary, RotaryPositions, Visibility,
 };
 use tileformer::layers::{
     AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm, NormKind,
@@ -143,7 +143,10 @@ fn choose(b: &mut Builder, logits: Tensor, sequences: Tensor) -> Result<()> {
     let tokens = b.output("tokens", Element::U32, layout(&[1, ROWS]))?;
     let log_probs = Some(b.out("log_probs", &[1, ROWS]));
     let args = Choose { seen: Some(seen), log_probs, ..Choose::new(logits, sampling, state, 100, tokens) };
-    b.choose("choose", &args)
+    b.choose("choose", &args)?;
+    let candidates = b.output("candidates", Element::U32, layout(&[ROWS, 8, 2]))?;
+    let renormalized = true;
+    b.beam_candidates("beams", &BeamCandidates { renormalized, ..BeamCandidates::new(logits, candidates) })
 }
 
 /// Probabilities at a temperature, of a query and of the next token, and the most probable one.

@@ -8,7 +8,7 @@ use crate::spec::cache::{DecodeState, STATE_WORDS};
 use crate::spec::sampling::{SAMPLING_WORDS, seen_words};
 use crate::tensor::Element;
 use crate::tuning::{Case, Operation};
-use crate::variant::{Binding, Kernel, Source, Variant, wgsl};
+use crate::variant::{Binding, Kernel, LOGITS, ORDER, Source, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -51,13 +51,12 @@ const CROSS: u32 = 16;
 /// Tokens are counted in f32.
 const MOST_COLUMNS: usize = 1 << 24;
 
-const ORDER: Source = wgsl!("shared/order.wgsl");
 const PHILOX: Source = wgsl!("shared/philox.wgsl");
 const PASSES: Source = wgsl!("shared/passes.wgsl");
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "choose",
-    shared: &[&ORDER, &PHILOX, &PASSES],
+    shared: &[&ORDER, &LOGITS, &PHILOX, &PASSES],
     subgroups: &[],
     parts: &[],
     source: wgsl!("choose.wgsl"),

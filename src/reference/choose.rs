@@ -89,15 +89,13 @@ pub fn choose<T: Real>(
         expect_len("seen", &[seen_words(logits.len())], seen.len())?;
     }
     let penalty = T::of(options.repetition_penalty());
-    let penalised = |token: usize| seen.is_some_and(|s| s[token / 32] >> (token % 32) & 1 == 1);
+    let penalised = |token: usize| seen.is_some_and(|seen| is_marked(seen, token));
     let edited = bias.is_some() || (seen.is_some() && options.repetition_penalty() != 1.0);
-    let finite = |x: T, most: f64| x.max(-T::of(most)).min(T::of(most));
-    let possible = |x: &T| !x.is_nan() && *x != T::neg_infinity();
-    let own: Vec<Option<T>> = logits.iter().map(|x| Some(*x).filter(possible).map(|x| finite(x, 127f64.exp2()))).collect();
+    let own: Vec<Option<T>> = logits.iter().map(|x| possible(*x).map(finite)).collect();
     let edit = |(token, own): (usize, &Option<T>)| {
-        let mut x = finite((*own)?, 8e34);
+        let mut x = limited((*own)?);
         if let Some(bias) = bias {
-            x += finite(Some(bias[token]).filter(possible)?, 8e34);
+            x += limited(possible(bias[token])?);
         }
         if penalised(token) {
             x = if x > T::zero() { x / penalty } else { x * penalty };
@@ -106,8 +104,7 @@ pub fn choose<T: Real>(
     };
     // NaN-free, the model's own order holds to the last bit, infinities and all.
     let edited_logits: Vec<Option<T>> = if edited { own.iter().enumerate().map(edit).collect() } else { own.clone() };
-    let order: Vec<Option<T>> =
-        if edited { edited_logits.clone() } else { logits.iter().map(|x| Some(*x).filter(possible)).collect() };
+    let order: Vec<Option<T>> = if edited { edited_logits.clone() } else { logits.iter().map(|x| possible(*x)).collect() };
     let mut choice = Choice {
         token: largest(&order),
         log_prob: T::zero(),
@@ -132,6 +129,30 @@ pub fn choose<T: Real>(
     let sum: T = own.iter().flatten().fold(T::zero(), |sum, &x| sum + (x - most).exp());
     choice.log_prob = own[token].unwrap_or_default() - most - sum.ln();
     Ok(choice)
+}
+
+/// A logit or bias of what can be chosen.
+pub(super) fn possible<T: Real>(x: T) -> Option<T> {
+    Some(x).filter(|x| !x.is_nan() && *x != T::neg_infinity())
+}
+
+/// A logit without an infinity.
+pub(super) fn finite<T: Real>(x: T) -> T {
+    within(x, 127f64.exp2())
+}
+
+/// A logit or bias that others may be added to.
+pub(super) fn limited<T: Real>(x: T) -> T {
+    within(x, 8e34)
+}
+
+fn within<T: Real>(x: T, most: f64) -> T {
+    x.max(-T::of(most)).min(T::of(most))
+}
+
+/// Whether a row of bits, one a token, has this token's.
+pub(super) fn is_marked(bits: &[u32], token: usize) -> bool {
+    bits[token / 32] >> (token % 32) & 1 == 1
 }
 
 /// The column of the largest, the lowest of several.

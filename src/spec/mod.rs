@@ -1,5 +1,6 @@
 //! What an operation is, apart from how it runs: the options that kernels, layers and the CPU reference share.
 
+pub mod beams;
 pub mod cache;
 pub mod generator;
 pub mod layers;
