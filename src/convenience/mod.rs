@@ -2,10 +2,12 @@
 //! apart from the core, and nothing in the core needs it.
 #![allow(clippy::disallowed_methods)]
 
+mod beams;
 #[cfg(feature = "safetensors")]
 mod checkpoint;
 mod decoding;
 
+pub use beams::BeamPlans;
 #[cfg(feature = "safetensors")]
 pub use checkpoint::Loaded;
 pub use decoding::{CHUNK_STEPS, Chunk, Decoding};

@@ -158,15 +158,8 @@ impl Generator {
         crate::shape::nonzero("rows", batch)?;
         let mut b = Builder::new(kernels, "decode step").with_storage(inputs.storage)?;
         let has_cross = self.cross_attention().is_some();
-        let state_rows = DecodeState::rows(batch, has_cross);
-        let state = b.state("state", Element::U32, Layout::contiguous(&[state_rows, STATE_WORDS])?)?;
-        let sequences = state.narrow(0, 0, batch)?;
-        let cross = if has_cross { Some(state.narrow(0, batch, batch)?) } else { None };
-        let ids = state.narrow(0, state_rows - batch, batch)?.select(1, 0)?;
-        let rows = Rows { count: batch, longest: 1, ids, sequences, cross };
-        let x = b.scratch("hidden rows", b.storage(), Layout::contiguous(&[batch, self.embedding.d_model])?)?;
-        self.append_stack(&mut b, inputs, &rows, Behind::Rows(x))?;
-        let (logits, maxima) = self.append_logits(&mut b, x, sequences)?;
+        let state = b.state("state", Element::U32, self.state_layout(batch)?)?;
+        let (logits, maxima) = self.append_step(&mut b, inputs, state, batch)?;
         let vocabulary = self.embedding.vocabulary;
         let sampling = b.input("sampling", Element::U32, Layout::contiguous(&[batch, SAMPLING_WORDS])?)?;
         let seen = b.state("seen", Element::U32, Layout::contiguous(&[batch, seen_words(vocabulary)])?)?;
@@ -194,8 +187,30 @@ impl Generator {
         b.finish()
     }
 
+    /// The layout of a batch's decode state.
+    pub(super) fn state_layout(&self, batch: usize) -> Result<Layout> {
+        Layout::contiguous(&[DecodeState::rows(batch, self.cross_attention().is_some()), STATE_WORDS])
+    }
+
+    /// From the ids of a decode state to logits (B, V) and the largest of each workgroup's columns.
+    pub(super) fn append_step(
+        &self,
+        b: &mut Builder,
+        inputs: &GeneratorInputs,
+        state: Tensor,
+        batch: usize,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let sequences = state.narrow(0, 0, batch)?;
+        let cross = if self.cross_attention().is_some() { Some(state.narrow(0, batch, batch)?) } else { None };
+        let ids = state.narrow(0, state.layout().sizes()[0] - batch, batch)?.select(1, 0)?;
+        let rows = Rows { count: batch, longest: 1, ids, sequences, cross };
+        let x = b.scratch("hidden rows", b.storage(), Layout::contiguous(&[batch, self.embedding.d_model])?)?;
+        self.append_stack(b, inputs, &rows, Behind::Rows(x))?;
+        self.append_logits(b, x, sequences)
+    }
+
     /// The state tensor of a layer's cache.
-    fn cache(&self, b: &mut Builder, name: &str, layer: usize, shape: Option<CacheShape>) -> Result<Tensor> {
+    pub(super) fn cache(&self, b: &mut Builder, name: &str, layer: usize, shape: Option<CacheShape>) -> Result<Tensor> {
         let name = format!("{}layers.{layer}.{name}", self.stack_prefix);
         let shape = shape.ok_or_else(|| Error::option(&name, "a stack with cross-attention", "none"))?;
         b.state(&name, b.storage(), shape.layout()?)

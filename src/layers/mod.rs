@@ -16,6 +16,7 @@
 //! | `weights`, `cross_weights` | (B, NH, T, S): attention weights, where asked for; in a stack `layers.N.weights` |
 
 mod attention;
+mod beams;
 mod cached;
 mod decoder;
 mod embedding;
@@ -23,6 +24,7 @@ mod encoder;
 mod generator;
 
 pub use attention::AttentionRows;
+pub use beams::BeamStepShape;
 pub use cached::{CachedLayer, CachedMemory};
 pub use decoder::DecoderRows;
 pub use generator::{GeneratorInputs, PrefillShape, StepShape};

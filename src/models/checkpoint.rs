@@ -30,6 +30,8 @@ const MOST_TEXT: u64 = 64 << 20;
 #[derive(Debug)]
 pub struct Checkpoint {
     config: Config,
+    /// `generation_config.json`, where there is one.
+    generation: Option<Config>,
     files: Vec<Bytes>,
     tensors: HashMap<String, (usize, Entry)>,
 }
@@ -62,7 +64,7 @@ impl Deref for Bytes {
 }
 
 impl Checkpoint {
-    /// Opens a folder with `config.json` and either `model.safetensors` or the files that `model.safetensors.index.json` names; or one
+    /// Opens a folder with `config.json`, `generation_config.json` where there is one, and either `model.safetensors` or the files that `model.safetensors.index.json` names; or one
     /// `.safetensors` file with `config.json` beside it.
     ///
     /// # Errors
@@ -103,17 +105,18 @@ impl Checkpoint {
             };
             tensors.insert(tensor, (number, entry));
         }
-        Ok(Self { config: read_config(&config)?, files, tensors })
+        Ok(Self { config: read_config(&config)?, generation: read_generation(&config)?, files, tensors })
     }
 
-    /// Opens one or several safetensors files with the configuration `config`.
+    /// Opens one or several safetensors files with the configuration `config`, and `generation_config.json` beside that where there is one.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for a file that is missing, cannot be read, or is corrupt, and for a tensor that is in two of them.
     pub fn open_files(config: impl AsRef<Path>, files: &[impl AsRef<Path>]) -> Result<Self> {
         let named: Vec<String> = files.iter().map(|f| f.as_ref().display().to_string()).collect();
         let files = files.iter().map(|file| map(file.as_ref())).collect::<Result<Vec<_>>>()?;
-        Self::of(read_config(config.as_ref())?, &named, files)
+        let generation = read_generation(config.as_ref())?;
+        Ok(Self { generation, ..Self::of(read_config(config.as_ref())?, &named, files)? })
     }
 
     /// A checkpoint in memory: the text of its `config.json`, and safetensors files as name and bytes.
@@ -123,6 +126,14 @@ impl Checkpoint {
     pub fn from_bytes(config: &str, files: Vec<(String, Vec<u8>)>) -> Result<Self> {
         let (named, files): (Vec<_>, Vec<_>) = files.into_iter().map(|(name, bytes)| (name, Bytes::Owned(bytes))).unzip();
         Self::of(Config::parse("config.json", config)?, &named, files)
+    }
+
+    /// The same with the text of a `generation_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for text that is no JSON object.
+    pub fn with_generation_config(self, text: &str) -> Result<Self> {
+        Ok(Self { generation: Some(Config::parse("generation_config.json", text)?), ..self })
     }
 
     fn of(config: Config, named: &[String], files: Vec<Bytes>) -> Result<Self> {
@@ -135,13 +146,19 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { config, files, tensors })
+        Ok(Self { config, generation: None, files, tensors })
     }
 
     /// The model's options.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How the model is meant to write: `generation_config.json`, or `config.json` where there is none, as older checkpoints have it.
+    #[must_use]
+    pub fn generation_config(&self) -> &Config {
+        self.generation.as_ref().unwrap_or(&self.config)
     }
 
     /// The names of the tensors, in no order.
@@ -223,6 +240,12 @@ fn read_text(path: &Path) -> Result<String> {
 
 fn read_config(path: &Path) -> Result<Config> {
     Config::parse(&path.display().to_string(), &read_text(path)?)
+}
+
+/// What is beside a `config.json`.
+fn read_generation(config: &Path) -> Result<Option<Config>> {
+    let path = config.with_file_name("generation_config.json");
+    if path.is_file() { read_config(&path).map(Some) } else { Ok(None) }
 }
 
 /// Tensors and the files that an index says they are in, files of the index's own folder.

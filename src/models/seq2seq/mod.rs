@@ -3,7 +3,8 @@
 //!
 //! A forward pass over a source and a target that is known is one program, [`Seq2Seq::program`]. To write a target,
 //! [`Seq2Seq::encode`] makes `memory`, and [`Seq2Seq::generator`] has the programs that go on from there:
-//! [`Generator::remember`], [`Generator::prefill`] and [`Generator::step`].
+//! [`Generator::remember`], [`Generator::prefill`] and [`Generator::step`], or [`Generator::beam_step`] for the search that
+//! [`Seq2Seq::beam_search`] reads from a checkpoint.
 //!
 //! ```no_run
 //! # fn f(gpu: &tileformer::convenience::Gpu, kernels: &tileformer::Kernels) -> Result<(), Box<dyn std::error::Error>> {
@@ -24,6 +25,7 @@
 //! # Ok(()) }
 //! ```
 
+mod beams;
 mod program;
 mod reference;
 

@@ -1,0 +1,164 @@
+//! Beam search: a step on the GPU, its candidates read back, and the next step.
+
+use std::sync::mpsc::channel;
+
+use super::Gpu;
+use crate::error::{Error, Result};
+use crate::scratch::checked;
+use crate::spec::beams::{BeamSearch, Beams, Hypothesis};
+use crate::spec::cache::DecodeRow;
+use crate::spec::generator::{Generator, GeneratorCaches};
+use crate::spec::sampling::seen_words;
+use crate::tensor::TensorView;
+use crate::{Bindings, Plan, Program, Role, Scratch};
+
+/// The plans of a beam search, ready for any number of batches.
+#[derive(Debug)]
+pub struct BeamPlans<'a> {
+    gpu: &'a Gpu,
+    generator: Generator,
+    caches: GeneratorCaches,
+    /// The caches of one are the parents of the other.
+    plans: [Plan; 2],
+    /// What the host writes before a step.
+    state: TensorView,
+    parents: TensorView,
+    banned: TensorView,
+    candidates: TensorView,
+    staging: wgpu::Buffer,
+    rows: usize,
+    count: usize,
+}
+
+impl Gpu {
+    /// Binds a program of [`Generator::beam_step`], for `generator` and `caches` that it was made for. `bindings` has the weights, and the caches of
+    /// cross-attention that [`Generator::remember`] fills; what else the program has is allocated, caches twice, for the steps
+    /// to take turns.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for a program that is no beam step's; as [`Program::bind`] and [`Gpu::upload_f32`].
+    pub fn beam_plans(
+        &self,
+        program: &Program,
+        generator: &Generator,
+        caches: &GeneratorCaches,
+        bindings: &Bindings,
+    ) -> Result<BeamPlans<'_>> {
+        let mut bindings = bindings.known_to(program);
+        self.allocate(program, &mut bindings)?;
+        for (name, role, element, layout) in program.tensors() {
+            if role == Role::Input && bindings.get(name).is_none() {
+                bindings.set(name, self.zeros(element, layout.sizes())?);
+            }
+        }
+        let view = |name: &str| {
+            let found = bindings.get(name).cloned();
+            found.ok_or_else(|| Error::Missing { tensor: name.into(), expected: "a beam step's".into() })
+        };
+        let [state, parents, banned, candidates] = [view("state")?, view("parents")?, view("banned")?, view("candidates")?];
+        let &[rows, count, _] = candidates.layout().sizes() else {
+            return Err(Error::shape("candidates", "(B, K, 2)", candidates.layout()));
+        };
+        let mut turned = bindings.clone();
+        for (name, view) in bindings.iter() {
+            if let Some(other) = name.strip_suffix("parent_cache").map(|layer| format!("{layer}cache"))
+                && let Some(cache) = bindings.get(&other)
+            {
+                turned.set(name, cache.clone()).set(other, view.clone());
+            }
+        }
+        let scratch = Scratch::shared(&[program])?;
+        let plans = [program.bind_with(&bindings, &scratch)?, program.bind_with(&turned, &scratch)?];
+        let staging = checked(&self.device, "readback", || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("tileformer: candidates"),
+                size: 4 * candidates.layout().extent(),
+                usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+                mapped_at_creation: false,
+            })
+        })?;
+        let (generator, caches) = (generator.clone(), *caches);
+        Ok(BeamPlans { gpu: self, generator, caches, plans, state, parents, banned, candidates, staging, rows, count })
+    }
+}
+
+impl BeamPlans<'_> {
+    /// The best targets of sources, the best one first: source number s has its memory in slot s, of `lengths[s]` rows, as
+    /// [`Generator::remember`] left it there. Beams of a source share it. Without cross-attention there are as many searches as lengths, all
+    /// from the start token alone.
+    ///
+    /// Each step is a submission: the host writes state and parents, and reads candidates back, of which it keeps the hypotheses. It waits for
+    /// every step, as the next one depends on what it chose.
+    ///
+    /// # Errors
+    /// As [`BeamSearch::check`]; [`Error::Option`] for more beams than the step has rows, more candidates than it gives, targets longer than
+    /// the caches, and memories that there is no room for; [`Error::Device`] when the device is out of memory.
+    pub fn search(&self, search: &BeamSearch, lengths: &[usize]) -> Result<Vec<Vec<Hypothesis>>> {
+        let vocabulary = self.generator.embedding.vocabulary;
+        let mut beams = Beams::new(search, lengths.len(), vocabulary)?;
+        let used = lengths.len().saturating_mul(search.beams);
+        if used > self.rows {
+            let expected = format!("at most {} of {} beams, for {} rows", self.rows / search.beams, search.beams, self.rows);
+            return Err(Error::option("sources of the beam search", expected, lengths.len()));
+        }
+        if search.candidates() > self.count {
+            let expected = format!("at least {} for {} beams", search.candidates(), search.beams);
+            return Err(Error::option("candidates of the beam step", expected, self.count));
+        }
+        if search.max_length - 1 > self.caches.capacity {
+            let expected = format!("at most {}, one more than the caches hold", self.caches.capacity + 1);
+            return Err(Error::option("max_length", expected, search.max_length));
+        }
+        let mut banned = vec![0; self.rows * seen_words(vocabulary)];
+        let mut parents = vec![0; self.rows];
+        let mut rows = vec![None; self.rows];
+        let mut words = vec![0; 2 * self.rows * self.count];
+        let crosses = self.generator.cross_attention().is_some();
+        for plan in self.plans.iter().cycle() {
+            if beams.done() {
+                break;
+            }
+            for (slot, row) in beams.rows().enumerate() {
+                rows[slot] = row.map(|r| {
+                    let memory = crosses.then(|| (r.source, lengths[r.source]));
+                    DecodeRow { slot, past: r.past, id: r.id, memory }
+                });
+                parents[slot] = row.map_or(0, |r| r.parent as u32);
+            }
+            let state = self.caches.decode(&self.generator, &rows)?;
+            self.gpu.write(&self.state, bytemuck::cast_slice(state.words()))?;
+            self.gpu.write(&self.parents, bytemuck::cast_slice(&parents))?;
+            if beams.bans_change() {
+                beams.ban(&mut banned)?;
+                self.gpu.write(&self.banned, bytemuck::cast_slice(&banned))?;
+            }
+            self.step(plan, &mut words)?;
+            beams.advance(&words[..2 * used * self.count])?;
+        }
+        Ok(beams.into_hypotheses())
+    }
+
+    /// Runs a step and reads its candidates.
+    fn step(&self, plan: &Plan, words: &mut [u32]) -> Result<()> {
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.record(&mut encoder);
+        let (view, bytes) = (&self.candidates, 4 * words.len() as u64);
+        encoder.copy_buffer_to_buffer(view.buffer(), 4 * view.offset(), &self.staging, 0, bytes);
+        let (send, mapped) = channel();
+        encoder.map_buffer_on_submit(&self.staging, wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone only where nobody waits any more.
+            let _ = send.send(result);
+        });
+        let submission = self.gpu.queue.submit([encoder.finish()]);
+        let failed = |e: &dyn std::fmt::Display| Error::Device(format!("beam search: {e}"));
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        self.gpu.device.poll(wait).map_err(|e| failed(&e))?;
+        mapped.recv().map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        {
+            let range = self.staging.slice(..).get_mapped_range().map_err(|e| failed(&e))?;
+            bytemuck::cast_slice_mut(words).copy_from_slice(&range);
+        }
+        self.staging.unmap();
+        Ok(())
+    }
+}
