@@ -6,8 +6,12 @@ mod app;
 #[path = "../examples/shared/cli.rs"]
 #[allow(dead_code)]
 mod cli;
+#[path = "../examples/marian/cpu.rs"]
+mod cpu;
 #[path = "../examples/marian/pieces.rs"]
 mod pieces;
+#[path = "../examples/shared/sheet.rs"]
+mod sheet;
 #[path = "../examples/marian/translator.rs"]
 mod translator;
 
@@ -128,6 +132,58 @@ fn batches_change_nothing() {
     }
     assert!(all.iter().any(|text| *text != all[0]), "{all:?}");
     assert_eq!(folder.run(&["--f16", "the cat"], b"").2, 0);
+}
+
+/// Rule: beams are those of the arguments, else those of the model's settings, else one; the CPU reference finds what the GPU finds.
+#[test]
+fn beams_are_asked_for_or_the_models_own() {
+    let folder = Folder::new("beams");
+    let texts = ["the cat sat", "cab cab", "the Katze sat as a cat"];
+    let run = |arguments: &[&str]| {
+        let (out, notices, code) = folder.run(&[&["--longest", "9"], arguments, &texts[..]].concat(), b"");
+        assert_eq!(code, 0, "{notices}");
+        out
+    };
+    let greedy = run(&[]);
+    assert_eq!(greedy.lines().count(), 3);
+    assert_eq!((run(&["--beams", "1"]), run(&["--cpu"])), (greedy.clone(), greedy.clone()));
+    let wide = run(&["--beams", "5"]);
+    assert_eq!(run(&["--beams", "5", "--cpu"]), wide);
+    assert_ne!(wide, greedy);
+    let settings = folder.0.join("generation_config.json");
+    // config.json, which counts where there is no such file, forces the end token too.
+    let own = r#"{"num_beams": 5, "forced_eos_token_id": 1, "bad_words_ids": [[0]], "renormalize_logits": false}"#;
+    fs::write(&settings, own).unwrap();
+    assert_eq!((run(&[]), run(&["--beams", "1"])), (wide, greedy));
+    fs::write(&settings, r#"{"num_beams": 5, "diversity_penalty": 0.5}"#).unwrap();
+    let (_, notices, code) = folder.run(&["the cat"], b"");
+    assert!(code == 1 && notices.contains("generation_config.json: diversity_penalty"), "{notices}");
+    assert_eq!(folder.run(&["--beams", "1", "the cat"], b"").2, 0);
+}
+
+/// Rule: a sheet a text, with every head of every layer of the encoder, the decoder and between them; GPU and CPU draw the same.
+#[test]
+fn sheets_show_every_head() {
+    let folder = Folder::new("sheets");
+    let path = folder.0.join("sheet.svg");
+    let run = |more: &[&str]| {
+        let arguments = [&["--longest", "6", "--attention", path.to_str().unwrap(), "the cat", "Katze"], more].concat();
+        let (_, notices, code) = folder.run(&arguments, b"");
+        assert_eq!(code, 0, "{notices}");
+        [path.clone(), folder.0.join("sheet-2.svg")].map(|path| fs::read_to_string(path).unwrap())
+    };
+    let [first, second] = run(&[]);
+    for part in ["encoder", "decoder", "decoder to source"] {
+        for panel in ["layer 1 head 1", "layer 2 head 4"] {
+            assert!(first.contains(&format!("{part} {panel}")) && second.contains(&format!("{part} {panel}")));
+        }
+    }
+    assert!(first.contains("cat") && !first.contains("Katze") && second.contains("Katze"));
+    let lines = |svg: &str| svg.matches("<polyline").count();
+    let [other, _] = run(&["--cpu"]);
+    assert!(lines(&first) > 100 && lines(&first).abs_diff(lines(&other)) < 5, "{} and {}", lines(&first), lines(&other));
+    let (_, notices, code) = folder.run(&["--attention", "sheet.png", "cat"], b"");
+    assert!(code == 2 && notices.contains("SVG"), "{notices}");
 }
 
 /// Rule: what is missing is named, with the exit code of its kind.

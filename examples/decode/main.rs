@@ -76,6 +76,9 @@ struct Arguments {
     /// Part of the adapter's name.
     #[arg(long)]
     adapter: Option<String>,
+    /// Times a step of a beam search beside, from an empty text: this many beams each of as many texts as give --batch rows
+    #[arg(long, value_name = "N")]
+    beams: Option<usize>,
     /// Times a step without caches beside, one text, all of its rows anew.
     #[arg(long)]
     uncached: bool,
@@ -170,6 +173,16 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
                 without * 1e3
             );
         }
+    }
+    if let Some(beams) = arguments.beams {
+        let (seconds, dispatches) = model::beams(&gpu, &kernels, (&generator, &weights, element), [batch, beams, steps])?;
+        println!(
+            "{:>8} {:>12.1} {:>12.3} {dispatches:>11}   {beams} beams of {} texts",
+            0,
+            (batch / beams.max(1)) as f64 / seconds,
+            seconds * 1e3,
+            batch / beams.max(1)
+        );
     }
     Ok(())
 }

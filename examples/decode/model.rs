@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use tileformer::convenience::Gpu;
-use tileformer::layers::{Embedding, Encoder, EncoderLayer, GeneratorInputs, Norm, Placement, PrefillShape, StepShape};
+use tileformer::layers::{
+    BeamStepShape, Embedding, Encoder, EncoderLayer, GeneratorInputs, Norm, Placement, PrefillShape, StepShape,
+};
+use tileformer::spec::beams::BeamSearch;
 use tileformer::spec::cache::{CachedRows, DecodeRow};
 use tileformer::spec::generator::{Generator, GeneratorCaches, GeneratorStack};
 use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
@@ -197,6 +200,32 @@ pub(crate) fn uncached(
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(best)
+}
+
+/// Seconds of a step of a beam search over `rows` rows, from the start token on, and its dispatches.
+///
+/// # Errors
+/// As [`Decode::new`]; [`tileformer::Error::Option`] for beams that there cannot be.
+#[allow(dead_code)] // The bench, which has this file too, has no such row.
+pub(crate) fn beams(
+    gpu: &Gpu,
+    kernels: &Kernels,
+    (generator, weights, element): (&Generator, &Bindings, Element),
+    [rows, beams, steps]: [usize; 3],
+) -> Result<(f64, usize)> {
+    let caches = GeneratorCaches::new(rows, steps);
+    let inputs = GeneratorInputs { caches, storage: element };
+    let mut search = BeamSearch::new(beams, 0, 0);
+    search.ends.clear();
+    search.max_length = steps + 1;
+    let shape = BeamStepShape { rows, ..BeamStepShape::of(&search, 0) };
+    let program = generator.beam_step(kernels, &inputs, &shape)?;
+    let plans = gpu.beam_plans(&program, generator, &caches, weights)?;
+    let texts = vec![0; rows.checked_div(beams).unwrap_or(0)];
+    plans.search(&search, &texts)?;
+    let start = Instant::now();
+    plans.search(&search, &texts)?;
+    Ok((start.elapsed().as_secs_f64() / steps as f64, program.dispatches().len()))
 }
 
 /// The most new rows of a prefill.

@@ -17,7 +17,7 @@ use tileformer::{BatchShape, Bindings, Element, Kernels, Plan, Sequences};
 use tokenizers::tokenizer::DecodeStream;
 use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
 
-use crate::sheet::{self, Sheet};
+use crate::sheet::{self, Part, Sheet};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -180,9 +180,9 @@ impl Folder {
         }
         let text = |ids: &[u32]| self.tokenizer.decode(ids, false).map_err(|e| e.to_string());
         let tokens = ids.iter().map(|&id| Ok(text(&[id])?.trim().to_owned())).collect::<Result<Vec<_>>>()?;
-        let second = vec![false; ids.len()];
         let n_heads = ready.model.layer.attention.n_heads;
-        sheet::svg(&Sheet { title: &text(ids)?, tokens: &tokens, second: &second, n_heads, layers: &layers })
+        let part = Part { name: "", from: &tokens, to: &tokens, second: &[], n_heads, layers: &layers };
+        sheet::svg(&Sheet { title: &text(ids)?, parts: &[part] })
     }
 }
 

@@ -5,13 +5,17 @@
 //! cargo run --release --example marian -- --model opus-mt-en-ROMANCE ">>fr<< This is a sentence."
 //! ```
 //!
-//! `--model DIR` has config.json, safetensors, source.spm and vocab.json. Each step takes the most probable token.
+//! `--model DIR` has config.json, safetensors, source.spm and vocab.json. Translations are found by beam search, with as many beams as the
+//! folder's generation_config.json or config.json says, or `--beams N`; with one each step takes the most probable token.
 
 mod app;
 #[path = "../shared/cli.rs"]
 #[allow(dead_code)]
 mod cli;
+mod cpu;
 mod pieces;
+#[path = "../shared/sheet.rs"]
+mod sheet;
 mod translator;
 
 use std::io;

@@ -85,6 +85,11 @@ impl Pieces {
         Ok(ids)
     }
 
+    /// What a token is shown as by itself.
+    pub(crate) fn piece(&self, id: u32) -> String {
+        self.pieces.get(&id).map_or_else(|| format!("#{id}"), |piece| piece.replace(BLANK, " ").trim().to_owned())
+    }
+
     /// The text of ids.
     pub(crate) fn decode(&self, ids: &[u32]) -> String {
         let pieces = ids.iter().filter_map(|id| self.pieces.get(id)).filter(|piece| !HIDDEN.contains(&piece.as_str()));

@@ -1,18 +1,20 @@
-//! A translation model on the GPU: sources are encoded and remembered once, then each step makes one token of every target.
+//! A translation model on the GPU: sources are encoded and remembered once, then each step makes one token of every target, or of every
+//! beam of them.
 
 use std::error::Error;
 
-use tileformer::convenience::{CHUNK_STEPS, Gpu};
-use tileformer::layers::{GeneratorInputs, Inputs, StepShape};
+use tileformer::convenience::{BeamPlans, CHUNK_STEPS, Gpu};
+use tileformer::layers::{BeamStepShape, GeneratorInputs, Inputs, StepShape};
 use tileformer::models::Checkpoint;
-use tileformer::models::seq2seq::Seq2Seq;
+use tileformer::models::seq2seq::{Output, Seq2Seq};
 use tileformer::spec::SEQUENCE_WORDS;
+use tileformer::spec::beams::BeamSearch;
 use tileformer::spec::cache::{CachedRows, DecodeRow};
 use tileformer::spec::generator::{Generator, GeneratorCaches};
 use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
-use tileformer::{BatchShape, Element, Kernels, Plan, Sequences};
+use tileformer::{BatchShape, Bindings, Element, Kernels, Plan, Program, Sequences};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// What a batch may reach.
 #[derive(Clone, Copy, Debug)]
@@ -21,73 +23,127 @@ pub(crate) struct Size {
     /// Source tokens of all together.
     pub(crate) rows: usize,
     pub(crate) longest: usize,
-    /// The most tokens of a target.
-    pub(crate) steps: usize,
 }
 
 impl Size {
     /// What holds every batch of `batch` sources.
-    pub(crate) fn of(sources: &[Vec<u32>], batch: usize, steps: usize) -> Self {
+    pub(crate) fn of(sources: &[Vec<u32>], batch: usize) -> Self {
         let rows = |batch: &[Vec<u32>]| batch.iter().map(Vec::len).sum();
         Self {
             sequences: sources.len().min(batch),
             rows: sources.chunks(batch).map(rows).max().unwrap_or(0),
             longest: sources.iter().map(Vec::len).max().unwrap_or(0),
-            steps,
         }
     }
+}
+
+/// For each layer what every head looks at.
+pub(crate) struct Maps {
+    /// (NH, S, S)
+    pub(crate) encoder: Vec<Vec<f32>>,
+    /// (NH, T, T)
+    pub(crate) decoder: Vec<Vec<f32>>,
+    /// (NH, T, S)
+    pub(crate) cross: Vec<Vec<f32>>,
+}
+
+impl Maps {
+    /// Those of one forward pass, which gives outputs in their order.
+    pub(crate) fn of(model: &Seq2Seq, forward: impl FnOnce(&[Output]) -> Result<Vec<Vec<f32>>>) -> Result<Self> {
+        let (encoder, decoder) = (model.encoder.n_layers, model.decoder.n_layers);
+        let mut outputs: Vec<Output> = (0..encoder).map(Output::EncoderAttention).collect();
+        outputs.extend((0..decoder).map(Output::DecoderAttention));
+        outputs.extend((0..decoder).map(Output::CrossAttention));
+        let mut encoder_maps = forward(&outputs)?;
+        let mut decoder_maps = encoder_maps.split_off(encoder);
+        let cross = decoder_maps.split_off(decoder);
+        Ok(Self { encoder: encoder_maps, decoder: decoder_maps, cross })
+    }
+}
+
+/// What writes targets.
+enum Writer<'a> {
+    Greedy(Plan),
+    Beams(Box<BeamPlans<'a>>),
 }
 
 /// A model that is ready for batches of up to a size.
 pub(crate) struct Translator<'a> {
     gpu: &'a Gpu,
+    kernels: Kernels,
+    model: &'a Seq2Seq,
     generator: Generator,
+    storage: Element,
+    search: BeamSearch,
     size: Size,
     caches: GeneratorCaches,
-    start: u32,
-    end: u32,
+    bindings: Bindings,
     encode: Plan,
     remember: Plan,
-    step: Plan,
+    writer: Writer<'a>,
 }
 
 impl<'a> Translator<'a> {
     /// Uploads the weights.
-    pub(crate) fn new(gpu: &'a Gpu, checkpoint: &Checkpoint, model: &Seq2Seq, size: Size, storage: Element) -> Result<Self> {
-        let start = model.tokens.start.ok_or("config.json: no decoder_start_token_id")?;
-        let end = model.tokens.end.ok_or("config.json: no eos_token_id")?;
+    pub(crate) fn new(
+        gpu: &'a Gpu,
+        checkpoint: &Checkpoint,
+        model: &'a Seq2Seq,
+        search: &BeamSearch,
+        size: Size,
+        storage: Element,
+    ) -> Result<Self> {
         let kernels = Kernels::new(&gpu.device, gpu.options())?;
         let generator = model.generator();
-        let Size { sequences, rows, longest, steps } = size;
-        let caches = GeneratorCaches::new(sequences, steps).with_memory(longest);
+        let Size { sequences, rows, longest } = size;
+        let steps = search.max_length - 1;
+        let caches = GeneratorCaches {
+            memory_slots: sequences,
+            memory_capacity: longest,
+            ..GeneratorCaches::new(sequences * search.beams, steps)
+        };
         let inputs = GeneratorInputs { caches, storage };
         let source = BatchShape { sequences, q_rows: rows, longest_q: longest, k_rows: rows, longest_k: longest };
-        let shape = StepShape { bias: true, padding: end, ..StepShape::new(sequences, steps) };
+        let end = search.ends[0];
+        let step = match search.beams {
+            1 => {
+                let shape = StepShape { bias: true, padding: end, ..StepShape::new(sequences, steps) };
+                generator.step(&kernels, &inputs, &shape)?
+            }
+            _ => generator.beam_step(&kernels, &inputs, &BeamStepShape::of(search, sequences))?,
+        };
         let programs = [
             model.encode(&kernels, &Inputs::new(source).with_storage(storage))?,
             generator.remember(&kernels, &inputs, sequences, rows)?,
-            generator.step(&kernels, &inputs, &shape)?,
+            step,
         ];
         let mut bindings = gpu.upload_checkpoint(&programs.each_ref(), checkpoint, &model.weights()?, |_| {})?;
-        // The padding token begins a target and is no part of it.
-        let mut bias = vec![0.0; model.target.vocabulary];
-        if let Some(bias) = model.tokens.padding.and_then(|id| bias.get_mut(id as usize)) {
-            *bias = f32::NEG_INFINITY;
-        }
-        let sampling = vec![Sampling::greedy().with_stops(&[end])?; sequences];
         bindings
             .set("source.ids", gpu.zeros(Element::U32, &[rows])?)
             .set("source.sequences", gpu.zeros(Element::U32, &[sequences, SEQUENCE_WORDS])?)
-            .set("memory_sequences", gpu.zeros(Element::U32, &[sequences, SEQUENCE_WORDS])?)
-            .set("sampling", gpu.upload_u32(&[sequences, SAMPLING_WORDS], Sampling::words(&sampling))?)
-            .set("bias", gpu.upload_f32(&[bias.len()], &bias)?);
-        programs.iter().try_for_each(|program| gpu.allocate(program, &mut bindings))?;
-        let bind = |program: &tileformer::Program| program.bind(&bindings.known_to(program));
-        let [encode, remember, step] = [bind(&programs[0])?, bind(&programs[1])?, bind(&programs[2])?];
-        Ok(Self { gpu, generator, size, caches, start, end, encode, remember, step })
+            .set("memory_sequences", gpu.zeros(Element::U32, &[sequences, SEQUENCE_WORDS])?);
+        let [encode, remember, step] = &programs;
+        [encode, remember].into_iter().try_for_each(|program| gpu.allocate(program, &mut bindings))?;
+        let writer = if search.beams > 1 {
+            Writer::Beams(Box::new(gpu.beam_plans(step, &generator, &caches, &bindings)?))
+        } else {
+            let mut bias = vec![0.0; model.target.vocabulary];
+            for run in search.banned.iter().filter(|run| run.len() == 1) {
+                bias[run[0] as usize] = f32::NEG_INFINITY;
+            }
+            let sampling = vec![Sampling::greedy().with_stops(&search.ends)?; sequences];
+            bindings
+                .set("sampling", gpu.upload_u32(&[sequences, SAMPLING_WORDS], Sampling::words(&sampling))?)
+                .set("bias", gpu.upload_f32(&[bias.len()], &bias)?);
+            gpu.allocate(step, &mut bindings)?;
+            Writer::Greedy(step.bind(&bindings.known_to(step))?)
+        };
+        let bind = |program: &Program| program.bind(&bindings.known_to(program));
+        let (encode, remember, search) = (bind(encode)?, bind(remember)?, search.clone());
+        Ok(Self { gpu, kernels, model, generator, storage, search, size, caches, bindings, encode, remember, writer })
     }
 
-    /// The targets of sources, without their end tokens.
+    /// The targets of sources.
     pub(crate) fn run(&self, sources: &[Vec<u32>]) -> Result<Vec<Vec<u32>>> {
         let Self { gpu, generator, size, caches, .. } = self;
         // What is free in a batch that is not full: sequences without rows, rows without a sequence.
@@ -97,31 +153,56 @@ impl<'a> Translator<'a> {
         ids.resize(size.rows, 0);
         let memory = caches.of_memory(generator).ok_or("a decoder without cross-attention")?;
         let slots: Vec<_> = lengths.iter().enumerate().map(|(slot, &new)| CachedRows { slot, past: 0, new }).collect();
-        let row = |slot: usize| DecodeRow { slot, past: 0, id: self.start, memory: Some((slot, lengths[slot])) };
-        let rows: Vec<_> = (0..size.sequences).map(|slot| (slot < sources.len()).then(|| row(slot))).collect();
-        let state = caches.decode(generator, &rows)?;
         let (source, slots) = (Sequences::packed(&lengths)?, memory.sequences(&slots)?);
-        for (plan, name, words) in [
-            (&self.encode, "source.ids", ids.as_slice()),
-            (&self.encode, "source.sequences", source.words()),
-            (&self.remember, "memory_sequences", slots.words()),
-            (&self.step, "state", state.words()),
-        ] {
-            let view = plan.view(name).ok_or("the plan lacks an input")?;
-            gpu.write(view, &words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>())?;
-        }
+        write(gpu, &self.encode, "source.ids", &ids)?;
+        write(gpu, &self.encode, "source.sequences", source.words())?;
+        write(gpu, &self.remember, "memory_sequences", slots.words())?;
         gpu.run(&self.encode)?;
         gpu.run(&self.remember)?;
+        let step = match &self.writer {
+            Writer::Greedy(step) => step,
+            Writer::Beams(plans) => {
+                let found = plans.search(&self.search, &lengths[..sources.len()])?;
+                return Ok(found.into_iter().map(|best| best.into_iter().next().map_or(Vec::new(), |h| h.ids)).collect());
+            }
+        };
+        let row = |slot: usize| DecodeRow { slot, past: 0, id: self.search.start, memory: Some((slot, lengths[slot])) };
+        let rows: Vec<_> = (0..size.sequences).map(|slot| (slot < sources.len()).then(|| row(slot))).collect();
+        write(gpu, step, "state", caches.decode(generator, &rows)?.words())?;
         let mut targets = vec![Vec::new(); sources.len()];
-        for chunk in gpu.decode(&self.step, size.steps, CHUNK_STEPS)? {
+        for chunk in gpu.decode(step, caches.capacity, CHUNK_STEPS)? {
             for ids in chunk?.tokens.chunks_exact(size.sequences) {
                 targets.iter_mut().zip(ids).for_each(|(target, &id)| target.push(id));
             }
         }
-        for target in &mut targets {
-            let length = target.iter().position(|&id| id == self.end).unwrap_or(target.len());
-            target.truncate(length);
-        }
         Ok(targets)
     }
+
+    /// The attention of a source and its target, by one forward pass over the same weights.
+    pub(crate) fn maps(&self, source: &[u32], target: &[u32]) -> Result<Maps> {
+        let (own, other) = (Sequences::packed(&[target.len()])?, Sequences::packed(&[source.len()])?);
+        Maps::of(self.model, |outputs| {
+            let inputs = Inputs::new(BatchShape::cross(1, target.len(), source.len())).with_storage(self.storage);
+            let program = self.model.program(&self.kernels, &inputs, outputs)?;
+            let (gpu, mut bindings) = (self.gpu, self.bindings.known_to(&program));
+            bindings
+                .set("source.ids", gpu.upload_u32(&[source.len()], source)?)
+                .set("target.ids", gpu.upload_u32(&[target.len()], target)?)
+                .set("source.sequences", gpu.upload_sequences(&other)?)
+                .set("target.sequences", gpu.upload_sequences(&own)?)
+                .set("cross.sequences", gpu.upload_sequences(&own.over(&other)?)?);
+            gpu.allocate(&program, &mut bindings)?;
+            gpu.run(&program.bind(&bindings)?)?;
+            let map = |output: &Output| {
+                let view = bindings.get(&output.name()).ok_or("the program lacks an output")?;
+                Ok(gpu.read_f32(view)?)
+            };
+            outputs.iter().map(map).collect()
+        })
+    }
+}
+
+fn write(gpu: &Gpu, plan: &Plan, name: &str, words: &[u32]) -> Result<()> {
+    let view = plan.view(name).ok_or("the plan lacks an input")?;
+    Ok(gpu.write(view, &words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>())?)
 }

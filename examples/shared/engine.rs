@@ -12,7 +12,7 @@ use tileformer::{BatchShape, Bindings, Element, Kernels, Plan, Role, Sequence, S
 
 use crate::cli::{Common, Failure};
 use crate::folder::{Encoded, Folder, Result};
-use crate::sheet::{self, Sheet};
+use crate::sheet::{self, Part, Sheet};
 
 /// Where models run.
 pub(crate) enum Engine {
@@ -106,7 +106,8 @@ impl Engine {
         let layers: Vec<Vec<f32>> = outputs.iter().map(|output| ran.get(*output).to_vec()).collect();
         let second: Vec<bool> = text.segment_ids.iter().map(|&segment| segment > 0).collect();
         let n_heads = folder.bert.layer.attention.n_heads;
-        sheet::svg(&Sheet { title: &text.text, tokens: &text.tokens, second: &second, n_heads, layers: &layers })
+        let part = Part { name: "", from: &text.tokens, to: &text.tokens, second: &second, n_heads, layers: &layers };
+        sheet::svg(&Sheet { title: &text.text, parts: &[part] })
     }
 }
 

@@ -14,13 +14,40 @@ pub(crate) const MOST_TOKENS: usize = 64;
 /// What a sheet shows.
 pub(crate) struct Sheet<'a> {
     pub(crate) title: &'a str,
-    /// T tokens.
-    pub(crate) tokens: &'a [String],
-    /// Which of them belong to the second segment.
+    pub(crate) parts: &'a [Part<'a>],
+}
+
+/// Layers of one kind.
+pub(crate) struct Part<'a> {
+    /// What is in front of a panel's name.
+    pub(crate) name: &'a str,
+    /// T tokens that look.
+    pub(crate) from: &'a [String],
+    /// S tokens that are looked at.
+    pub(crate) to: &'a [String],
+    /// Which of either belong to a second segment; none where it is empty.
     pub(crate) second: &'a [bool],
     pub(crate) n_heads: usize,
-    /// For each layer the weights (NH, T, T).
+    /// For each layer the weights (NH, T, S).
     pub(crate) layers: &'a [Vec<f32>],
+}
+
+impl Part<'_> {
+    /// The width of the widest label.
+    fn label(&self) -> i32 {
+        self.from.iter().chain(self.to).map(|token| width(token)).max().unwrap_or(0).clamp(20, WIDEST) + 4
+    }
+
+    /// The size of a panel.
+    fn panel(&self) -> (i32, i32) {
+        (2 * self.label() + SPAN, (self.from.len().max(self.to.len()) as i32 + 1) * ROW)
+    }
+
+    /// The size of all of them, gaps included.
+    fn size(&self) -> (i32, i32) {
+        let (width, height) = self.panel();
+        (self.n_heads as i32 * (width + GAP), self.layers.len() as i32 * (height + GAP))
+    }
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -64,10 +91,9 @@ fn width(token: &str) -> i32 {
 
 /// The sheet as SVG: a row of panels for each layer, a column for each head.
 pub(crate) fn svg(sheet: &Sheet<'_>) -> Result<String> {
-    let (rows, columns, t) = (sheet.layers.len() as i32, sheet.n_heads as i32, sheet.tokens.len() as i32);
-    let label = sheet.tokens.iter().map(|token| width(token)).max().unwrap_or(0).clamp(20, WIDEST) + 4;
-    let panel = (2 * label + SPAN, t * ROW + ROW);
-    let size = (2 * MARGIN + columns * (panel.0 + GAP), HEADER + 2 * MARGIN + rows * (panel.1 + GAP));
+    let sizes = || sheet.parts.iter().map(Part::size);
+    let (widest, height) = (sizes().map(|s| s.0).max().unwrap_or(0), sizes().map(|s| s.1).sum::<i32>());
+    let size = (2 * MARGIN + widest, HEADER + 2 * MARGIN + height);
     let mut text = String::new();
     {
         let root = SVGBackend::with_string(&mut text, (size.0.max(640) as u32, size.1 as u32)).into_drawing_area();
@@ -76,44 +102,50 @@ pub(crate) fn svg(sheet: &Sheet<'_>) -> Result<String> {
         let about = "Attention, a row of panels for each layer, a column for each head: tokens at the left look at tokens at the right; \
              the stronger the line, the larger the weight.";
         write(&root, about, (MARGIN, MARGIN + 24), 11, INK, HPos::Left)?;
-        for (layer, weights) in (0..).zip(sheet.layers) {
-            for (head, weights) in (0..).zip(weights.chunks_exact((t * t).max(1) as usize)) {
-                let at = (MARGIN + head * (panel.0 + GAP), HEADER + MARGIN + layer * (panel.1 + GAP));
-                let title = format!("layer {} head {}", layer + 1, head + 1);
-                let colour = COLOURS[head as usize % COLOURS.len()];
-                draw_panel(&root, at, label, (&title, colour), sheet, weights)?;
+        let mut y = HEADER + MARGIN;
+        for part in sheet.parts {
+            let panel = part.panel();
+            for (layer, weights) in (0..).zip(part.layers) {
+                for (head, weights) in (0..).zip(weights.chunks_exact((part.from.len() * part.to.len()).max(1))) {
+                    let at = (MARGIN + head * (panel.0 + GAP), y + layer * (panel.1 + GAP));
+                    let title = format!("{}layer {} head {}", part.name, layer + 1, head + 1);
+                    let colour = COLOURS[head as usize % COLOURS.len()];
+                    draw_panel(&root, at, (&title, colour), part, weights)?;
+                }
             }
+            y += part.size().1;
         }
         root.present()?;
     }
     Ok(text)
 }
 
-/// One head: T tokens on either side, and the lines between them.
+/// One head: tokens on either side, and the lines between them.
 fn draw_panel(
     root: &Area<'_>,
     (x, y): (i32, i32),
-    label: i32,
     (title, colour): (&str, RGBColor),
-    sheet: &Sheet<'_>,
+    part: &Part<'_>,
     weights: &[f32],
 ) -> Result<()> {
+    let label = part.label();
     let (left, right, top) = (x + label, x + label + SPAN, y + ROW);
     let middle = |row: usize| top + row as i32 * ROW + ROW / 2;
     write(root, title, ((left + right) / 2, y + 4), LABEL + 1, INK, HPos::Center)?;
-    let frame = [(left, top), (right, top + sheet.tokens.len() as i32 * ROW)];
+    let frame = [(left, top), (right, y + part.panel().1)];
     root.draw(&Rectangle::new(frame, FAINT))?;
-    for (from, row) in weights.chunks_exact(sheet.tokens.len().max(1)).enumerate() {
+    for (from, row) in weights.chunks_exact(part.to.len().max(1)).enumerate() {
         for (to, &weight) in row.iter().enumerate().filter(|(_, weight)| **weight >= FAINTEST) {
             let line = [(left, middle(from)), (right, middle(to))];
             root.draw(&PathElement::new(line, colour.mix(f64::from(weight.min(1.0))).stroke_width(1)))?;
         }
     }
-    for (row, (token, &second)) in sheet.tokens.iter().zip(sheet.second).enumerate() {
-        let colour = if second { SECOND } else { INK };
-        let token = shortened(token);
-        write(root, &token, (left - 3, middle(row)), LABEL, colour, HPos::Right)?;
-        write(root, &token, (right + 3, middle(row)), LABEL, colour, HPos::Left)?;
+    for (tokens, x, side) in [(part.from, left - 3, HPos::Right), (part.to, right + 3, HPos::Left)] {
+        for (row, token) in tokens.iter().enumerate() {
+            let second = part.second.get(row).is_some_and(|second| *second);
+            let colour = if second { SECOND } else { INK };
+            write(root, &shortened(token), (x, middle(row)), LABEL, colour, side)?;
+        }
     }
     Ok(())
 }
