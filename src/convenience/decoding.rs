@@ -81,7 +81,8 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Missing`] for a plan without `state` and `tokens`, [`Error::Shape`] for ones that are no step's, [`Error::Option`] for more
-    /// steps than `tokens` has rows, a chunk of none or a plan of another device, [`Error::Usage`] for buffers without `COPY_SRC`, [`Error::Device`] when the device is out of memory.
+    /// steps than `tokens` has rows, a chunk of none or a plan of another device, [`Error::Usage`] for buffers without `COPY_SRC`,
+    /// [`Error::Device`] when the device is out of memory.
     pub fn decode<'a>(&'a self, plan: &'a Plan, steps: usize, chunk: usize) -> Result<Decoding<'a>> {
         self.expect_own(plan)?;
         let view = |name: &str| {

@@ -71,9 +71,9 @@ pub(super) static KERNEL: Kernel = Kernel {
 /// ends with the token `u32::MAX` at −∞. With a bias, logits and biases beyond ±8·10³⁴ count as that.
 #[derive(Clone, Copy, Debug)]
 pub struct BeamCandidates {
-    /// (B, V), V up to 2²⁴.
+    /// `f32` (B, V), V up to 2²⁴.
     pub logits: Tensor,
-    /// (V), or (B, V): added to the log-probabilities; −∞ bans a token.
+    /// `f32` (V), or (B, V): added to the log-probabilities; −∞ bans a token.
     pub bias: Option<Tensor>,
     /// `u32` (V / 32 rounded up), or (B, as many): a bit for each token that is banned.
     pub banned: Option<Tensor>,
