@@ -64,8 +64,10 @@ impl Deref for Bytes {
 }
 
 impl Checkpoint {
-    /// Opens a folder with `config.json`, `generation_config.json` where there is one, and either `model.safetensors` or the files that `model.safetensors.index.json` names; or one
-    /// `.safetensors` file with `config.json` beside it.
+    /// Opens a folder, or one `.safetensors` file with `config.json` beside it.
+    ///
+    /// A folder has `config.json`, `generation_config.json` where there is one, and either `model.safetensors` or the files that
+    /// `model.safetensors.index.json` names.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for a file that is missing, cannot be read, or is corrupt, and for an index that names files outside

@@ -73,7 +73,8 @@ pub fn decoder_layer<T: Real>(
 
 /// y (rows, d_model) and every layer's attention weights.
 ///
-/// Layers are `layers.0.`, `layers.1.`, …, then comes `norm.` where there is a final norm. `position_embedding.weight` is added before every layer where the stack says so.
+/// Layers are `layers.0.`, `layers.1.`, …, then comes `norm.` where there is a final norm. `position_embedding.weight` is added before every
+/// layer where the stack says so.
 ///
 /// # Errors
 /// As [`decoder_layer`]; [`crate::Error::Option`] for no layers.

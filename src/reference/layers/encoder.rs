@@ -40,7 +40,8 @@ pub fn encoder_layer<T: Real>(
 
 /// y (rows, d_model) and each layer's attention weights (B, NH, T, S).
 ///
-/// Layers are `layers.0.`, `layers.1.`, …, then comes `norm.` where there is a final norm. `position_embedding.weight` is added before every layer where the stack says so.
+/// Layers are `layers.0.`, `layers.1.`, …, then comes `norm.` where there is a final norm. `position_embedding.weight` is added before every
+/// layer where the stack says so.
 ///
 /// # Errors
 /// As [`encoder_layer`]; [`crate::Error::Option`] for no layers.
