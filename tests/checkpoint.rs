@@ -86,6 +86,7 @@ fn sources_put_tensors_together() {
     let turned = [0.0, 1.5, 0.5, 2.0, 1.0, 2.5];
     assert_eq!(get(tensor("a").transposed()), (vec![3, 2], turned.to_vec()));
     assert_eq!(get(tensor("a").transposed().transposed()), (vec![2, 3], a.clone()));
+    assert_eq!(get(tensor("a").reshaped(&[3, 2]).transposed()).1, [0.0, 1.0, 2.0, 0.5, 1.5, 2.5]);
     assert_eq!(get(tensor("b").reshaped(&[3])), (vec![3], b));
     assert_eq!(get(tensor("x").or("y").or("c")).0, [3]);
     assert_eq!(get(Source::values(&[2, 1], vec![3.0, 4.0])), (vec![2, 1], vec![3.0, 4.0]));
@@ -109,6 +110,8 @@ fn sources_put_tensors_together() {
         "c: expected rows of the same sizes as a, [2, 3], found [3]"
     );
     assert_eq!(refused(tensor("c").transposed()), "c: expected one matrix, to be transposed, found [3]");
+    let twice = tensor("a").transposed().reshaped(&[2, 3]).transposed();
+    assert_eq!(refused(twice), "a: expected one matrix, to be transposed, found [2, 3]");
     assert_eq!(refused(tensor("a").reshaped(&[7])), "a: expected elements for [7], found [2, 3]");
     assert!(refused(tensor("a").reshaped(&[usize::MAX, 2])).starts_with("a: "));
     assert!(refused(Source::rows([])).contains("at least one source"));

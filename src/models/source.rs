@@ -219,7 +219,8 @@ impl<'a> Resolved<'a> {
 
     fn transposed(mut self) -> Result<Self> {
         match (self.sizes.as_slice(), self.parts.as_mut_slice()) {
-            (&[rows, columns], [part]) => {
+            // One that is turned lies so under the sizes that it was turned to alone.
+            (&[rows, columns], [part]) if !part.turned || [rows, columns] == [part.columns, part.rows] => {
                 if part.turned {
                     part.turned = false;
                 } else {
