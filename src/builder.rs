@@ -274,7 +274,9 @@ impl Builder {
     ) -> Result<Storage> {
         let mut all = floats.iter().chain(wides).flatten();
         let storage = Storage::of(element, self.kernels.class().f16(), all.all(|t| t.is_in_groups(4)));
-        match floats.iter().flatten().find(|t| !t.is_in_groups(storage.lanes())) {
+        // What stands behind an odd vector is in its last word, and belongs to columns that no output has: vectors are read only.
+        let fits = |t: &Tensor| t.is_in_groups(storage.lanes()) || (storage == Storage::Packed && t.is_vector_in_pairs());
+        match floats.iter().flatten().find(|t| !fits(t)) {
             Some(&odd) => {
                 let name = self.part_name(label, "a tensor", odd);
                 Err(Error::shape(name, "even offset, strides and inner size, as f16 is stored in pairs here", odd.layout))

@@ -75,6 +75,11 @@ impl Tensor {
         inside && self.offset.is_multiple_of(n)
     }
 
+    /// Whether it is a vector that may be loaded in pairs, whatever its size: bindings are whole words.
+    pub(crate) fn is_vector_in_pairs(&self) -> bool {
+        self.layout.sizes().len() == 1 && self.layout.is_in_groups_outside(2) && self.offset.is_multiple_of(2)
+    }
+
     /// Elements from its first to behind its last, room included.
     pub(crate) fn extent(&self) -> u64 {
         if self.padded { self.layout.extent().next_multiple_of(4) } else { self.layout.extent() }

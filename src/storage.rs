@@ -13,7 +13,7 @@ pub(crate) enum Storage {
     F16,
     /// Groups of four f16.
     F16x4,
-    /// Pairs of f16 in a `u32`, where the device lacks the type: even offsets, strides and inner sizes.
+    /// Pairs of f16 in a `u32`, where the device lacks the type: even offsets, strides and inner sizes but those of vectors.
     Packed,
     /// Groups of four f16 in two `u32`.
     Packedx4,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use common::cases::below;
 use common::{
-    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_close, floats, largest, on, pick, seeded, some,
+    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_close, floats, largest, on, on_core, pick, seeded, some,
     storage_floor, stored, stored_forms, sum_floor, widen,
 };
 use rand::RngExt;
@@ -528,6 +528,19 @@ fn a_weight_larger_than_a_binding_is_split() {
         data.sequences = appended(&shape, 1);
         let case = Case { residual: false, activation: Activation::Identity, ..case };
         check_append(on, &case, &data, &shape, [64, 32, 36], &mut BTreeSet::new());
+    }
+}
+
+/// Rule: in pairs of f16 too, a vocabulary may be odd, its bias with it.
+#[test]
+fn odd_vocabularies_in_pairs() {
+    for columns in [1, 37, 131] {
+        let rng = &mut seeded("odd vocabulary", columns as u64);
+        let (d_in, d_out, element) = (12, columns, Element::F16);
+        let (bias, residual, sequences, place) = (true, false, false, Place::EVEN);
+        let case = Case { d_in, d_out, element, bias, residual, sequences, place, ..random_case(rng, 5) };
+        let data = data(&case, rng);
+        check_logits(on_core(), &case, &data);
     }
 }
 
