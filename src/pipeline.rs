@@ -290,8 +290,8 @@ impl Kernels {
             wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgpu::ShaderSource::Wgsl(source.into()) };
         // SAFETY: index checks are off only where the caller of `with_unchecked_shaders` has promised that no index leaves its
         // tensor. The bounding of loops is off everywhere: every loop of the shaders counts up to a constant or to a parameter that
-        // the host computed; lengths read from GPU buffers are clamped to such a parameter first. The test
-        // `hostile_sequences_end` runs every kernel that reads lengths with all bits set.
+        // the host computed; lengths read from GPU buffers are clamped to such a parameter first. The tests
+        // `hostile_sequences_end` and `…_over_caches` run every kernel that reads lengths with all bits set.
         let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
         let groups = [0, 1].map(|group| {
             let storage = variant.bindings().filter(|b| b.group == group).map(|b| layout_entry(b.binding, b.writes));

@@ -6,7 +6,11 @@ mod common;
 use common::{POISON, Place, Run, floats, on, seeded};
 use rand::RngExt;
 use tileformer::AttentionOptions;
-use tileformer::kernels::{AdditiveScores, AttentionScores, AttentionValues, EmbeddingRows, MaskedSoftmax, Visibility};
+use tileformer::kernels::{
+    AdditiveScores, AttentionScores, AttentionValues, AttentionWeights, CacheAppend, EmbeddingRows, FewOutput,
+    FusedAttention, Linear, LinearFew, MarkSeen, MaskedSoftmax, Pool, Rotary, RotaryPositions, Visibility,
+};
+use tileformer::spec::{Pooling, RotaryOrder};
 
 const BATCH: usize = 3;
 const HEADS: usize = 2;
@@ -28,6 +32,75 @@ fn garbage() -> Vec<Vec<u32>> {
         all.push((0..words).map(|_| rng.random::<u32>() >> rng.random_range(0..32)).collect());
     }
     all
+}
+
+/// Rule: the same of what runs over caches, and of whole attention, in tiles and in parts.
+#[test]
+fn hostile_sequences_end_over_caches() {
+    const WIDTH: usize = HEADS * SIZE;
+    let align = on().gpu.device.limits().min_storage_buffer_offset_alignment as usize / 4;
+    for (number, words) in garbage().into_iter().enumerate() {
+        let mut rng = seeded("hostile caches", number as u64);
+        let mut run = Run::new(on(), "hostile", if number % 2 == 0 { Place::DENSE } else { Place::ODD });
+        let data = floats(&mut rng, 3 * WIDTH * WIDTH);
+        let rows = &data[..ROWS * WIDTH];
+        let [q, k, v] = ["q", "k", "v"].map(|name| run.input(name, &[ROWS, HEADS, SIZE], rows));
+        let x = run.input("x", &[ROWS, WIDTH], rows);
+        let weight = run.weight("weight", &[3 * WIDTH, WIDTH], &data);
+        let table = run.weight("table", &[9, SIZE], &data[..9 * SIZE]);
+        let sequences = run.words("sequences", &[BATCH, 8], &words);
+        let ids = run.words("ids", &[ROWS], &words[..1].repeat(ROWS));
+        let options = AttentionOptions { causal: number % 3 == 0, window_left: Some(9), ..AttentionOptions::default() };
+        let visibility = Visibility { sequences: Some(sequences), ..Visibility::new(options) };
+        let rows_of = |run: &mut Run, name: &str| run.output(name, &[ROWS, HEADS, SIZE]);
+        let [tiles, parts, turned] = ["tiles", "parts", "turned"].map(|name| rows_of(&mut run, name));
+        let weights = run.output("weights", &[BATCH, HEADS, LONGEST, LONGEST]);
+        let statistics = run.output("statistics", &[2, BATCH, HEADS, LONGEST]);
+        let [few, pooled] = [("few", ROWS), ("pooled", BATCH)].map(|(name, rows)| run.output(name, &[rows, WIDTH]));
+        let queries = run.output("queries", &[ROWS, WIDTH]);
+        let place = std::mem::replace(&mut run.place, Place::DENSE);
+        let [cache, appended] = ["cache", "appended"].map(|name| run.output(name, &[2, 4, HEADS, 9, SIZE]));
+        run.place = place;
+        let seen = run.state("seen", &[BATCH, 5], &[0; BATCH * 5]);
+
+        let b = &mut run.builder;
+        let attention = FusedAttention {
+            q,
+            k,
+            v,
+            sizes: [BATCH, LONGEST, LONGEST],
+            visibility: visibility.clone(),
+            out: tiles,
+            log_sum_exp: None,
+            statistics: Some(statistics),
+            cached: false,
+        };
+        b.attention("tiles", &attention).unwrap();
+        let few_queries = FusedAttention { sizes: [BATCH, 5, LONGEST], out: parts, statistics: None, ..attention };
+        b.attention("parts", &few_queries).unwrap();
+        b.attention_weights("weights", &AttentionWeights { q, k, visibility, statistics, weights }).unwrap();
+        let positions = RotaryPositions::Sequences(sequences, LONGEST);
+        b.rotary("rotary", &Rotary { x: q, table, order: RotaryOrder::Halves, positions, y: turned }).unwrap();
+        let pooling = Pooling::Mean;
+        b.pool("pool", &Pool { x, sequences, longest: LONGEST, pooling, normalize: true, y: pooled }).unwrap();
+        let square = weight.narrow(0, 0, WIDTH).unwrap();
+        let sequences_of = Some(sequences);
+        let linear = LinearFew { sequences: sequences_of, ..LinearFew::new(Linear::new(x, square, few)) };
+        b.linear_few("few", &linear).unwrap();
+        let out = FewOutput::Append { cache: appended, head_size: SIZE, value_head_size: SIZE };
+        let linear = LinearFew { sequences: sequences_of, out, ..LinearFew::new(Linear::new(x, weight, queries)) };
+        b.linear_few("append", &linear).unwrap();
+        b.cache_append("cache", &CacheAppend { k, v, sequences, longest: LONGEST, cache }).unwrap();
+        b.mark_seen("seen", &MarkSeen { ids, sequences, longest: ROWS, seen }).unwrap();
+        let done = run.go();
+        for name in ["tiles", "parts", "turned", "weights", "statistics", "few", "pooled", "queries", "cache", "appended"] {
+            let tensor = done.tensor(name);
+            let (first, extent) = (tensor.view.offset() as usize, tensor.view.layout().extent() as usize);
+            let words = tensor.words();
+            let outside = words[..first / align * align].iter().chain(&words[first + extent..]);
+            assert!(outside.clone().all(|&w| w == POISON), "{name} wrote outside its binding: case {number}");
+        }
+    }
 }
 
 /// Rule: lengths, starts and offsets of any bits end every loop and write nothing outside the output's binding. Loop bounding is
