@@ -304,7 +304,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var log_prob = 0.0;
     if (params.flags & LOG_PROBS) != 0u {
       let own = number(vec4<u32>(own_logits(row.logits, walk.token / 4u * 4u)[walk.token % 4u], largest.z, 0u, 0u));
-      log_prob = 2.0 * max(0.5 * own.x - 0.5 * own.y, -8.0e37) - walk.log_sum;
+      log_prob = 2.0 * max(0.5 * own.x - 0.5 * own.y, -1.7014117e38) - walk.log_sum;  // half of the lowest f32
     }
     hand_out(b, walk.token, log_prob);
     if (params.flags & SEEN) != 0u { seen[row.seen + walk.token / 32u] |= 1u << (walk.token % 32u); }

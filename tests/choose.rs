@@ -219,6 +219,16 @@ fn hostile_logits() {
     }
 }
 
+/// Rule: a token as far below the largest logit as f32 reaches has its log-probability all the same.
+#[test]
+fn log_probabilities_as_far_as_f32_reaches() {
+    for (number, far) in [0.0, -1e38, -1.6e38, f32::MIN].into_iter().enumerate() {
+        let mut case = Case::new(vec![f32::MAX, far, f32::NEG_INFINITY], 3, &[Sampling::greedy()]);
+        case.bias = Some(vec![f32::NEG_INFINITY, 0.0, 0.0]);
+        case.check(&forms()[number % forms().len()], &format!("{far:e} below"), Place::DENSE);
+    }
+}
+
 /// Rule: probabilities are right to 1e-5 in a vocabulary of 131072: the draw's share lands on the right one of many equal tokens, and
 /// top-p counts them right, although no sum is exact.
 #[test]
