@@ -160,6 +160,7 @@ fn what_does_not_fit_is_named() {
     assert!(matches!(refused(16, &|s| s.start = 99), Error::Id { .. }));
 
     let mut beams = Beams::new(&BeamSearch::new(4, START, 1), 2, 47).unwrap();
+    assert!(Beams::new(&BeamSearch::new(4, START, 1), usize::MAX, 47).is_err(), "sources without an end");
     assert!(beams.advance(&[0; 2 * 8 * 7]).is_err() && beams.advance(&[0; 7]).is_err() && beams.ban(&mut [0; 15]).is_err());
     // Words that no kernel writes: NaN, tokens that there are not.
     beams.advance(&[u32::MAX; 2 * 8 * 8]).unwrap();

@@ -183,9 +183,12 @@ impl Beams {
     /// A batch before its first step.
     ///
     /// # Errors
-    /// As [`BeamSearch::check`].
+    /// As [`BeamSearch::check`]; [`Error::Option`] for 2²⁰ sources and more.
     pub fn new(search: &BeamSearch, sources: usize, vocabulary: usize) -> Result<Self> {
         search.check(vocabulary)?;
+        if sources >= 1 << 20 {
+            return Err(Error::option("sources of a beam search", "below 2^20", sources));
+        }
         let source = |s: usize| Source {
             running: vec![Running { ids: vec![search.start], score: 0.0, parent: s * search.beams }],
             complete: Vec::new(),
