@@ -3,8 +3,10 @@
 
 mod common;
 
-use std::path::PathBuf;
+#[path = "common/checkpoints.rs"]
+mod checkpoints;
 
+use checkpoints::{folder, open, with_header};
 use common::{floats, on, on_core, pick, seeded};
 use half::{bf16, f16};
 use rand::RngExt;
@@ -30,18 +32,6 @@ fn file(tensors: &[(&str, Dtype, &[usize], &[f32])]) -> Vec<u8> {
     safetensors::serialize(views, None).unwrap()
 }
 
-fn open(bytes: Vec<u8>) -> Result<Checkpoint, Error> {
-    Checkpoint::from_bytes("{}", vec![("model.safetensors".into(), bytes)])
-}
-
-/// A file with this header in front of `data` bytes of zeros.
-fn with_header(header: &str, data: usize) -> Vec<u8> {
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.resize(bytes.len() + data, 0);
-    bytes
-}
-
 fn values(checkpoint: &Checkpoint, source: &Source) -> (Vec<usize>, Vec<f32>) {
     let found = source.resolve(checkpoint).unwrap();
     let mut all = vec![f32::NAN; found.len()];
@@ -54,14 +44,6 @@ fn message<T>(result: Result<T, Error>) -> String {
         Err(error) => error.to_string(),
         Ok(_) => panic!("no error"),
     }
-}
-
-/// An empty folder of this test's own.
-fn folder(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("tileformer-{}-{name}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&path);
-    std::fs::create_dir_all(&path).unwrap();
-    path
 }
 
 /// Rule: f32, f16 and bf16 come out as they went in, and sources put them together as they say.

@@ -10,7 +10,7 @@ mod checkpoints;
 use std::fs;
 use std::path::PathBuf;
 
-use checkpoints::{APART, BART, MARIAN, bert_config, gpt2, llama, seq2seq_config};
+use checkpoints::{APART, BART, MARIAN, bert_config, folder, gpt2, llama, open, seq2seq_config, with_header};
 use common::{on, pick, seeded};
 use rand::RngExt;
 use safetensors::tensor::Dtype;
@@ -28,26 +28,6 @@ fn bounded(error: &Error) -> String {
     let text = error.to_string();
     assert!(text.len() < LONGEST_MESSAGE, "a message of {} bytes: {:.200}", text.len(), text);
     text
-}
-
-fn open(bytes: Vec<u8>) -> Result<Checkpoint, Error> {
-    Checkpoint::from_bytes("{}", vec![("model.safetensors".into(), bytes)])
-}
-
-/// A file with this header in front of `data` bytes of zeros.
-fn with_header(header: &str, data: usize) -> Vec<u8> {
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.resize(bytes.len() + data, 0);
-    bytes
-}
-
-/// An empty folder of this test's own.
-fn folder(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("tileformer-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&path);
-    fs::create_dir_all(&path).unwrap();
-    path
 }
 
 /// What a number, and anything else, may be.

@@ -1,12 +1,15 @@
 //! What the examples that run published models have in common on the command line.
 
-use std::error::Error;
+#[path = "program.rs"]
+mod program;
+
 use std::fs;
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use tileformer::convenience::{NO_ADAPTER, adapters};
+
+pub(crate) use program::{Failure, finish, list_adapters};
 
 /// The most sheets that one run draws.
 const MOST_SHEETS: usize = 20;
@@ -32,47 +35,6 @@ pub(crate) struct Common {
     /// Draw the attention of every head of every layer: an SVG file for the first text, FILE-2.svg and so on for more
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) attention: Option<PathBuf>,
-}
-
-/// Why nothing was computed.
-pub(crate) enum Failure {
-    /// What was asked for cannot be done: exit code 2.
-    Usage(String),
-    /// It could be, but something failed: exit code 1.
-    Other(Box<dyn Error>),
-}
-
-impl<E: Into<Box<dyn Error>>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::Other(error.into())
-    }
-}
-
-/// Writes what came of a run, and gives the exit code. A reader that has gone, as `| head` does, is no failure.
-pub(crate) fn finish(result: Result<String, Failure>, out: &mut dyn Write, notices: &mut dyn Write) -> u8 {
-    match result {
-        Ok(text) => {
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-            0
-        }
-        Err(Failure::Usage(message)) => {
-            let _ = writeln!(notices, "{message}");
-            2
-        }
-        Err(Failure::Other(error)) => {
-            let _ = writeln!(notices, "error: {error}");
-            1
-        }
-    }
-}
-
-/// The adapters of this machine, one a line.
-pub(crate) fn list_adapters(notices: &mut dyn Write) -> Result<String, Failure> {
-    let found = adapters();
-    if found.is_empty() {
-        writeln!(notices, "{NO_ADAPTER}")?;
-    }
-    Ok(found.iter().map(|a| format!("{} ({:?}, {})\n", a.name, a.device_type, a.backend)).collect())
 }
 
 /// The arguments, or the lines of a file, or else those of standard input: those that are not blank.

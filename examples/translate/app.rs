@@ -1,5 +1,8 @@
 //! From arguments to what is printed.
 
+#[path = "../shared/program.rs"]
+mod program;
+
 use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
@@ -8,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tileformer::convenience::{Gpu, NO_ADAPTER, Setup, adapters};
+use program::{Failure, finish, list_adapters};
+use tileformer::convenience::{Gpu, Setup};
 
 use crate::cpu::Cpu;
 use crate::engine::{self, Engine};
@@ -45,47 +49,14 @@ pub(crate) struct Args {
     model: Option<PathBuf>,
 }
 
-/// Why nothing was translated.
-enum Failure {
-    /// What was asked for cannot be done: exit code 2.
-    Usage(String),
-    /// It could be, but something failed: exit code 1.
-    Other(Box<dyn Error>),
-}
-
-impl<E: Into<Box<dyn Error>>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::Other(error.into())
-    }
-}
-
 /// Runs the program and gives its exit code. Nothing is written to `out` before everything is translated and drawn.
 pub(crate) fn run(args: &Args, input: impl BufRead, out: &mut dyn Write, notices: &mut dyn Write) -> u8 {
-    // A reader that has gone, as `| head` does, is no failure; and where notices cannot go, there is nobody to tell.
-    match translate(args, input, notices) {
-        Ok(text) => {
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-            0
-        }
-        Err(Failure::Usage(message)) => {
-            let _ = writeln!(notices, "{message}");
-            2
-        }
-        Err(Failure::Other(error)) => {
-            let _ = writeln!(notices, "error: {error}");
-            1
-        }
-    }
+    finish(translate(args, input, notices), out, notices)
 }
 
-/// All that is to be printed.
 fn translate(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Result<String, Failure> {
     if args.list_adapters {
-        let found = adapters();
-        if found.is_empty() {
-            writeln!(notices, "{NO_ADAPTER}")?;
-        }
-        return Ok(found.iter().map(|a| format!("{} ({:?}, {})\n", a.name, a.device_type, a.backend)).collect());
+        return list_adapters(notices);
     }
     let start = Instant::now();
     let model = read_model(args.model.as_deref())?;

@@ -1,8 +1,11 @@
 //! Models of random weights as they would be published, small enough for tests: configurations and checkpoints of every family.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+use std::path::PathBuf;
+
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
+use tileformer::Error;
 use tileformer::models::causal::CausalModel;
 use tileformer::models::seq2seq::Seq2Seq;
 use tileformer::models::{Checkpoint, Config};
@@ -259,4 +262,25 @@ pub fn seq2seq(made: &Made) -> Tensors {
 /// Ids of a text.
 pub fn ids(rows: usize, seed: usize, vocabulary: usize) -> Vec<u32> {
     (0..rows).map(|i| ((i * 7 + i * i % 11 + 5 * seed) % vocabulary) as u32).collect()
+}
+
+/// A checkpoint of one file.
+pub fn open(bytes: Vec<u8>) -> Result<Checkpoint, Error> {
+    Checkpoint::from_bytes("{}", vec![("model.safetensors".into(), bytes)])
+}
+
+/// A file with this header in front of `data` bytes of zeros.
+pub fn with_header(header: &str, data: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + data, 0);
+    bytes
+}
+
+/// An empty folder of a test's own.
+pub fn folder(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("tileformer-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
+    path
 }
