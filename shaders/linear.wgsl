@@ -6,8 +6,7 @@
 // and not stored; only the last k are tested in the loads. Sums run over k in order, so a row's bits do not depend on the other
 // rows. Loops: k up to d_in. Workgroup memory: shared/tile.wgsl. Parameters, bindings and epilogue: shared/linear.wgsl.
 
-@compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn work(id: vec3<u32>, thread: u32) {
   let tiles_m = (params.rows + TILE_M - 1u) / TILE_M;
   let tiles_n = (params.d_out + TILE_N - 1u) / TILE_N;
   let tile = workgroup_number(id);

@@ -52,6 +52,13 @@ pub(crate) const PLAIN_128: Class = tile!("128x128x16-plain", [128, 128, 16], [8
 /// 64×64 outputs, 64 threads of 8×8: any device, any storage.
 pub(crate) const PLAIN_64: Class = tile!("64x64x16-plain", [64, 64, 16], [8, 8], 1, 1, 0);
 
+/// 128 threads of 16×8 outputs in quads that have the same rows: a CPU adapter goes through workgroup memory lane by lane, and through
+/// broadcasts in a vector at once.
+pub(crate) const QUADS_128: Class = tile!("128x128x16-quads", [128, 128, 16], [16, 8], 1, 1, 0);
+
+/// 64×64 outputs, 32 threads.
+pub(crate) const QUADS_64: Class = tile!("64x64x16-quads", [64, 64, 16], [16, 8], 1, 1, 0);
+
 /// One row without a norm, 32 columns by eight threads, each of which goes along k by itself: a single vector of a CPU adapter, which
 /// has nothing to add up and no barrier, before which it would have to keep its registers in memory.
 pub(crate) const FEW_1: Class = class!("1x1-plain", THREADS: 8, K_THREADS: 1, ROWS: 1, NORMED: 0, CHUNK: 0);
@@ -100,6 +107,10 @@ pub(crate) const HEADS_128: Class =
 /// Value heads of up to 256: 256 threads, 8×4 scores and 8×8 values each, in slices of eight so that they fit 16 KiB.
 pub(crate) const HEADS_256: Class =
     class!("64x128.v256", GROUPS_M: 8, GROUPS_N: 32, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 8, WRITERS: 2);
+
+/// [`HEADS_64`] for CPU adapters, in 24 KiB: all of a head and of a tile's weights at once, for a third of the barriers.
+pub(crate) const HEADS_64_QUADS: Class =
+    class!("64x32.v64-quads", GROUPS_M: 8, GROUPS_N: 8, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 64, WRITERS: 8);
 
 /// Queries of a tile of `attention`, in every class: a plan may take another one for views that are not aligned.
 pub(crate) const HEADS_QUERIES: u32 = 64;
@@ -191,12 +202,12 @@ pub(crate) const MATRIX_HEADS_128_M8: Class =
 pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
     let same = |names: &[&Class]| names.iter().any(|c| c.name == class.name);
     match class {
-        _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &PLAIN_128]) => &PLAIN_64,
+        _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &PLAIN_128, &QUADS_128, &QUADS_64]) => &PLAIN_64,
         _ if same(&[&FEW_1, &FEW_8, &FEW_1_NORMED, &FEW_8_NORMED]) => &FEW_4,
         _ if same(&[&FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_4_ANY,
         _ if same(&[&ROW_128]) => &ROWS_32,
         _ if same(&[&SPLIT_1]) => &SPLIT_8,
-        _ if same(&[&HEADS_32]) => &HEADS_64,
+        _ if same(&[&HEADS_32, &HEADS_64_QUADS]) => &HEADS_64,
         _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128]) => &HEADS_256,
         _ => class,
     }

@@ -24,6 +24,8 @@ impl Storage {
     pub(crate) const ALL: &'static [Self] = &[Self::F32, Self::F32x4, Self::F16, Self::F16x4, Self::Packed, Self::Packedx4];
     /// Those in groups of four.
     pub(crate) const IN_FOURS: &'static [Self] = &[Self::F32x4, Self::F16x4, Self::Packedx4];
+    /// Those in groups of four of their own type, no pairs.
+    pub(crate) const TYPED_IN_FOURS: &'static [Self] = &[Self::F32x4, Self::F16x4];
     /// Those in groups of four that CPU adapters load best: f16 in pairs takes half the loads.
     pub(crate) const FOURS_ON_CPUS: &'static [Self] = &[Self::F32x4, Self::Packedx4];
     /// What stands in for them where tensors are not aligned.

@@ -2,10 +2,10 @@
 
 use crate::classes::{
     CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_ANY, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
-    HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32,
-    MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
-    MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64,
-    TILE_128, TILE_128X64,
+    HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
+    MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
+    MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, ROW_8, ROW_128, ROWS_32, SPLIT_1,
+    SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::storage::{DeviceClass, MatrixSize, Storage, Tier};
 use crate::variant::Variant;
@@ -297,6 +297,22 @@ static TABLE: &[Row] = &[
         "the same for any storage",
     ),
     row(Operation::Linear, "linear_few", &FEW_8_WIDE, FOURS, |c, _| c.columns <= 32, "few columns: no tile is left empty"),
+    subgroups(
+        Operation::Linear,
+        "linear",
+        &QUADS_128,
+        |c, _| Storage::TYPED_IN_FOURS.contains(&c.storage),
+        |c, d| d.cpu && !c.invariant && 40 * c.tiles(128, 128) <= 11 * c.tiles(64, 64),
+        "a CPU, where no more of the larger tile is empty, or hardly: rows reach a vector by broadcasts, 1.5 times as fast",
+    ),
+    subgroups(
+        Operation::Linear,
+        "linear",
+        &QUADS_64,
+        |c, _| Storage::TYPED_IN_FOURS.contains(&c.storage),
+        |_, d| d.cpu,
+        "the same in smaller tiles",
+    ),
     row(
         Operation::Linear,
         "linear",
@@ -477,6 +493,14 @@ static TABLE: &[Row] = &[
         |c, _| c.columns <= 32 && c.storage == Storage::F32x4,
         ANY,
         "the narrowest class that holds the value head",
+    ),
+    subgroups(
+        Operation::Attention,
+        "attention",
+        &HEADS_64_QUADS,
+        |c, d| c.columns <= 64 && Storage::TYPED_IN_FOURS.contains(&c.storage) && d.workgroup_bytes >= 24_576,
+        |_, d| d.cpu,
+        "a CPU: queries and weights reach a vector by broadcasts, and a tile of keys has a third of the barriers",
     ),
     row(
         Operation::Attention,

@@ -121,6 +121,9 @@ fn matrix_source(size: u32) -> &'static Source {
 
 pub(crate) const GRID: Source = wgsl!("shared/grid.wgsl");
 pub(crate) const TILE: Source = wgsl!("shared/tile.wgsl");
+pub(crate) const PRODUCT: Source = wgsl!("shared/product.wgsl");
+pub(crate) const THREADS: Source = wgsl!("shared/threads.wgsl");
+pub(crate) const THREADS_QUADS: Source = wgsl!("shared/threads_quads.wgsl");
 pub(crate) const ROWS: Source = wgsl!("shared/rows.wgsl");
 pub(crate) const ROWS_SUBGROUPS: Source = wgsl!("shared/rows_subgroups.wgsl");
 pub(crate) const ACTIVATE: Source = wgsl!("shared/activate.wgsl");

@@ -316,14 +316,16 @@ fn edges_of_tiles_in_every_form() {
             }
         }
     }
-    // On CPU adapters the table has the next class for heads of 80.
-    let of_gpus = tileformer::kernels::variants().into_iter().find(|v| v.name() == "attention.f32x4.64x40.v80").unwrap();
-    let on = on_pinned(of_gpus);
-    for (number, (t, size)) in [(1, 76), (39, 80), (70, 80), (129, 68)].into_iter().enumerate() {
-        let mut case = Case::plain([2, t, 81], [2, 1], [size, size], Place::ALL[number % 2]);
-        case.options.causal = number % 2 == 1;
-        let data = Data::of(&case, "pinned", number as u64);
-        check_stored("pinned", &case, &on, Element::F32, &data).note(&mut reached);
+    // On CPU adapters the table has other classes for these heads.
+    for (name, sizes) in [("attention.f32x4.64x40.v80", [76, 80, 80, 68]), ("attention.f32x4.64x32.v64", [64, 36, 64, 60])] {
+        let of_gpus = tileformer::kernels::variants().into_iter().find(|v| v.name() == name).unwrap();
+        let on = on_pinned(of_gpus);
+        for (number, (t, size)) in [1, 39, 70, 129].into_iter().zip(sizes).enumerate() {
+            let mut case = Case::plain([2, t, 81], [2, 1], [size, size], Place::ALL[number % 2]);
+            case.options.causal = number % 2 == 1;
+            let data = Data::of(&case, "pinned", number as u64);
+            check_stored("pinned", &case, &on, Element::F32, &data).note(&mut reached);
+        }
     }
     assert_all_variants("attention", &reached);
 }
@@ -357,6 +359,15 @@ fn f16_in_both_forms() {
         let mut rng = seeded("fused f16 options", number);
         let case = Case::of(&random_levels(&mut rng), 20, &mut rng);
         both("f16 options", number, &case, number as usize % 4);
+    }
+    let of_gpus = tileformer::kernels::variants().into_iter().find(|v| v.name() == "attention.f16x4.64x32.v64").unwrap();
+    if common::gpu().device.features().contains(of_gpus.features()) {
+        let case = Case::plain([1, 70, 81], [2, 1], [36, 64], Place::DENSE);
+        let mut data = Data::of(&case, "f16 pinned", 0);
+        for values in [&mut data.q, &mut data.k, &mut data.v] {
+            *values = stored(Element::F16, values);
+        }
+        check_stored("f16 pinned", &case, &on_pinned(of_gpus), Element::F16, &data).note(&mut reached);
     }
     assert_all_stored_variants("attention", Element::F16, &reached);
 }

@@ -4,7 +4,7 @@
 // The kernel defines where operands come from, four rows of A or four columns of B at a time:
 //   fn a_rows(m: u32) -> vec4<u32>                                  where rows m .. m + 3 of A begin
 //   fn a_block(rows: vec4<u32>, k: u32, tail: bool) -> mat4x4<f32>  column c: those rows at k + c
-// and b_rows, b_block for columns of B. `tail` is a constant where they are called: whether k may pass the last one, behind
+// and b_rows, b_block for columns of B; shared/product.wgsl or shared/product_quads.wgsl multiply. `tail` is a constant where they are called: whether k may pass the last one, behind
 // which are zeros. With AHEAD the loads of the next TILE_K are under way while the ones before are multiplied.
 
 const GROUPS_M: u32 = TILE_M / THREAD_M;  // threads along m
@@ -76,25 +76,6 @@ fn store_blocks(carried: ptr<function, Carried>, thread: u32, stage: u32) {
     } else if block < BLOCKS_AB {
       let n = swizzle_b(block / K4 - TILE_M / 4u, k4);
       for (var c = 0u; c < 4u; c++) { b_tile[(stage + k4 * 4u + c) / UNROLL][c % UNROLL][n] = v[c]; }
-    }
-  }
-}
-
-fn multiply_tiles(sum: ptr<function, Accumulator>, tx: u32, ty: u32, stage: u32) {
-  for (var k = 0u; k < TILE_K; k += UNROLL) {
-    for (var c = 0u; c < UNROLL; c++) {
-      var b: array<vec4<f32>, COLUMN_GROUPS>;
-      for (var j = 0u; j < COLUMN_GROUPS; j++) { b[j] = b_tile[(stage + k) / UNROLL][c][swizzle_b(tx + j * GROUPS_N, k / 4u)]; }
-      for (var i = 0u; i < ROW_GROUPS; i++) {
-        let a = a_tile[(stage + k) / UNROLL][c][swizzle_a(ty + i * GROUPS_M, k / 4u)];
-        for (var j = 0u; j < COLUMN_GROUPS; j++) {
-          let at = i * 4u * COLUMN_GROUPS + j;
-          (*sum)[at] = fma(vec4<f32>(a.x), b[j], (*sum)[at]);
-          (*sum)[at + COLUMN_GROUPS] = fma(vec4<f32>(a.y), b[j], (*sum)[at + COLUMN_GROUPS]);
-          (*sum)[at + COLUMN_GROUPS * 2u] = fma(vec4<f32>(a.z), b[j], (*sum)[at + COLUMN_GROUPS * 2u]);
-          (*sum)[at + COLUMN_GROUPS * 3u] = fma(vec4<f32>(a.w), b[j], (*sum)[at + COLUMN_GROUPS * 3u]);
-        }
-      }
     }
   }
 }

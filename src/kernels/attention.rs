@@ -9,7 +9,7 @@ use crate::program::{Tensor, params};
 use crate::shape::{Layout, MAX_ELEMENTS};
 use crate::tensor::Element;
 use crate::tuning::{Case, Operation};
-use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Source, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Source, THREADS, THREADS_QUADS, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -60,11 +60,13 @@ const STATISTICS: Binding = Binding::write("statistics", 7, offset_of!(Params, s
 const COMMON: Source = wgsl!("shared/fused.wgsl");
 const INPUTS: Source = wgsl!("shared/fused_inputs.wgsl");
 const ROWS: Source = wgsl!("shared/fused_rows.wgsl");
+const PRODUCTS: Source = wgsl!("shared/fused_products.wgsl");
+const PRODUCTS_QUADS: Source = wgsl!("shared/fused_quads.wgsl");
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention",
-    shared: &[&ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS],
-    subgroups: &[],
+    shared: &[&THREADS, &ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS, &PRODUCTS],
+    subgroups: &[&THREADS_QUADS, &ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS, &PRODUCTS_QUADS],
     parts: &[],
     source: wgsl!("attention.wgsl"),
     bindings: &[Q, K, V, SEQUENCES, KEY_MASK, MASK, OUT, STATISTICS],
@@ -72,12 +74,18 @@ pub(super) static KERNEL: Kernel = Kernel {
     params_fields: Params::FIELDS,
 };
 
-pub(super) static KERNEL_MATRIX: Kernel =
-    Kernel { name: "attention_matrix", source: wgsl!("attention_matrix.wgsl"), ..KERNEL };
+pub(super) static KERNEL_MATRIX: Kernel = Kernel {
+    name: "attention_matrix",
+    shared: &[&ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS],
+    subgroups: &[],
+    source: wgsl!("attention_matrix.wgsl"),
+    ..KERNEL
+};
 
 pub(super) static KERNEL_SPLIT: Kernel = Kernel {
     name: "attention_split",
     shared: &[&ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS],
+    subgroups: &[],
     source: wgsl!("attention_split.wgsl"),
     bindings: &[Q, K, V, SEQUENCES, KEY_MASK, MASK, Binding::write("partial", 6, offset_of!(Params, out_offset)).single()],
     ..KERNEL
@@ -86,6 +94,7 @@ pub(super) static KERNEL_SPLIT: Kernel = Kernel {
 pub(super) static KERNEL_REDUCE: Kernel = Kernel {
     name: "attention_reduce",
     shared: &[&ATTENTION, &SOFTMAX, &COMMON, &ROWS],
+    subgroups: &[],
     source: wgsl!("attention_reduce.wgsl"),
     bindings: &[Binding::read("partial", 1, 0, offset_of!(Params, q_offset)).single(), SEQUENCES, KEY_MASK, OUT, STATISTICS],
     ..KERNEL

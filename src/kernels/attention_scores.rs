@@ -5,7 +5,7 @@ use crate::builder::{Builder, Launch};
 use crate::error::Result;
 use crate::program::{Tensor, params};
 use crate::tuning::{Case, Operation};
-use crate::variant::{ATTENTION, Binding, Kernel, SCORES, TILE, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, PRODUCT, SCORES, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -38,7 +38,7 @@ const OPTIONS: usize = offset_of!(Params, attention);
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention_scores",
-    shared: &[&TILE, &ATTENTION, &SCORES, &QUERY_KEYS, &STORE_SCORES],
+    shared: &[&TILE, &PRODUCT, &ATTENTION, &SCORES, &QUERY_KEYS, &STORE_SCORES],
     subgroups: &[],
     parts: &[],
     source: wgsl!("attention_scores.wgsl"),

@@ -7,7 +7,7 @@ use crate::program::{Tensor, params};
 use crate::spec::AttentionOptions;
 use crate::tensor::Element;
 use crate::tuning::{Case, Operation};
-use crate::variant::{ATTENTION, Binding, Kernel, TILE, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, PRODUCT, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -40,7 +40,7 @@ const OPTIONS: usize = offset_of!(Params, attention);
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention_values",
-    shared: &[&TILE, &ATTENTION],
+    shared: &[&TILE, &PRODUCT, &ATTENTION],
     subgroups: &[],
     parts: &[],
     source: wgsl!("attention_values.wgsl"),

@@ -10,7 +10,7 @@ use crate::program::{Tensor, params};
 use crate::spec::Activation;
 use crate::tensor::Element;
 use crate::tuning::{Case, Choice, Operation};
-use crate::variant::{ACTIVATE, Binding, Kernel, Source, TILE, Variant, wgsl};
+use crate::variant::{ACTIVATE, Binding, Kernel, PRODUCT, Source, THREADS, THREADS_QUADS, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -37,6 +37,7 @@ params! {
     }
 }
 
+const PRODUCT_QUADS: Source = wgsl!("shared/product_quads.wgsl");
 const PARAMS: Source = wgsl!("shared/linear.wgsl");
 const OPERANDS: Source = wgsl!("shared/linear_operands.wgsl");
 const EPILOGUE: Source = wgsl!("shared/linear_epilogue.wgsl");
@@ -49,8 +50,8 @@ const Y: Binding = Binding::write("y", 2, offset_of!(Params, y_offset));
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear",
-    shared: &[&TILE, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
-    subgroups: &[],
+    shared: &[&THREADS, &TILE, &PRODUCT, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
+    subgroups: &[&THREADS_QUADS, &TILE, &PRODUCT_QUADS, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
     parts: &[],
     source: wgsl!("linear.wgsl"),
     bindings: &[WEIGHT, BIAS, X, RESIDUAL, Y],
@@ -60,7 +61,8 @@ pub(super) static KERNEL: Kernel = Kernel {
 
 pub(super) static KERNEL_SPLIT: Kernel = Kernel {
     name: "linear_split",
-    shared: &[&TILE, &PARAMS, &OPERANDS],
+    shared: &[&TILE, &PRODUCT, &PARAMS, &OPERANDS],
+    subgroups: &[],
     source: wgsl!("linear_split.wgsl"),
     bindings: &[WEIGHT, X, Binding::write("partial", 1, offset_of!(Params, partial_offset)).wide()],
     ..KERNEL
@@ -69,6 +71,7 @@ pub(super) static KERNEL_SPLIT: Kernel = Kernel {
 pub(super) static KERNEL_SUM: Kernel = Kernel {
     name: "linear_sum",
     shared: &[&ACTIVATE, &PARAMS, &EPILOGUE],
+    subgroups: &[],
     source: wgsl!("linear_sum.wgsl"),
     bindings: &[BIAS, Binding::read("partial", 1, 0, offset_of!(Params, partial_offset)).wide(), RESIDUAL, Y],
     ..KERNEL
@@ -77,6 +80,7 @@ pub(super) static KERNEL_SUM: Kernel = Kernel {
 pub(super) static KERNEL_MATRIX: Kernel = Kernel {
     name: "linear_matrix",
     shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
+    subgroups: &[],
     source: wgsl!("linear_matrix.wgsl"),
     ..KERNEL
 };

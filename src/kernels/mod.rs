@@ -90,10 +90,10 @@ pub use visibility::Visibility;
 
 use crate::classes::{
     CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_ANY, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
-    HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_32,
-    MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
-    MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, REDUCE, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32,
-    TILE_64, TILE_128, TILE_128X64,
+    HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
+    MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
+    MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, REDUCE, ROW_8, ROW_128, ROWS_32,
+    SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
@@ -129,6 +129,10 @@ const fn matrix_family(kernel: &'static Kernel, classes: &'static [&'static Clas
     Family { tiers: &[Tier::Matrix], ..family(kernel, classes, NARROW) }
 }
 
+const fn quads_family(kernel: &'static Kernel, classes: &'static [&'static Class]) -> Family {
+    Family { tiers: &[Tier::Subgroups], ..family(kernel, classes, Storage::TYPED_IN_FOURS) }
+}
+
 const fn rows_x4(kernel: &'static Kernel, classes: &'static [&'static Class], storages: &'static [Storage]) -> Family {
     Family { tiers: CORE_AND_SUBGROUPS, ..family(kernel, classes, storages) }
 }
@@ -137,6 +141,7 @@ const fn rows_x4(kernel: &'static Kernel, classes: &'static [&'static Class], st
 static FAMILIES: &[Family] = &[
     family(&linear::KERNEL, &[&TILE_128, &TILE_128X64, &PLAIN_128], Storage::IN_FOURS),
     family(&linear::KERNEL, &[&PLAIN_64], Storage::ALL),
+    quads_family(&linear::KERNEL, &[&QUADS_128, &QUADS_64]),
     family(&linear::KERNEL_SPLIT, &[&TILE_64, &TILE_32], Storage::IN_FOURS),
     family(&linear::KERNEL_SPLIT, &[&PLAIN_64], Storage::SINGLES),
     family(&linear::KERNEL_SUM, &[&FLAT], Storage::ALL),
@@ -158,7 +163,8 @@ static FAMILIES: &[Family] = &[
     family(&attention::KERNEL, &[&HEADS_32, &HEADS_80, &HEADS_96], &[Storage::F32x4]),
     family(&attention::KERNEL, &[&HEADS_128], Storage::IN_FOURS),
     family(&attention::KERNEL, &[&HEADS_64, &HEADS_256], Storage::ALL),
-    family(&attention::KERNEL_SPLIT, &[&SPLIT_1], &[Storage::F32x4, Storage::F16x4]),
+    quads_family(&attention::KERNEL, &[&HEADS_64_QUADS]),
+    family(&attention::KERNEL_SPLIT, &[&SPLIT_1], Storage::TYPED_IN_FOURS),
     family(&attention::KERNEL_SPLIT, &[&SPLIT_8], Storage::ALL),
     family(&attention::KERNEL_REDUCE, &[&REDUCE], Storage::SINGLES),
     matrix_family(
@@ -303,7 +309,7 @@ mod tests {
         let all = variants();
         let names: std::collections::HashSet<_> = all.iter().map(Variant::name).collect();
         assert_eq!(names.len(), all.len());
-        assert!(all.len() <= 260, "{} variants", all.len());
+        assert!(all.len() <= 280, "{} variants", all.len());
         let wide = all.iter().filter(|v| v.features().is_empty() && Storage::WIDE.contains(&v.storage)).count();
         assert!(wide <= 92, "{wide} core variants of f32");
     }

@@ -1,0 +1,47 @@
+// shared/fused_products.wgsl for threads in quads (shared/threads_quads.wgsl) that have the same rows: each of the four reads q, or the
+// weights, at one place for all, which reaches the others by a broadcast. Depths are taken in fours, behind them are zeros or weights
+// of 0. Sums have the bits of shared/fused_products.wgsl.
+
+fn add_scores(scores: ptr<function, Scores>, tx: u32, ty: u32, depth: u32) {
+  for (var d = 0u; d < depth; d += 4u) {
+    var a4: array<vec4<f32>, ROW_GROUPS>;
+    for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+      a4[i] = a_tile[(d + place) * (TILE_M / 4u) + ty + i * GROUPS_M];
+    }
+    for (var c = 0u; c < 4u; c++) {  // unroll
+      let b = b_tile[(d + c) * (TILE_N / 4u) + tx];
+      for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+        let a = quadBroadcast(a4[i], c);
+        (*scores)[i * 4u] = fma(vec4<f32>(a.x), b, (*scores)[i * 4u]);
+        (*scores)[i * 4u + 1u] = fma(vec4<f32>(a.y), b, (*scores)[i * 4u + 1u]);
+        (*scores)[i * 4u + 2u] = fma(vec4<f32>(a.z), b, (*scores)[i * 4u + 2u]);
+        (*scores)[i * 4u + 3u] = fma(vec4<f32>(a.w), b, (*scores)[i * 4u + 3u]);
+      }
+    }
+  }
+}
+
+fn add_values(sum: ptr<function, Output>, tx: u32, ty: u32, depth: u32) {
+  for (var key = 0u; key < depth; key += 4u) {
+    var a4: array<vec4<f32>, ROW_GROUPS>;
+    for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+      a4[i] = a_tile[(key + place) * (TILE_M / 4u) + ty + i * GROUPS_M];
+    }
+    for (var c = 0u; c < 4u; c++) {  // unroll
+      var b: array<vec4<f32>, VALUE_GROUPS>;
+      for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
+        b[j] = b_tile[(key + c) * (VALUE_SIZE / 4u) + tx + j * GROUPS_N];
+      }
+      for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+        let a = quadBroadcast(a4[i], c);
+        for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
+          let at = i * 4u * VALUE_GROUPS + j;
+          (*sum)[at] = fma(vec4<f32>(a.x), b[j], (*sum)[at]);
+          (*sum)[at + VALUE_GROUPS] = fma(vec4<f32>(a.y), b[j], (*sum)[at + VALUE_GROUPS]);
+          (*sum)[at + VALUE_GROUPS * 2u] = fma(vec4<f32>(a.z), b[j], (*sum)[at + VALUE_GROUPS * 2u]);
+          (*sum)[at + VALUE_GROUPS * 3u] = fma(vec4<f32>(a.w), b[j], (*sum)[at + VALUE_GROUPS * 3u]);
+        }
+      }
+    }
+  }
+}
