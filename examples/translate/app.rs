@@ -54,6 +54,7 @@ pub(crate) fn run(args: &Args, input: impl BufRead, out: &mut dyn Write, notices
     finish(translate(args, input, notices), out, notices)
 }
 
+/// All that is to be printed.
 fn translate(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Result<String, Failure> {
     if args.list_adapters {
         return list_adapters(notices);
