@@ -9,6 +9,7 @@ mod plain;
 
 use common::{on, on_invariant};
 use plain::{Case, cases, exhaustive, greedy, plain};
+use tileformer::layers::BeamStepShape;
 use tileformer::models::Config;
 use tileformer::spec::beams::{BeamSearch, Beams, EarlyStopping, Hypothesis};
 use tileformer::{Element, Error};
@@ -113,8 +114,8 @@ fn one_beam_is_greedy() {
     }
 }
 
-/// Rule: a source's hypotheses are the same bits alone and in a batch, in a step that has rows to spare, and by plans that
-/// searched before; in f16 they are about the same.
+/// Rule: a source's hypotheses are the same bits alone and in a batch, in a step that has rows to spare, and by plans that searched
+/// before, in other slots and for longer; in f16 they are about the same.
 #[test]
 fn sources_do_not_meet() {
     for case in cases() {
@@ -125,6 +126,14 @@ fn sources_do_not_meet() {
             let alone = case.search(on_invariant(), Element::F32, std::slice::from_ref(source), &spec, 4).unwrap();
             assert_eq!(alone[0], *own);
         }
+        let shape = BeamStepShape { candidates: 20, ..BeamStepShape::of(&spec, 4) };
+        let again = case.with_plans(on_invariant(), Element::F32, &case.sources, &shape, |plans, lengths| {
+            let mut other = BeamSearch::new(8, START, 1);
+            (other.max_length, other.min_length, other.banned) = (11, 11, vec![vec![40]]);
+            plans.search(&other, &lengths[..2])?;
+            plans.search(&spec, lengths)
+        });
+        assert_eq!(again.unwrap(), together);
         let narrow = case.search(on(), Element::F16, &case.sources, &spec, 16).unwrap();
         for (narrow, own) in narrow.iter().zip(&together) {
             assert!((narrow[0].score - own[0].score).abs() < 0.05, "{narrow:?} for {own:?}");
@@ -159,8 +168,21 @@ fn what_does_not_fit_is_named() {
     }
     assert!(matches!(refused(16, &|s| s.start = 99), Error::Id { .. }));
 
-    let mut beams = Beams::new(&BeamSearch::new(4, START, 1), 2, 47).unwrap();
-    assert!(Beams::new(&BeamSearch::new(4, START, 1), usize::MAX, 47).is_err(), "sources without an end");
+    let mut spec = BeamSearch::new(4, START, 1);
+    spec.max_length = 12;
+    let refused = |shape: BeamStepShape| {
+        let found =
+            case.with_plans(on(), Element::F32, &case.sources, &shape, |plans, lengths| plans.search(&spec, lengths));
+        found.unwrap_err().to_string()
+    };
+    let shape = BeamStepShape::of(&spec, 4);
+    let renormalized = refused(BeamStepShape { renormalized: true, ..shape });
+    assert_eq!(renormalized, "renormalized: expected true, as the beam step is made, found false");
+    let narrow = refused(BeamStepShape { candidates: 7, ..shape });
+    assert_eq!(narrow, "candidates of the beam step: expected at least 8 for 4 beams, found 7");
+
+    let mut beams = Beams::new(&spec, 2, 47).unwrap();
+    assert!(Beams::new(&spec, usize::MAX, 47).is_err(), "sources without an end");
     assert!(beams.advance(&[0; 2 * 8 * 7]).is_err() && beams.advance(&[0; 7]).is_err() && beams.ban(&mut [0; 15]).is_err());
     // Words that no kernel writes: NaN, tokens that there are not.
     beams.advance(&[u32::MAX; 2 * 8 * 8]).unwrap();

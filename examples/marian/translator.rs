@@ -105,12 +105,13 @@ impl<'a> Translator<'a> {
         let inputs = GeneratorInputs { caches, storage };
         let source = BatchShape { sequences, q_rows: rows, longest_q: longest, k_rows: rows, longest_k: longest };
         let end = search.ends[0];
+        let beams = BeamStepShape::of(search, sequences);
         let step = match search.beams {
             1 => {
                 let shape = StepShape { bias: true, padding: end, ..StepShape::new(sequences, steps) };
                 generator.step(&kernels, &inputs, &shape)?
             }
-            _ => generator.beam_step(&kernels, &inputs, &BeamStepShape::of(search, sequences))?,
+            _ => generator.beam_step(&kernels, &inputs, &beams)?,
         };
         let programs = [
             model.encode(&kernels, &Inputs::new(source).with_storage(storage))?,
@@ -125,7 +126,7 @@ impl<'a> Translator<'a> {
         let [encode, remember, step] = &programs;
         [encode, remember].into_iter().try_for_each(|program| gpu.allocate(program, &mut bindings))?;
         let writer = if search.beams > 1 {
-            Writer::Beams(Box::new(gpu.beam_plans(step, &generator, &caches, &bindings)?))
+            Writer::Beams(Box::new(gpu.beam_plans(step, (&generator, &caches), &beams, &bindings)?))
         } else {
             let mut bias = vec![0.0; model.target.vocabulary];
             for run in search.banned.iter().filter(|run| run.len() == 1) {

@@ -4,6 +4,7 @@ use std::sync::mpsc::channel;
 
 use super::Gpu;
 use crate::error::{Error, Result};
+use crate::layers::BeamStepShape;
 use crate::scratch::checked;
 use crate::spec::beams::{BeamSearch, Beams, Hypothesis};
 use crate::spec::cache::DecodeRow;
@@ -26,39 +27,48 @@ pub struct BeamPlans<'a> {
     banned: TensorView,
     candidates: TensorView,
     staging: wgpu::Buffer,
-    rows: usize,
-    count: usize,
+    shape: BeamStepShape,
 }
 
 impl Gpu {
-    /// Binds a program of [`Generator::beam_step`], for `generator` and `caches` that it was made for. `bindings` has the weights, and the caches of
-    /// cross-attention that [`Generator::remember`] fills; what else the program has is allocated, caches twice, for the steps
-    /// to take turns.
+    /// Binds a program of [`Generator::beam_step`], with the generator, caches and shape that it was made for. `bindings` has the
+    /// weights, and the caches of cross-attention that [`Generator::remember`] fills; what else the program has is allocated, caches
+    /// twice, for the steps to take turns.
     ///
     /// # Errors
-    /// [`Error::Missing`] for a program that is no beam step's; as [`Program::bind`] and [`Gpu::upload_f32`].
+    /// [`Error::Missing`] for a program that is no beam step's, and for bindings without a weight or a cache of cross-attention; [`Error::Shape`]
+    /// for another shape than the program's; as [`Program::bind`] and [`Gpu::upload_f32`].
     pub fn beam_plans(
         &self,
         program: &Program,
-        generator: &Generator,
-        caches: &GeneratorCaches,
+        (generator, caches): (&Generator, &GeneratorCaches),
+        shape: &BeamStepShape,
         bindings: &Bindings,
     ) -> Result<BeamPlans<'_>> {
         let mut bindings = bindings.known_to(program);
-        self.allocate(program, &mut bindings)?;
         for (name, role, element, layout) in program.tensors() {
-            if role == Role::Input && bindings.get(name).is_none() {
-                bindings.set(name, self.zeros(element, layout.sizes())?);
+            match role {
+                _ if bindings.get(name).is_some() => {}
+                Role::Input => {
+                    bindings.set(name, self.zeros(element, layout.sizes())?);
+                }
+                // An empty one would be a memory that nobody has.
+                Role::State if name.ends_with("cross_cache") => {
+                    return Err(Error::Missing { tensor: name.into(), expected: layout.to_string() });
+                }
+                _ => {}
             }
         }
+        self.allocate(program, &mut bindings)?;
         let view = |name: &str| {
             let found = bindings.get(name).cloned();
             found.ok_or_else(|| Error::Missing { tensor: name.into(), expected: "a beam step's".into() })
         };
         let [state, parents, banned, candidates] = [view("state")?, view("parents")?, view("banned")?, view("candidates")?];
-        let &[rows, count, _] = candidates.layout().sizes() else {
-            return Err(Error::shape("candidates", "(B, K, 2)", candidates.layout()));
-        };
+        if candidates.layout().sizes() != [shape.rows, shape.candidates, 2] {
+            let expected = format!("[{}, {}, 2]", shape.rows, shape.candidates);
+            return Err(Error::shape("candidates", expected, candidates.layout()));
+        }
         let mut turned = bindings.clone();
         for (name, view) in bindings.iter() {
             if let Some(other) = name.strip_suffix("parent_cache").map(|layer| format!("{layer}cache"))
@@ -77,8 +87,8 @@ impl Gpu {
                 mapped_at_creation: false,
             })
         })?;
-        let (generator, caches) = (generator.clone(), *caches);
-        Ok(BeamPlans { gpu: self, generator, caches, plans, state, parents, banned, candidates, staging, rows, count })
+        let (generator, caches, shape) = (generator.clone(), *caches, *shape);
+        Ok(BeamPlans { gpu: self, generator, caches, plans, state, parents, banned, candidates, staging, shape })
     }
 }
 
@@ -91,28 +101,37 @@ impl BeamPlans<'_> {
     /// every step, as the next one depends on what it chose.
     ///
     /// # Errors
-    /// As [`BeamSearch::check`]; [`Error::Option`] for more beams than the step has rows, more candidates than it gives, targets longer than
-    /// the caches, and memories that there is no room for; [`Error::Device`] when the device is out of memory.
+    /// As [`BeamSearch::check`]; [`Error::Option`] for more beams than the step has rows, more candidates than it gives, probabilities that are
+    /// not renormalized as the search's are, targets longer than the caches, and memories that there is no room for; [`Error::Device`] when the
+    /// device is out of memory.
     pub fn search(&self, search: &BeamSearch, lengths: &[usize]) -> Result<Vec<Vec<Hypothesis>>> {
         let vocabulary = self.generator.embedding.vocabulary;
         let mut beams = Beams::new(search, lengths.len(), vocabulary)?;
         let used = lengths.len().saturating_mul(search.beams);
-        if used > self.rows {
-            let expected = format!("at most {} of {} beams, for {} rows", self.rows / search.beams, search.beams, self.rows);
+        let BeamStepShape { rows: all, candidates: count, renormalized, .. } = self.shape;
+        if used > all {
+            let expected = format!("at most {} of {} beams, for {all} rows", all / search.beams, search.beams);
             return Err(Error::option("sources of the beam search", expected, lengths.len()));
         }
-        if search.candidates() > self.count {
+        if search.candidates() > count {
             let expected = format!("at least {} for {} beams", search.candidates(), search.beams);
-            return Err(Error::option("candidates of the beam step", expected, self.count));
+            return Err(Error::option("candidates of the beam step", expected, count));
+        }
+        if search.renormalized != renormalized {
+            return Err(Error::option(
+                "renormalized",
+                format!("{renormalized}, as the beam step is made"),
+                search.renormalized,
+            ));
         }
         if search.max_length - 1 > self.caches.capacity {
             let expected = format!("at most {}, one more than the caches hold", self.caches.capacity + 1);
             return Err(Error::option("max_length", expected, search.max_length));
         }
-        let mut banned = vec![0; self.rows * seen_words(vocabulary)];
-        let mut parents = vec![0; self.rows];
-        let mut rows = vec![None; self.rows];
-        let mut words = vec![0; 2 * self.rows * self.count];
+        let mut banned = vec![0; all * seen_words(vocabulary)];
+        let mut parents = vec![0; all];
+        let mut rows = vec![None; all];
+        let mut words = vec![0; 2 * all * count];
         let crosses = self.generator.cross_attention().is_some();
         for plan in self.plans.iter().cycle() {
             if beams.done() {
@@ -133,7 +152,7 @@ impl BeamPlans<'_> {
                 self.gpu.write(&self.banned, bytemuck::cast_slice(&banned))?;
             }
             self.step(plan, &mut words)?;
-            beams.advance(&words[..2 * used * self.count])?;
+            beams.advance(&words[..2 * used * count])?;
         }
         Ok(beams.into_hypotheses())
     }

@@ -2,13 +2,14 @@
 
 use super::common::On;
 use safetensors::SafeTensors;
+use tileformer::convenience::BeamPlans;
 use tileformer::layers::{BeamStepShape, GeneratorInputs, Inputs};
 use tileformer::models::seq2seq::{Output, Seq2Seq, Seq2SeqInputs};
 use tileformer::models::{Checkpoint, Config, HostWeights};
 use tileformer::spec::beams::{BeamSearch, EarlyStopping, Hypothesis, MAX_CANDIDATES};
 use tileformer::spec::cache::CachedRows;
 use tileformer::spec::generator::GeneratorCaches;
-use tileformer::{BatchShape, Element, Result, Sequences};
+use tileformer::{BatchShape, Element, Error, Result, Sequences};
 
 const FILES: [&[u8]; 2] =
     [include_bytes!("../data/beams/marian.safetensors"), include_bytes!("../data/beams/bart.safetensors")];
@@ -81,17 +82,30 @@ impl Case {
         search: &BeamSearch,
         rows: usize,
     ) -> Result<Vec<Vec<Hypothesis>>> {
+        let shape = BeamStepShape::of(search, sources.len());
+        let shape = BeamStepShape { rows, candidates: shape.candidates.clamp(2, MAX_CANDIDATES), ..shape };
+        self.with_plans(on, element, sources, &shape, |plans, lengths| plans.search(search, lengths))
+    }
+
+    /// Plans whose memories are there, and the lengths of these.
+    pub fn with_plans<R>(
+        &self,
+        on: &On,
+        element: Element,
+        sources: &[Vec<u32>],
+        shape: &BeamStepShape,
+        run: impl FnOnce(&BeamPlans<'_>, &[usize]) -> Result<R>,
+    ) -> Result<R> {
         let (gpu, kernels, generator) = (&on.gpu, &on.kernels, self.model.generator());
         let lengths: Vec<usize> = sources.iter().map(Vec::len).collect();
         let (batch, longest) = (sources.len(), *lengths.iter().max().unwrap());
-        let caches = GeneratorCaches { memory_slots: batch, memory_capacity: longest, ..GeneratorCaches::new(rows, 11) };
+        let caches =
+            GeneratorCaches { memory_slots: batch, memory_capacity: longest, ..GeneratorCaches::new(shape.rows, 11) };
         let inputs = GeneratorInputs { caches, storage: element };
         let source = BatchShape::padded(batch, longest);
         let encode = self.model.encode(kernels, &Inputs::new(source).with_storage(element))?;
         let remember = generator.remember(kernels, &inputs, batch, batch * longest)?;
-        let shape = BeamStepShape::of(search, batch);
-        let shape = BeamStepShape { rows, candidates: shape.candidates.clamp(2, MAX_CANDIDATES), ..shape };
-        let step = generator.beam_step(kernels, &inputs, &shape)?;
+        let step = generator.beam_step(kernels, &inputs, shape)?;
         let programs = [&encode, &remember, &step];
         let mut bindings = gpu.upload_checkpoint(&programs, &self.checkpoint, &self.model.weights()?, |_| {})?;
         [&encode, &remember].iter().try_for_each(|program| gpu.allocate(program, &mut bindings))?;
@@ -107,8 +121,11 @@ impl Case {
         for program in [&encode, &remember] {
             gpu.run(&program.bind(&bindings.known_to(program))?)?;
         }
-        let plans = gpu.beam_plans(&step, &generator, &caches, &bindings)?;
-        plans.search(search, &lengths)
+        let weights = bindings.iter().filter(|(name, _)| !name.ends_with("cross_cache"));
+        let weights = weights.map(|(name, view)| (name, view.clone())).collect();
+        let missing = gpu.beam_plans(&step, (&generator, &caches), shape, &weights).unwrap_err();
+        assert!(matches!(missing, Error::Missing { .. }), "{missing}");
+        run(&gpu.beam_plans(&step, (&generator, &caches), shape, &bindings)?, &lengths)
     }
 
     /// log softmax of the reference's logits in f64 behind the last token of each of these beginnings.
