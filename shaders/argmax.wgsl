@@ -4,7 +4,7 @@
 //
 // ROW_THREADS threads share a row, and have GROUPS loads of four columns under way at a time. Floats are compared as integers in
 // the same order, −0 equal to +0; NaN is never chosen, and a row of nothing else gives 0.
-// Loops: columns. Entry point, workgroup memory: shared/rows.wgsl.
+// Loops: columns. Entry point, workgroup memory: shared/rows.wgsl; order: shared/order.wgsl.
 
 struct Params {
   rows: u32,
@@ -18,13 +18,6 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> x: array<Bits>;               // (rows, columns)
 @group(1) @binding(1) var<storage, read_write> ids: array<u32>;        // (rows)
-
-// Numbers that order as the floats with these bits do; 0 for NaN.
-fn order(bits: vec4<u32>) -> vec4<u32> {
-  let magnitude = bits & vec4<u32>(0x7fffffffu);
-  let ordered = select(0x80000000u + magnitude, 0x80000000u - magnitude, bits != magnitude);
-  return select(ordered, vec4<u32>(0u), magnitude > vec4<u32>(0x7f800000u));
-}
 
 fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
   let first = workgroup_number(id) * ROWS;

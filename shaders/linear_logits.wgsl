@@ -4,7 +4,8 @@
 //     -> y (rows, V) in f32, maxima (rows, groups, 2): the largest as a number that orders as the floats do, and its column
 //
 // Of equal logits the lowest column counts, −0 equals +0, and NaN is 0, below everything. Rows that no sequence has are left as they
-// are. Workgroups, loops, parameters and bindings: shared/few.wgsl. Workgroup memory: GROUPS · ROWS · 8 bytes more.
+// are. Workgroups, loops, parameters and bindings: shared/few.wgsl; order: shared/order.wgsl.
+// Workgroup memory: GROUPS · ROWS · 8 bytes more.
 
 @group(1) @binding(1) var<storage, read_write> y: array<f32>;        // (rows, V)
 @group(1) @binding(2) var<storage, read_write> maxima: array<u32>;   // (rows, groups, 2)
@@ -12,13 +13,6 @@
 const PASSES: u32 = 64u / (4u * GROUPS);
 
 var<workgroup> largest: array<vec2<u32>, ROWS * GROUPS>;   // [row][group]: the number and its column, of the passes so far
-
-// Numbers that order as the floats with these bits do; 0 for NaN.
-fn order(bits: vec4<u32>) -> vec4<u32> {
-  let magnitude = bits & vec4<u32>(0x7fffffffu);
-  let ordered = select(0x80000000u + magnitude, 0x80000000u - magnitude, bits != magnitude);
-  return select(ordered, vec4<u32>(0u), magnitude > vec4<u32>(0x7f800000u));
-}
 
 fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>) {
   let v = biased(sum, n);
@@ -39,7 +33,7 @@ fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>) {
 fn conclude(m: u32, rows: u32, first: u32, thread: u32) {
   workgroupBarrier();
   for (var r = thread; r < rows; r += THREADS) {
-    if owners[r] == NOBODY { continue; }
+    if !is_live(r) { continue; }
     // Groups of columns that the vocabulary lacks have written nothing.
     let groups = min(GROUPS, (params.d_out - first + 3u) / 4u);
     var best = largest[r * GROUPS];

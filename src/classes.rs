@@ -61,28 +61,29 @@ pub(crate) const QUADS_64: Class = tile!("64x64x16-quads", [64, 64, 16], [16, 8]
 
 /// One row without a norm, 32 columns by eight threads, each of which goes along k by itself: a single vector of a CPU adapter, which
 /// has nothing to add up and no barrier, before which it would have to keep its registers in memory.
-pub(crate) const FEW_1: Class = class!("1x1-plain", THREADS: 8, K_THREADS: 1, ROWS: 1, NORMED: 0, CHUNK: 0);
+pub(crate) const FEW_1: Class = class!("1x1-plain", THREADS: 8, K_THREADS: 1, ROWS: 1, NORMED: 0, CHUNK: 0, AHEAD: 0);
 
 /// Eight rows at once.
-pub(crate) const FEW_8: Class = class!("8x1-plain", THREADS: 8, K_THREADS: 1, ROWS: 8, NORMED: 0, CHUNK: 0);
+pub(crate) const FEW_8: Class = class!("8x1-plain", THREADS: 8, K_THREADS: 1, ROWS: 8, NORMED: 0, CHUNK: 0, AHEAD: 0);
 
 /// One row behind a norm, which up to 2048 k of it lie ready for all threads in workgroup memory.
-pub(crate) const FEW_1_NORMED: Class = class!("1x1", THREADS: 8, K_THREADS: 1, ROWS: 1, NORMED: 1, CHUNK: 2048);
+pub(crate) const FEW_1_NORMED: Class = class!("1x1", THREADS: 8, K_THREADS: 1, ROWS: 1, NORMED: 1, CHUNK: 2048, AHEAD: 0);
 
 /// Eight rows behind a norm.
-pub(crate) const FEW_8_NORMED: Class = class!("8x1", THREADS: 8, K_THREADS: 1, ROWS: 8, NORMED: 1, CHUNK: 0);
-
-/// Four rows, 16 columns, 16 threads along k for every four: any storage.
-pub(crate) const FEW_4_ANY: Class = class!("4x16", THREADS: 64, K_THREADS: 16, ROWS: 4, NORMED: 1, CHUNK: 0);
+pub(crate) const FEW_8_NORMED: Class = class!("8x1", THREADS: 8, K_THREADS: 1, ROWS: 8, NORMED: 1, CHUNK: 0, AHEAD: 0);
 
 /// Four rows that are not in groups of four, on a CPU: summed in the order of the aligned classes, so that an offset changes no bit.
-pub(crate) const FEW_4: Class = class!("4x1", THREADS: 8, K_THREADS: 1, ROWS: 4, NORMED: 1, CHUNK: 0);
+pub(crate) const FEW_4: Class = class!("4x1", THREADS: 8, K_THREADS: 1, ROWS: 4, NORMED: 1, CHUNK: 0, AHEAD: 0);
 
-/// One row, 64 threads along k: a subgroup reads half a KiB of a row at once, and four times the threads keep loads in flight.
-pub(crate) const FEW_1_WIDE: Class = class!("1x64", THREADS: 64, K_THREADS: 64, ROWS: 1, NORMED: 1, CHUNK: 0);
+/// One row, 64 threads along k: a subgroup reads half a KiB of a row at once, and four times the threads keep loads in flight. With
+/// subgroups each has AHEAD groups of k under way, all of a width of 768.
+pub(crate) const FEW_1_WIDE: Class = class!("1x64", THREADS: 64, K_THREADS: 64, ROWS: 1, NORMED: 1, CHUNK: 0, AHEAD: 3);
 
 /// Eight rows at once, 64 threads along k.
-pub(crate) const FEW_8_WIDE: Class = class!("8x64", THREADS: 64, K_THREADS: 64, ROWS: 8, NORMED: 1, CHUNK: 0);
+pub(crate) const FEW_8_WIDE: Class = class!("8x64", THREADS: 64, K_THREADS: 64, ROWS: 8, NORMED: 1, CHUNK: 0, AHEAD: 0);
+
+/// Four rows that are not in groups of four, summed in the order of these.
+pub(crate) const FEW_4_WIDE: Class = class!("4x64", THREADS: 64, K_THREADS: 64, ROWS: 4, NORMED: 1, CHUNK: 0, AHEAD: 0);
 
 /// `attention` with value heads of up to 32: 64 queries × 32 keys, 64 threads, 8×4 scores and 8×4 values each.
 pub(crate) const HEADS_32: Class =
@@ -204,7 +205,7 @@ pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
     match class {
         _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &PLAIN_128, &QUADS_128, &QUADS_64]) => &PLAIN_64,
         _ if same(&[&FEW_1, &FEW_8, &FEW_1_NORMED, &FEW_8_NORMED]) => &FEW_4,
-        _ if same(&[&FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_4_ANY,
+        _ if same(&[&FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_4_WIDE,
         _ if same(&[&ROW_128]) => &ROWS_32,
         _ if same(&[&SPLIT_1]) => &SPLIT_8,
         _ if same(&[&HEADS_32, &HEADS_64_QUADS]) => &HEADS_64,

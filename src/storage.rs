@@ -28,8 +28,6 @@ impl Storage {
     pub(crate) const TYPED_IN_FOURS: &'static [Self] = &[Self::F32x4, Self::F16x4];
     /// Those in groups of four that CPU adapters load best: f16 in pairs takes half the loads.
     pub(crate) const FOURS_ON_CPUS: &'static [Self] = &[Self::F32x4, Self::Packedx4];
-    /// What stands in for them where tensors are not aligned.
-    pub(crate) const SINGLES_ON_CPUS: &'static [Self] = &[Self::F32, Self::Packed];
     /// Those in groups that fit any alignment, or nearly.
     pub(crate) const SINGLES: &'static [Self] = &[Self::F32, Self::F16, Self::Packed];
     /// Those of f32: for kernels whose tensors are never narrower.

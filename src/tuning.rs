@@ -1,7 +1,7 @@
 //! The table of variants: which compiled form of a kernel serves which shape on which device, and why.
 
 use crate::classes::{
-    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_ANY, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
+    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
     MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
     MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, ROW_8, ROW_128, ROWS_32, SPLIT_1,
@@ -122,6 +122,9 @@ impl Case {
 }
 
 const FOURS: fn(&Case, &DeviceClass) -> bool = |c, _| c.storage.in_fours();
+const SINGLES: fn(&Case, &DeviceClass) -> bool = |c, _| !c.storage.in_fours();
+/// Those in fours that the subgroup tier comes in: f16 as the type, not in pairs.
+const TYPED_FOURS: fn(&Case, &DeviceClass) -> bool = |c, _| matches!(c.storage, Storage::F32x4 | Storage::F16x4);
 
 /// A row of the core tier.
 const fn row(
@@ -192,14 +195,15 @@ static TABLE: &[Row] = &[
         |c, d| d.cpu && c.takes_few(SHARED_FROM - 1),
         "up to three rows on a CPU: nothing is left to add up, and eight rows at once take as long as three and a half",
     ),
-    row(
+    subgroups(
         Operation::Linear,
         "linear_few",
         &FEW_1_WIDE,
-        FOURS,
+        TYPED_FOURS,
         |c, d| !d.cpu && c.takes_few(1),
         "one row on a GPU: memory is the limit, so whole subgroups read one row, and many of them",
     ),
+    row(Operation::Linear, "linear_few", &FEW_1_WIDE, FOURS, |c, d| !d.cpu && c.takes_few(1), "the same without subgroups"),
     matrix(
         Operation::Linear,
         "linear_matrix",
@@ -284,16 +288,16 @@ static TABLE: &[Row] = &[
         Operation::Linear,
         "linear_few",
         &FEW_4,
-        |c, _| Storage::SINGLES_ON_CPUS.contains(&c.storage),
+        SINGLES,
         |c, d| d.cpu && (c.columns <= 32 || c.takes_few(40)),
         "the same for what is not in groups of four, summed in the same order",
     ),
     row(
         Operation::Linear,
         "linear_few",
-        &FEW_4_ANY,
-        |c, _| !c.storage.in_fours(),
-        |c, d| c.columns <= 32 || c.takes_few(if d.cpu { 40 } else { 16 }),
+        &FEW_4_WIDE,
+        SINGLES,
+        |c, _| c.columns <= 32 || c.takes_few(16),
         "the same for any storage",
     ),
     row(Operation::Linear, "linear_few", &FEW_8_WIDE, FOURS, |c, _| c.columns <= 32, "few columns: no tile is left empty"),
@@ -378,24 +382,18 @@ static TABLE: &[Row] = &[
         "up to three rows on a CPU: nothing is left to add up, and eight rows at once take as long as three and a half",
     ),
     row(Operation::LinearFew, "", &FEW_8, FOURS, |_, d| d.cpu, "more rows on a CPU: eight share every read of a weight"),
-    row(Operation::LinearFew, "", &FEW_1_WIDE, FOURS, |c, _| c.rows == 1, "one row on a GPU: memory is the limit"),
+    subgroups(
+        Operation::LinearFew,
+        "",
+        &FEW_1_WIDE,
+        TYPED_FOURS,
+        |c, _| c.rows == 1,
+        "one row on a GPU: memory is the limit",
+    ),
+    row(Operation::LinearFew, "", &FEW_1_WIDE, FOURS, |c, _| c.rows == 1, "the same without subgroups"),
     row(Operation::LinearFew, "", &FEW_8_WIDE, FOURS, ANY, "more rows on a GPU: eight share every read of a weight"),
-    row(
-        Operation::LinearFew,
-        "",
-        &FEW_4,
-        |c, _| Storage::SINGLES_ON_CPUS.contains(&c.storage),
-        |_, d| d.cpu,
-        "what is not in groups of four, on a CPU",
-    ),
-    row(
-        Operation::LinearFew,
-        "",
-        &FEW_4_ANY,
-        |c, _| !c.storage.in_fours(),
-        ANY,
-        "any storage that is not in groups of four",
-    ),
+    row(Operation::LinearFew, "", &FEW_4, SINGLES, |_, d| d.cpu, "what is not in groups of four, on a CPU"),
+    row(Operation::LinearFew, "", &FEW_4_WIDE, SINGLES, ANY, "any storage that is not in groups of four"),
     row(
         Operation::LinearNormed,
         "",
@@ -412,24 +410,18 @@ static TABLE: &[Row] = &[
         |_, d| d.cpu,
         "more rows on a CPU: eight share every read of a weight",
     ),
-    row(Operation::LinearNormed, "", &FEW_1_WIDE, FOURS, |c, _| c.rows == 1, "one row on a GPU: memory is the limit"),
+    subgroups(
+        Operation::LinearNormed,
+        "",
+        &FEW_1_WIDE,
+        TYPED_FOURS,
+        |c, _| c.rows == 1,
+        "one row on a GPU: memory is the limit",
+    ),
+    row(Operation::LinearNormed, "", &FEW_1_WIDE, FOURS, |c, _| c.rows == 1, "the same without subgroups"),
     row(Operation::LinearNormed, "", &FEW_8_WIDE, FOURS, ANY, "more rows on a GPU: eight share every read of a weight"),
-    row(
-        Operation::LinearNormed,
-        "",
-        &FEW_4,
-        |c, _| Storage::SINGLES_ON_CPUS.contains(&c.storage),
-        |_, d| d.cpu,
-        "what is not in groups of four, on a CPU",
-    ),
-    row(
-        Operation::LinearNormed,
-        "",
-        &FEW_4_ANY,
-        |c, _| !c.storage.in_fours(),
-        ANY,
-        "any storage that is not in groups of four",
-    ),
+    row(Operation::LinearNormed, "", &FEW_4, SINGLES, |_, d| d.cpu, "what is not in groups of four, on a CPU"),
+    row(Operation::LinearNormed, "", &FEW_4_WIDE, SINGLES, ANY, "any storage that is not in groups of four"),
     row(
         Operation::Attention,
         "attention_split",

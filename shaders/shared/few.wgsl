@@ -1,13 +1,13 @@
 // What the forms of linear for few rows have in common: activation(norm(x) · Wᵀ + bias) for the rows that some sequence has.
 //
 // A workgroup makes ROWS rows × COLUMNS columns, in PASSES of 4 · GROUPS columns: K_THREADS threads share four columns and read
-// neighbouring groups of each weight row, once for all ROWS rows. Their sums meet in workgroup memory (THREADS · ROWS · 16 bytes, and
-// 4 · CHUNK). Where K_THREADS is 1 nothing meets, and without a norm (NORMED 0) there is no barrier before the products.
-// A row's bits depend neither on ROWS nor on the other rows. The kernel defines
+// neighbouring groups of each weight row, once for all ROWS rows. A row's bits depend neither on ROWS nor on the other rows, nor on
+// whether sums meet in workgroup memory (shared/few_meet.wgsl) or in subgroups (shared/few_subgroups.wgsl), where the entry point is.
+// The kernel defines
 //   const PASSES: u32
-//   fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>)  what happens to the sums of columns n .. n + 3 of row m + r
-//   fn conclude(m: u32, rows: u32, first: u32, thread: u32)        what follows the last pass over columns from `first` on
-// Loops: k up to d_in, sequences up to their number. Barriers stand outside all that depends on sequences.
+//   fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>)   what happens to the sums of columns n .. n + 3 of row m + r
+//   fn conclude(m: u32, rows: u32, first: u32, thread: u32)         what follows the last pass over columns from `first` on
+// Loops: k up to d_in, sequences up to their number. Barriers depend on parameters and read-only memory alone.
 
 struct Params {
   rows: u32,
@@ -60,15 +60,7 @@ struct Params {
 
 const GROUPS: u32 = THREADS / K_THREADS;
 const COLUMNS: u32 = 4u * GROUPS * PASSES;
-const MEETING: bool = K_THREADS > 1u || NORMED == 1u;  // whether threads know of each other
 const NOBODY: u32 = 0xffffffffu;
-
-var<workgroup> partial: array<vec4<f32>, THREADS * ROWS>;  // [row][thread]
-var<workgroup> norms: array<vec4<f32>, ROWS>;              // what is taken off, twice so that a large mean costs no digits, and the scale
-var<workgroup> owners: array<u32, ROWS>;
-var<workgroup> staged: array<vec4<f32>, max(CHUNK / 4u, 1u)>;  // norm(x) of one row, as far as there is room
-
-alias Sums = array<vec4<f32>, ROWS>;        // [row], four columns
 
 fn has_row(b: u32, row: u32) -> bool {
   let at = params.sequences_offset + b * params.sequence_stride;
@@ -111,14 +103,17 @@ fn norm_bias4(k: u32) -> vec4<f32> {
               params.d_in - k);
 }
 
-// What one thread of a row adds up for its mean: x − shift; or for its variance: the squares of x − shift − mean.
-fn deviations(row: u32, norm: vec4<f32>, squared: bool, thread: u32) -> vec4<f32> {
+// What is added to a row's sum for its mean: x − shift; or for its variance: the squares of x − shift − mean.
+fn deviation(v: vec4<f32>, k: u32, norm: vec4<f32>, squared: bool, sum: vec4<f32>) -> vec4<f32> {
+  let d = keep(v - norm.x - norm.y, params.d_in - k);
+  return fma(d, select(vec4<f32>(1.0), d, squared), sum);
+}
+
+// A thread's share of that, from k = `first` on.
+fn deviations(row: u32, first: u32, norm: vec4<f32>, squared: bool, before: vec4<f32>) -> vec4<f32> {
   let start = x_start(row);
-  var sum = vec4<f32>(0.0);
-  for (var k = thread * 4u; k < params.d_in; k += THREADS * 4u) {
-    let d = keep(x4(start, k) - norm.x - norm.y, params.d_in - k);
-    sum = fma(d, select(vec4<f32>(1.0), d, squared), sum);
-  }
+  var sum = before;
+  for (var k = first; k < params.d_in; k += THREADS * 4u) { sum = deviation(x4(start, k), k, norm, squared, sum); }
   return sum;
 }
 
@@ -140,12 +135,13 @@ fn norm_affine(k: u32) -> Affine {
   return affine;
 }
 
-// norm(x) of a row.
-fn normed4(row: u32, k: u32, norm: vec4<f32>, affine: Affine) -> vec4<f32> {
-  let v = x4(x_start(row), k);
+fn normed(v: vec4<f32>, norm: vec4<f32>, affine: Affine) -> vec4<f32> {
   if NORMED == 0u || params.norm == 0u { return v; }
   return fma((v - norm.x - norm.y) * norm.z, affine.gain, affine.offset);
 }
+
+// norm(x) of a row.
+fn normed4(row: u32, k: u32, norm: vec4<f32>, affine: Affine) -> vec4<f32> { return normed(x4(x_start(row), k), norm, affine); }
 
 fn weights4x4(weights: vec4<u32>, k: u32) -> mat4x4<f32> {
   return transpose(mat4x4<f32>(weight4(weights.x, k), weight4(weights.y, k), weight4(weights.z, k), weight4(weights.w, k)));
@@ -155,18 +151,10 @@ fn product(v: vec4<f32>, w: mat4x4<f32>, sum: vec4<f32>) -> vec4<f32> {
   return fma(vec4<f32>(v.w), w[3], fma(vec4<f32>(v.z), w[2], fma(vec4<f32>(v.y), w[1], fma(vec4<f32>(v.x), w[0], sum))));
 }
 
-fn total(at: u32, count: u32) -> vec4<f32> {
-  var sum = partial[at];
-  for (var i = at + 1u; i < at + count; i++) { sum += partial[i]; }
-  return sum;
-}
-
-// One of the two sums of each row's norm, over all threads.
-fn statistics(m: u32, rows: u32, squared: bool, thread: u32) {
-  for (var r = 0u; r < rows; r++) { partial[r * THREADS + thread] = deviations(m + r, norms[r], squared, thread); }
-  workgroupBarrier();
-  for (var r = thread; r < rows; r += THREADS) { norms[r] = norm_of(norms[r], squared, total(r * THREADS, THREADS)); }
-  workgroupBarrier();
+// Where the rows of the weight for columns n .. n + 3 begin, in units of Storage; past the last column they are the last one's.
+fn weight_starts(n: u32) -> vec4<u32> {
+  let row = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(params.d_out - 1u));
+  return (params.weight_offset + row * params.weight_row) / LANES;
 }
 
 // activation(sum + bias), columns n .. n + 3.
@@ -177,75 +165,4 @@ fn biased(sum: vec4<f32>, n: u32) -> vec4<f32> {
     v += group4(bias[at / LANES], bias[(at + 1u) / LANES], bias[(at + 2u) / LANES], bias[(at + 3u) / LANES]);
   }
   return activate(v, params.activation);
-}
-
-@compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let tiles_m = (params.rows + ROWS - 1u) / ROWS;
-  let tiles_n = (params.d_out + COLUMNS - 1u) / COLUMNS;
-  let tile = workgroup_number(id);
-  if tile >= tiles_m * tiles_n { return; }
-  let m = tile % tiles_m * ROWS;
-  let rows = min(ROWS, params.rows - m);
-  let first = tile / tiles_m * COLUMNS;
-  let turns = min(PASSES, (params.d_out - first + 4u * GROUPS - 1u) / (4u * GROUPS));
-
-  var live = false;
-  if MEETING {
-    for (var r = thread; r < ROWS; r += THREADS) {
-      owners[r] = owner_of(m + r);
-      if NORMED == 1u { norms[r] = vec4<f32>(select(0.0, x4(x_start(m + r), 0u).x, params.norm == 1u), 0.0, 0.0, 0.0); }
-    }
-    workgroupBarrier();
-    for (var r = 0u; r < ROWS; r++) { live = live || owners[r] != NOBODY; }
-  } else {
-    for (var r = 0u; r < rows; r++) { live = live || owner_of(m + r) != NOBODY; }
-  }
-
-  var staged_k = 0u;  // before which norm(x) is ready
-  if NORMED == 1u && params.norm != 0u {
-    let live_rows = select(0u, rows, live);
-    if params.norm == 1u { statistics(m, live_rows, false, thread); }
-    statistics(m, live_rows, true, thread);
-    if CHUNK > 0u {
-      staged_k = min(params.d_in, CHUNK);
-      for (var k = thread * 4u; live && k < staged_k; k += THREADS * 4u) { staged[k / 4u] = normed4(m, k, norms[0], norm_affine(k)); }
-      workgroupBarrier();
-    }
-  }
-
-  var known: array<vec4<f32>, ROWS>;
-  for (var r = 0u; r < ROWS; r++) {  // unroll
-    if NORMED == 1u { known[r] = norms[r]; }
-  }
-  let own = thread % K_THREADS;
-  for (var turn = 0u; turn < turns; turn++) {
-    let n = first + (turn * GROUPS + thread / K_THREADS) * 4u;
-    let row = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(params.d_out - 1u));
-    let weights = (params.weight_offset + row * params.weight_row) / LANES;
-    let end = select(0u, params.d_in, live && n < params.d_out);
-    var sums: Sums;
-    var k = own * 4u;
-    if CHUNK > 0u {
-      for (; k < min(staged_k, end); k += K_THREADS * 4u) { sums[0] = product(staged[k / 4u], weights4x4(weights, k), sums[0]); }
-    }
-    for (; k < end; k += K_THREADS * 4u) {
-      let w = weights4x4(weights, k);
-      let affine = norm_affine(k);
-      for (var r = 0u; r < ROWS; r++) {  // unroll
-        sums[r] = product(normed4(m + r, k, known[r], affine), w, sums[r]);
-      }
-    }
-    for (var r = 0u; r < ROWS; r++) {  // unroll
-      partial[r * THREADS + thread] = sums[r];
-    }
-    if K_THREADS > 1u { workgroupBarrier(); }
-    for (var r = own; r < rows && n < params.d_out; r += K_THREADS) {
-      var owner = NOBODY;
-      if MEETING { owner = owners[r]; } else { owner = owner_of(m + r); }
-      if owner != NOBODY { finish(r, m, owner, n, total(r * THREADS + thread / K_THREADS * K_THREADS, K_THREADS)); }
-    }
-    if K_THREADS > 1u { workgroupBarrier(); }
-  }
-  conclude(m, rows, first, thread);
 }

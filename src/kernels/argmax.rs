@@ -5,7 +5,7 @@ use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::tensor::Element;
-use crate::variant::{Binding, Kernel, ROWS, ROWS_SUBGROUPS, Variant, wgsl};
+use crate::variant::{Binding, Kernel, ORDER, ROWS, ROWS_SUBGROUPS, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -21,8 +21,8 @@ params! {
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "argmax",
-    shared: &[&ROWS],
-    subgroups: &[&ROWS_SUBGROUPS],
+    shared: &[&ORDER, &ROWS],
+    subgroups: &[&ORDER, &ROWS_SUBGROUPS],
     parts: &[],
     source: wgsl!("argmax.wgsl"),
     bindings: &[

@@ -11,7 +11,7 @@ use crate::spec::layers::{Norm, NormKind};
 use crate::storage::Storage;
 use crate::tensor::Element;
 use crate::tuning::{Case, Choice, Operation};
-use crate::variant::{ACTIVATE, Binding, Kernel, Source, Variant, wgsl};
+use crate::variant::{ACTIVATE, Binding, Kernel, ORDER, Source, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -58,6 +58,8 @@ params! {
 }
 
 const FEW: Source = wgsl!("shared/few.wgsl");
+const MEET: Source = wgsl!("shared/few_meet.wgsl");
+const MEET_SUBGROUPS: Source = wgsl!("shared/few_subgroups.wgsl");
 
 const WEIGHT: Binding = Binding::read("weight", 0, 1, offset_of!(Params, weight_offset));
 const BIAS: Binding = Binding::read("bias", 0, 2, offset_of!(Params, bias_offset));
@@ -68,8 +70,8 @@ const SEQUENCES: Binding = Binding::read("sequences", 1, 3, offset_of!(Params, s
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear_few",
-    shared: &[&ACTIVATE, &FEW],
-    subgroups: &[],
+    shared: &[&ACTIVATE, &FEW, &MEET],
+    subgroups: &[&ACTIVATE, &FEW, &MEET_SUBGROUPS],
     parts: &[],
     source: wgsl!("linear_few.wgsl"),
     bindings: &[
@@ -104,6 +106,8 @@ pub(super) static KERNEL_APPEND: Kernel = Kernel {
 
 pub(super) static KERNEL_LOGITS: Kernel = Kernel {
     name: "linear_logits",
+    shared: &[&ACTIVATE, &ORDER, &FEW, &MEET],
+    subgroups: &[&ACTIVATE, &ORDER, &FEW, &MEET_SUBGROUPS],
     source: wgsl!("linear_logits.wgsl"),
     bindings: &[
         WEIGHT,

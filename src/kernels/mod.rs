@@ -89,7 +89,7 @@ pub use rotary::{Rotary, RotaryPositions};
 pub use visibility::Visibility;
 
 use crate::classes::{
-    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_ANY, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
+    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
     MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
     MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, REDUCE, ROW_8, ROW_128, ROWS_32,
@@ -137,6 +137,11 @@ const fn rows_x4(kernel: &'static Kernel, classes: &'static [&'static Class], st
     Family { tiers: CORE_AND_SUBGROUPS, ..family(kernel, classes, storages) }
 }
 
+/// f16 in pairs keeps to the core tier: few devices have subgroups and not the type.
+const fn subgroup_family(kernel: &'static Kernel, classes: &'static [&'static Class]) -> Family {
+    Family { tiers: &[Tier::Subgroups], ..family(kernel, classes, &[Storage::F32x4, Storage::F16x4]) }
+}
+
 /// Every kernel with its forms.
 static FAMILIES: &[Family] = &[
     family(&linear::KERNEL, &[&TILE_128, &TILE_128X64, &PLAIN_128], Storage::IN_FOURS),
@@ -147,16 +152,16 @@ static FAMILIES: &[Family] = &[
     family(&linear::KERNEL_SUM, &[&FLAT], Storage::ALL),
     family(&linear_few::KERNEL, &[&FEW_1, &FEW_8, &FEW_1_NORMED, &FEW_8_NORMED], Storage::FOURS_ON_CPUS),
     family(&linear_few::KERNEL, &[&FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
-    family(&linear_few::KERNEL, &[&FEW_4], Storage::SINGLES_ON_CPUS),
-    family(&linear_few::KERNEL, &[&FEW_4_ANY], Storage::SINGLES),
+    subgroup_family(&linear_few::KERNEL, &[&FEW_1_WIDE]),
+    family(&linear_few::KERNEL, &[&FEW_4, &FEW_4_WIDE], Storage::SINGLES),
     family(&linear_few::KERNEL_APPEND, &[&FEW_1_NORMED, &FEW_8_NORMED], Storage::FOURS_ON_CPUS),
     family(&linear_few::KERNEL_APPEND, &[&FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
-    family(&linear_few::KERNEL_APPEND, &[&FEW_4], Storage::SINGLES_ON_CPUS),
-    family(&linear_few::KERNEL_APPEND, &[&FEW_4_ANY], Storage::SINGLES),
+    subgroup_family(&linear_few::KERNEL_APPEND, &[&FEW_1_WIDE]),
+    family(&linear_few::KERNEL_APPEND, &[&FEW_4, &FEW_4_WIDE], Storage::SINGLES),
     family(&linear_few::KERNEL_LOGITS, &[&FEW_1_NORMED, &FEW_8_NORMED], Storage::FOURS_ON_CPUS),
     family(&linear_few::KERNEL_LOGITS, &[&FEW_1_WIDE, &FEW_8_WIDE], Storage::IN_FOURS),
-    family(&linear_few::KERNEL_LOGITS, &[&FEW_4], Storage::SINGLES_ON_CPUS),
-    family(&linear_few::KERNEL_LOGITS, &[&FEW_4_ANY], Storage::SINGLES),
+    subgroup_family(&linear_few::KERNEL_LOGITS, &[&FEW_1_WIDE]),
+    family(&linear_few::KERNEL_LOGITS, &[&FEW_4, &FEW_4_WIDE], Storage::SINGLES),
     matrix_family(&linear::KERNEL_MATRIX, &[&MATRIX_128, &MATRIX_64, &MATRIX_32, &MATRIX_64_M8, &MATRIX_32_M8]),
     Family { storages: Storage::WIDE, ..matrix_family(&linear::KERNEL_HALVES, &[&HALVES_128, &HALVES_64, &HALVES_64_M8]) },
     family(&activation::KERNEL, &[&FLAT], Storage::ALL),
@@ -303,13 +308,27 @@ mod tests {
         }
     }
 
+    /// What a plan takes where its views are not aligned is a variant like any other: listed, validated and counted.
+    #[test]
+    fn what_stands_in_for_a_variant_is_one() {
+        let all = variants();
+        for variant in &all {
+            let stand_in = variant.unaligned();
+            assert!(all.contains(&stand_in), "{stand_in:?} for {variant:?}");
+            if stand_in.storage == Storage::Packed {
+                let typed = Variant { storage: Storage::F16, ..stand_in };
+                assert!(all.contains(&typed), "{typed:?} for {variant:?} on a device with the f16 type");
+            }
+        }
+    }
+
     /// Few variants: only storage, tile class and outputs specialise a pipeline.
     #[test]
     fn variants_are_few_and_differ() {
         let all = variants();
         let names: std::collections::HashSet<_> = all.iter().map(Variant::name).collect();
         assert_eq!(names.len(), all.len());
-        assert!(all.len() <= 280, "{} variants", all.len());
+        assert!(all.len() <= 289, "{} variants", all.len());
         let wide = all.iter().filter(|v| v.features().is_empty() && Storage::WIDE.contains(&v.storage)).count();
         assert!(wide <= 92, "{wide} core variants of f32");
     }

@@ -40,6 +40,13 @@ pub fn forms(gpu: &Gpu, kernel: &str, element: Element) -> Vec<On> {
     pins.into_values().map(|pin| On::new(gpu.clone(), Options::default().with_pinned(pin))).collect()
 }
 
+/// The variant of this name, with a crate that prefers it, where the adapter can run it.
+pub fn on_form(name: &str) -> Option<(Variant, On)> {
+    let variant = tileformer::kernels::variants().into_iter().find(|v| v.name() == name).expect(name);
+    let runs = super::gpu().device.features().contains(variant.features());
+    runs.then(|| (variant, super::on_pinned(variant)))
+}
+
 /// The forms that a case runs in: all of them, or one, its turn by the case's number.
 pub fn some(forms: &[On], all: bool, number: usize) -> &[On] {
     let one = number % forms.len();

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod cases;
 pub mod choosing;
 pub mod close;
+pub mod few;
 pub mod floors;
 pub mod forms;
 pub mod generating;
@@ -16,7 +17,7 @@ pub mod run;
 pub mod storing;
 
 pub use close::{EPS, activation_floor, assert_close, largest, storage_floor, stored, sum_floor, widen};
-pub use forms::{forms, some, stored_forms};
+pub use forms::{forms, on_form, some, stored_forms};
 pub use guarded::{Guarded, POISON, Place};
 pub use random::{floats, pick, primes, seeded, sizes, uniform};
 pub use run::{Done, On, Run, assert_all_stored_variants, assert_all_variants};

@@ -1,0 +1,108 @@
+//! The subgroup tier at every size that a subgroup may have, whatever the adapter's is: shuffles are emulated in workgroup memory.
+#![cfg(any(debug_assertions, feature = "live-shaders"))]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::few::{Case, check, data};
+use common::{Done, On, Place, Run, floats, on_form, seeded};
+use tileformer::kernels::Argmax;
+use tileformer::{Activation, Element, Layout, Sequence};
+
+/// The tier's shared parts, and what they add up.
+const PARTS: [(&str, &str, &str); 2] = [
+    ("rows_subgroups", include_str!("../shaders/shared/rows_subgroups.wgsl"), "f32"),
+    ("few_subgroups", include_str!("../shaders/shared/few_subgroups.wgsl"), "vec4"),
+];
+
+/// A shared part with its subgroups emulated, `size` threads each.
+fn emulated(text: &str, size: u32, kind: &str) -> String {
+    const HEAD: &str = "fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+  let emulated = emulate(index);
+  let subgroup = emulated.size;
+  let number = emulated.number;
+  let lane = emulated.lane;";
+    let (front, entry) = text.split_once("fn main(").unwrap();
+    let (_, body) = entry.split_once("{\n").unwrap();
+    let text = format!("{front}{HEAD}\n{body}")
+        .replace("subgroupShuffleXor(sum,", &format!("exchange_{kind}(sum,"))
+        .replace("subgroupShuffleXor(largest,", "exchange_u32(largest,");
+    assert!(!text.contains("subgroupShuffle") && !text.contains("@builtin(subgroup"), "not all is emulated:\n{text}");
+    format!("const EMULATED: u32 = {size}u;\n{}\n{text}", include_str!("common/emulated_subgroups.wgsl"))
+}
+
+/// Rule: whatever size subgroups have, 4 to 128, and in whichever order they and their lanes are numbered, the tier gives the bits of
+/// the core tier. Runs itself again for each size, with the environment variable set that makes the crate read its shaders from elsewhere.
+#[test]
+fn every_size_gives_the_bits_of_the_core_tier() {
+    for size in [4, 8, 16, 32, 64, 128] {
+        let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("subgroups_of_{size}"));
+        match std::env::var_os("TILEFORMER_SHADERS") {
+            Some(given) if given == *dir => return compare_tiers(size),
+            Some(_) => continue,
+            None => {}
+        }
+        std::fs::create_dir_all(dir.join("shared")).unwrap();
+        let write = |file: &str, text: &str| std::fs::write(dir.join(file).with_extension("wgsl"), text).unwrap();
+        for (file, text, kind) in PARTS {
+            write(&format!("shared/{file}"), &emulated(text, size, kind));
+        }
+        // Compilers take long for what is beside the point: activations, which no case has, and whole reductions.
+        write("shared/activate", "fn activate(v: vec4<f32>, kind: u32) -> vec4<f32> { return v; }\n");
+        write("argmax", include_str!("common/two_reductions.wgsl"));
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "every_size_gives_the_bits_of_the_core_tier"]).env("TILEFORMER_SHADERS", &dir);
+        let output = child.output().unwrap();
+        assert!(output.status.success(), "subgroups of {size}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+fn compare_tiers(size: u32) {
+    compare("argmax.f32x4.rows32", |on| reductions(on, 32));
+    compare("argmax.f32x4.row128", |on| reductions(on, 128));
+    // As many subgroups as there can be, two, and one that is not full.
+    if [4, 32, 128].contains(&size) {
+        compare("linear_few.f32x4.1x64", few);
+    }
+}
+
+fn compare(form: &str, run: impl Fn(&On) -> Done) {
+    let forms = [".subgroups", ""].map(|tier| on_form(&format!("{form}{tier}")));
+    let [Some((subgroups, on)), Some((_, core))] = &forms else { return };
+    let (found, right) = (run(on), run(core));
+    assert_eq!(found.variants, [*subgroups]);
+    assert!(
+        found.tensor("y").bits() == right.tensor("y").bits(),
+        "{subgroups:?} gives other bits than {:?}",
+        right.variants
+    );
+}
+
+/// Five rows of four numbers for each thread: the last workgroup is not full.
+fn reductions(on: &On, threads: usize) -> Done {
+    let sizes = [5, threads * 4];
+    let mut run = Run::new(on, "reductions", Place::DENSE);
+    let x = run.input("x", &sizes, &floats(&mut seeded("sizes", threads as u64), sizes[0] * sizes[1]));
+    let ids = run.output_as("y", Element::U32, Layout::contiguous(&sizes[..1]).unwrap());
+    run.builder.argmax("reductions", &Argmax { x, ids }).unwrap();
+    run.go()
+}
+
+/// Three rows, one of which rests, longer than what a thread has under way, behind a layer norm.
+fn few(on: &On) -> Done {
+    let case = Case {
+        rows: 3,
+        d_in: 1796,
+        d_out: 68,
+        bias: true,
+        norm: Some((true, true)),
+        activation: Activation::Identity,
+        residual: false,
+        sequences: true,
+        place: Place::DENSE,
+        element: Element::F32,
+    };
+    let mut data = data(&case, &mut seeded("sizes", 0));
+    data.sequences = [0, 2].map(|q_start| Sequence { q_start, q_len: 1, ..Sequence::default() }).to_vec();
+    check(on, "sizes", case, &data)
+}
