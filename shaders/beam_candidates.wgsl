@@ -177,7 +177,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let taken = best(thread, mine);
     if thread == 0u {
       let at = params.candidates_offset + b * params.candidates_row + k * params.candidate_stride;
-      let log_prob = 2.0 * max(0.5 * number(vec4<u32>(taken.x)).x - half_largest, -8.0e37) - log_sum;
+      let half = max(0.5 * number(vec4<u32>(taken.x)).x - half_largest, -1.7014117e38);  // half of the lowest f32
+      let log_prob = 2.0 * half - log_sum;
       candidates[at] = select(NO_TOKEN, ~taken.y, taken.x != 0u);
       candidates[at + 1u] = select(MINUS_INFINITY, bitcast<u32>(log_prob), taken.x != 0u);
     }

@@ -177,6 +177,16 @@ fn hostile_logits() {
     }
 }
 
+/// Rule: a token as far below the largest logit as f32 reaches has its log-probability all the same.
+#[test]
+fn log_probabilities_as_far_as_f32_reaches() {
+    for on in &stored_forms("beam_candidates", Element::F32) {
+        for far in [0.0, -1e38, -1.6e38, f32::MIN] {
+            Case::new(vec![f32::MAX, far, f32::NEG_INFINITY], 3, 3).check(on, &format!("{far:e} below"), Place::DENSE);
+        }
+    }
+}
+
 /// Rule: a row's bits are its own: alone, and in a batch.
 #[test]
 fn a_row_does_not_depend_on_the_batch() {
