@@ -328,7 +328,7 @@ mod tests {
         let all = variants();
         let names: std::collections::HashSet<_> = all.iter().map(Variant::name).collect();
         assert_eq!(names.len(), all.len());
-        assert!(all.len() <= 289, "{} variants", all.len());
+        assert!(all.len() <= 280, "{} variants", all.len());
         let wide = all.iter().filter(|v| v.features().is_empty() && Storage::WIDE.contains(&v.storage)).count();
         assert!(wide <= 92, "{wide} core variants of f32");
     }
