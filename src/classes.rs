@@ -183,13 +183,9 @@ pub(crate) const REDUCE: Class = class!("flat", THREADS: 64, KEYS: 128);
 pub(crate) const MATRIX_HEADS_64: Class =
     class!("64x32.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 4);
 
-/// Heads of up to 128.
+/// Heads of up to 128: 64 queries × 16 keys, since with 32 RDNA3 has too few registers.
 pub(crate) const MATRIX_HEADS_128: Class =
-    class!("64x32.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 8);
-
-/// Heads of up to 256: 32 queries × 16 keys, so that out stays in registers.
-pub(crate) const MATRIX_HEADS_256: Class =
-    class!("32x16.h256m16", MATRIX: 16, THREADS: 64, TILE_M: 32, TILE_N: 16, BLOCKS: 1, HEAD_BLOCKS: 16);
+    class!("64x16.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 16, BLOCKS: 1, HEAD_BLOCKS: 8);
 
 /// As [`MATRIX_HEADS_64`], of smaller matrices.
 pub(crate) const MATRIX_HEADS_64_M8: Class =

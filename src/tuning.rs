@@ -4,8 +4,8 @@ use crate::classes::{
     CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
     MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
-    MATRIX_HEADS_128_M8, MATRIX_HEADS_256, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, ROW_8, ROW_128, ROWS_32, SPLIT_1,
-    SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
+    MATRIX_HEADS_128_M8, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32,
+    TILE_64, TILE_128, TILE_128X64,
 };
 use crate::storage::{DeviceClass, MatrixSize, Storage, Tier};
 use crate::variant::Variant;
@@ -452,15 +452,7 @@ static TABLE: &[Row] = &[
         &MATRIX_HEADS_128,
         |c, d| c.columns.max(c.depth) <= 128 && on_matrices::<16, 32768>(c, d),
         MANY_QUERIES,
-        "both products on matrix units; the narrowest class that holds the head; RDNA3 has too few registers for q and out",
-    ),
-    matrix(
-        Operation::Attention,
-        "attention_matrix",
-        &MATRIX_HEADS_256,
-        |c, d| c.columns.max(c.depth) <= 256 && on_matrices::<16, 32768>(c, d),
-        MANY_QUERIES,
-        "both products on matrix units; the narrowest class that holds the head",
+        "both products on matrix units; the narrowest class that holds the head; six waves by workgroup memory",
     ),
     matrix(
         Operation::Attention,
