@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::scratch::checked;
 use crate::storage::{DeviceClass, MatrixSize};
 use crate::tensor::Element;
-use crate::variant::{Binding, GRID_FOLD, Variant};
+use crate::variant::{Binding, Emulate, GRID_FOLD, Variant};
 
 /// Bytes bound in place of an absent tensor: a multiple of every offset alignment.
 const NOTHING_BYTES: u64 = 256;
@@ -36,7 +36,7 @@ pub struct Options {
     /// Variants to prefer over the table's choice, wherever they can run.
     pub pinned: Vec<Variant>,
     unchecked: bool,
-    emulated_matrices: Option<(MatrixSize, &'static str)>,
+    emulated_matrices: Option<(MatrixSize, Emulate)>,
 }
 
 impl Options {
@@ -58,13 +58,13 @@ impl Options {
         Self { f32_by_matrices, ..self }
     }
 
-    /// With WGSL of the tests' own in place of the shared part that reaches cooperative matrices, so that the text of the kernels
-    /// runs on devices without them.
+    /// With what the tests' `emulate` adds to kernels in place of the shared part that reaches cooperative matrices, so that their
+    /// text runs on devices without them.
     #[doc(hidden)]
     #[must_use]
-    pub fn with_emulated_matrices(self, size: u32, wgsl: &'static str) -> Self {
+    pub fn with_emulated_matrices(self, size: u32, emulate: fn(&str) -> String) -> Self {
         let size = if size == 8 { MatrixSize::M8 } else { MatrixSize::M16 };
-        Self { emulated_matrices: Some((size, wgsl)), ..self }
+        Self { emulated_matrices: Some((size, emulate)), ..self }
     }
 
     /// With one more variant that is taken wherever it can run: its kernel, class and tier; storage and outputs are the
@@ -285,7 +285,7 @@ impl Kernels {
             true => wgpu::ShaderRuntimeChecks::unchecked(),
             false => wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() },
         };
-        let source = variant.source_with(self.inner.options.emulated_matrices.map(|(_, wgsl)| wgsl));
+        let source = variant.source_with(self.inner.options.emulated_matrices.map(|(_, emulate)| emulate));
         let descriptor =
             wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgpu::ShaderSource::Wgsl(source.into()) };
         // SAFETY: index checks are off only where the caller of `with_unchecked_shaders` has promised that no index leaves its

@@ -75,6 +75,13 @@ mod tests {
     }
 
     #[test]
+    fn shaders_leave_no_marked_loop() {
+        for variant in crate::kernels::variants() {
+            assert!(!variant.source().contains("// unroll"), "{variant:?}");
+        }
+    }
+
+    #[test]
     fn what_is_not_marked_or_not_known_stays() {
         for text in [
             "for (var i = 0u; i < N; i++) {\n  x();\n}\n",

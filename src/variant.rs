@@ -150,6 +150,9 @@ pub(crate) struct Kernel {
     pub(crate) params_fields: &'static [(&'static str, usize)],
 }
 
+/// What tests make of a kernel's text on matrices, for devices without them.
+pub(crate) type Emulate = fn(&str) -> String;
+
 /// One compiled form of a kernel: what specialises its shader. All else is in the parameters.
 #[derive(Clone, Copy)]
 pub struct Variant {
@@ -193,11 +196,13 @@ impl Variant {
         self.source_with(None)
     }
 
-    /// The same, with `matrices` in place of the shared part on cooperative matrices and of the feature that it needs.
-    pub(crate) fn source_with(&self, matrices: Option<&str>) -> String {
+    /// The same, or for a kernel on matrices what `emulate` makes of its text without the shared part on cooperative matrices and
+    /// the feature that it needs. What `emulate` leaves marked is unrolled after it.
+    pub(crate) fn source_with(&self, emulate: Option<Emulate>) -> String {
+        let matrices = self.tier == Tier::Matrix && emulate.is_none();
         let mut text = format!("// {}\n", self.name());
         let mut features = self.features();
-        features.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, self.tier == Tier::Matrix && matrices.is_none());
+        features.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, matrices);
         for (feature, line) in ENABLE {
             if features.contains(*feature) {
                 text += line;
@@ -207,14 +212,11 @@ impl Variant {
         for (name, value) in self.class.constants {
             text += &format!("const {name}: u32 = {value}u;\n");
         }
-        if let (Tier::Matrix, Some(matrices)) = (self.tier, matrices) {
-            text += matrices;
-        }
         let mut add = |source: &Source| {
             text += "\n";
             text += &live_text(source);
         };
-        if self.tier == Tier::Matrix && matrices.is_none() {
+        if matrices {
             add(matrix_source(self.class.get("MATRIX")));
         }
         add(storage_source(self.storage));
@@ -226,6 +228,9 @@ impl Variant {
             add(if self.outputs & bit == 0 { without } else { with });
         }
         add(&self.kernel.source);
+        if let (Tier::Matrix, Some(emulate)) = (self.tier, emulate) {
+            text = emulate(&text);
+        }
         unrolled(&text, self.class)
     }
 

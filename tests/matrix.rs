@@ -14,12 +14,6 @@ use common::{
 use rand::RngExt;
 use tileformer::{Activation, Element, Kernels, Options, Variant, kernels, reference, wgpu};
 
-/// What software adapters run of `linear_matrix` by default: compiling a class takes them ten seconds.
-const LINEAR: &[&str] = &["64x64x32m16"];
-
-/// All that they can.
-const EVERY_LINEAR: &[&str] = &["64x64x32m16", "32x64x64m16", "64x64x32m8", "32x64x64m8"];
-
 #[derive(Clone, Copy, Debug)]
 struct Case {
     rows: usize,
@@ -91,58 +85,45 @@ fn check_linear(variant: &Variant, on: &On, seed: &str, number: u64, case: Case,
 }
 
 /// Edges of tiles in every dimension, aligned or not, and every epilogue at shapes of no special kind.
-fn check_linear_classes(classes: &[(Variant, On)]) {
-    for (variant, on) in classes {
-        let mut reached = BTreeSet::new();
-        let rows = [1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129];
-        let columns = [1, 4, 15, 17, 63, 64, 66, 131, 8, 32];
-        let depths = [1, 3, 4, 16, 17, 31, 32, 33, 36, 64, 65, 97];
-        for (i, &rows) in rows.iter().enumerate() {
-            for j in 0..2 {
-                let d_out = columns[(i * 3 + j * 4) % columns.len()];
-                let d_in = depths[(i * 5 + j * 7) % depths.len()];
-                let place = Place::ALL[(i + j) % 4];
-                let case =
-                    Case { rows, d_in, d_out, bias: j == 1, activation: Activation::Identity, residual: i % 2 == 1, place };
-                reached.insert(check_linear(variant, on, "edges", (i * 2 + j) as u64, case, 1.0));
-            }
+fn check_linear_class(variant: &Variant, on: &On) {
+    let mut reached = BTreeSet::new();
+    let rows = [1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129];
+    let columns = [1, 4, 15, 17, 63, 64, 66, 131, 8, 32];
+    let depths = [1, 3, 4, 16, 17, 31, 32, 33, 36, 64, 65, 97];
+    for (i, &rows) in rows.iter().enumerate() {
+        for j in 0..2 {
+            let d_out = columns[(i * 3 + j * 4) % columns.len()];
+            let d_in = depths[(i * 5 + j * 7) % depths.len()];
+            let place = Place::ALL[(i + j) % 4];
+            let case =
+                Case { rows, d_in, d_out, bias: j == 1, activation: Activation::Identity, residual: i % 2 == 1, place };
+            reached.insert(check_linear(variant, on, "edges", (i * 2 + j) as u64, case, 1.0));
         }
-        assert!(reached.len() >= 2, "aligned and not: {reached:?}");
-        for number in 0..20 {
-            let mut rng = seeded("matrix epilogues", number);
-            let case = Case {
-                rows: rng.random_range(1..200),
-                d_in: rng.random_range(1..200),
-                d_out: rng.random_range(1..200),
-                bias: rng.random(),
-                activation: ACTIVATIONS[number as usize % ACTIVATIONS.len()],
-                residual: rng.random(),
-                place: pick(&mut rng, &Place::ALL),
-            };
-            check_linear(variant, on, "epilogues", number, case, 1.0);
-        }
+    }
+    assert!(reached.len() >= 2, "aligned and not: {reached:?}");
+    for number in 0..20 {
+        let mut rng = seeded("matrix epilogues", number);
+        let case = Case {
+            rows: rng.random_range(1..200),
+            d_in: rng.random_range(1..200),
+            d_out: rng.random_range(1..200),
+            bias: rng.random(),
+            activation: ACTIVATIONS[number as usize % ACTIVATIONS.len()],
+            residual: rng.random(),
+            place: pick(&mut rng, &Place::ALL),
+        };
+        check_linear(variant, on, "epilogues", number, case, 1.0);
     }
 }
 
 /// Rule: tiles of matrices are right at every edge, in every dimension, with every epilogue.
 #[test]
 fn linear_on_matrices() {
-    check_linear_classes(&on_each_class("linear_matrix", LINEAR));
+    on_each_class("linear_matrix", &["64x64x32m16"], check_linear_class);
 }
 
-/// Rule: so is every class that the adapter's workgroup memory holds.
-#[test]
-#[ignore = "software adapters compile these for minutes"]
-fn linear_on_matrices_of_every_class() {
-    check_linear_classes(&on_each_class("linear_matrix", EVERY_LINEAR));
-}
-
-/// What software adapters run of `linear_halves` by default, and all that they can.
-const HALVES: &[&str] = &["64x64x32m16"];
-const EVERY_HALVES: &[&str] = &["64x64x32m16", "64x64x32m8"];
-
-fn check_halves(classes: &[(Variant, On)]) {
-    check_linear_classes(classes);
+fn check_halves(variant: &Variant, on: &On) {
+    check_linear_class(variant, on);
     let plain = Case {
         rows: 70,
         d_in: 150,
@@ -152,14 +133,12 @@ fn check_halves(classes: &[(Variant, On)]) {
         residual: false,
         place: Place::DENSE,
     };
-    for (variant, on) in classes {
-        // From where f16 loses digits to where it ends, and beyond both.
-        for (number, scale) in [1e-30, 1e-12, 1e-6, 1e-4, 1e-3, 0.05, 30.0, 1e3, 1e4, 1e5, 1e9, 1e30].into_iter().enumerate()
-        {
-            check_linear(variant, on, "scales", number as u64, plain, scale);
-        }
-        rows_stand_alone(on);
+    // From where f16 loses digits to where it ends, and beyond both.
+    let scales = [1e-30, 1e-12, 1e-6, 1e-4, 1e-3, 0.05, 30.0, 1e3, 1e4, 1e5, 1e9, 1e30];
+    for (number, scale) in scales.into_iter().enumerate() {
+        check_linear(variant, on, "scales", number as u64, plain, scale);
     }
+    rows_stand_alone(on);
 }
 
 /// Rows of huge, tiny or no numbers leave the bits of all others as they are.
@@ -188,14 +167,7 @@ fn rows_stand_alone(on: &On) {
 /// Rule: f32 results of matrix units are as good as f32, at any scale of the operands.
 #[test]
 fn linear_in_halves() {
-    check_halves(&on_each_class("linear_halves", HALVES));
-}
-
-/// Rule: so are those of every class that the adapter's workgroup memory holds.
-#[test]
-#[ignore = "software adapters compile these for minutes"]
-fn linear_in_halves_of_every_class() {
-    check_halves(&on_each_class("linear_halves", EVERY_HALVES));
+    on_each_class("linear_halves", &["64x64x32m16"], check_halves);
 }
 
 /// Rule: the real text, matrices and all, makes pipelines: on wgpu's device without a driver, which validates like any other.

@@ -160,23 +160,11 @@ fn growing_rows(variant: &Variant, on: &On) {
 }
 
 /// Rule: options combine freely, every edge of a tile is right, and sums survive any growth of a row's maximum.
-fn check_classes(classes: &[(Variant, On)], cases: u64) {
-    for (variant, on) in classes {
-        growing_rows(variant, on);
-        edges(variant, on);
-        options_at_random(variant, on, cases);
-    }
-}
-
 #[test]
 fn attention_on_matrices() {
-    check_classes(&on_each_class("attention_matrix", &["64x32.h64m16"]), 70);
-}
-
-/// Rule: so is every class that the adapter's workgroup memory holds.
-#[test]
-#[ignore = "software adapters compile these for minutes"]
-fn attention_on_matrices_of_every_class() {
-    let all = ["64x32.h64m16", "64x32.h128m16", "32x16.h256m16", "64x32.h64m8", "64x32.h128m8"];
-    check_classes(&on_each_class("attention_matrix", &all), 140);
+    on_each_class("attention_matrix", &["64x32.h64m16"], |variant, on| {
+        growing_rows(variant, on);
+        edges(variant, on);
+        options_at_random(variant, on, 70);
+    });
 }

@@ -1,55 +1,60 @@
 // What shaders/shared/matrix_16.wgsl gives, for devices without cooperative matrices: the same names on plain arrays, so that the
-// text of the kernels runs anywhere, with matrices of any size. A lane of the subgroup holds the rows lane, lane + lanes, …;
-// the test says how many those are at most.
+// text of the kernels runs anywhere, with matrices of any size. A lane of the subgroup holds the rows lane, lane + lanes, …; the
+// test says how many lanes there are at least. The kernels call these functions dozens of times and compilers copy them into each
+// place, so they are small: loops over single elements, which `lanes >> 16` (it is 0) keeps compilers from writing out.
 
-const WIDE: u32 = MATRIX / 4u;               // groups of four in a row
-const GROUPS_HELD: u32 = HELD * WIDE;
+const HELD: u32 = (MATRIX + SMALLEST_SUBGROUP - 1u) / SMALLEST_SUBGROUP;  // rows
+const ELEMENTS: u32 = HELD * MATRIX;
 
-alias MatrixA = array<vec4<f32>, GROUPS_HELD>;
-alias MatrixB = array<vec4<f32>, GROUPS_HELD>;
-alias MatrixC = array<vec4<f32>, GROUPS_HELD>;
+// 0, which no compiler knows: it is added to the bounds of the kernel's loops.
+fn nothing() -> u32 { return subgroupAdd(1u) >> 16u; }
 
-var<workgroup> operands: array<vec4<f16>, OPERANDS / 4u>;
-var<workgroup> sums: array<vec4<f32>, SUMS / 4u>;
+alias MatrixA = array<f32, ELEMENTS>;
+alias MatrixB = array<f32, ELEMENTS>;
+alias MatrixC = array<f32, ELEMENTS>;
 
-fn put_operands(at: u32, v: vec4<f16>) { operands[at / 4u] = v; }
-fn put_sums(at: u32, v: vec4<f32>) { sums[at / 4u] = v; }
-fn get_sums(at: u32) -> vec4<f32> { return sums[at / 4u]; }
+var<workgroup> operands: array<f16, OPERANDS>;
+var<workgroup> sums: array<f32, SUMS>;
 
-fn load_a(at: u32, stride: u32) -> MatrixA {
-  var a: MatrixA;
-  let lane = subgroupExclusiveAdd(1u);
-  let lanes = subgroupAdd(1u);
-  for (var i = 0u; i < GROUPS_HELD + (lanes >> 16u); i++) {
-    let row = min(lane + i / WIDE * lanes, MATRIX - 1u);
-    a[i] = vec4<f32>(operands[(at + row * stride) / 4u + i % WIDE]);
-  }
-  return a;
+fn put_operands(at: u32, v: vec4<f16>) {
+  operands[at] = v.x;
+  operands[at + 1u] = v.y;
+  operands[at + 2u] = v.z;
+  operands[at + 3u] = v.w;
 }
 
-fn load_b(at: u32, stride: u32) -> MatrixB { return load_a(at, stride); }
+fn put_sums(at: u32, v: vec4<f32>) {
+  sums[at] = v.x;
+  sums[at + 1u] = v.y;
+  sums[at + 2u] = v.z;
+  sums[at + 3u] = v.w;
+}
 
-fn load_b_transposed(at: u32, stride: u32) -> MatrixB {
-  var b: MatrixB;
+fn get_sums(at: u32) -> vec4<f32> { return vec4<f32>(sums[at], sums[at + 1u], sums[at + 2u], sums[at + 3u]); }
+
+// Element (r, c) lies at `at + r · down + c · along`. Lanes that hold fewer rows repeat the last one.
+fn load(at: u32, down: u32, along: u32) -> MatrixA {
+  var m: MatrixA;
   let lane = subgroupExclusiveAdd(1u);
   let lanes = subgroupAdd(1u);
-  for (var i = 0u; i < GROUPS_HELD + (lanes >> 16u); i++) {
-    let row = min(lane + i / WIDE * lanes, MATRIX - 1u);
-    let n = at + i % WIDE * 4u * stride + row;
-    let k = row % 4u;
-    b[i] = vec4<f32>(f32(operands[n / 4u][k]), f32(operands[(n + stride) / 4u][k]),
-                     f32(operands[(n + 2u * stride) / 4u][k]), f32(operands[(n + 3u * stride) / 4u][k]));
+  for (var i = 0u; i < ELEMENTS + (lanes >> 16u); i++) {
+    let row = min(lane + i / MATRIX * lanes, MATRIX - 1u);
+    m[i] = f32(operands[at + row * down + i % MATRIX * along]);
   }
-  return b;
+  return m;
 }
+
+fn load_a(at: u32, stride: u32) -> MatrixA { return load(at, stride, 1u); }
+fn load_b(at: u32, stride: u32) -> MatrixB { return load(at, stride, 1u); }
+fn load_b_transposed(at: u32, stride: u32) -> MatrixB { return load(at, 1u, stride); }
 
 fn load_c(at: u32, stride: u32) -> MatrixC {
   var c: MatrixC;
   let lane = subgroupExclusiveAdd(1u);
   let lanes = subgroupAdd(1u);
-  for (var i = 0u; i < GROUPS_HELD + (lanes >> 16u); i++) {
-    let row = min(lane + i / WIDE * lanes, MATRIX - 1u);
-    c[i] = sums[(at + row * stride) / 4u + i % WIDE];
+  for (var i = 0u; i < ELEMENTS + (lanes >> 16u); i++) {
+    let row = min(lane + i / MATRIX * lanes, MATRIX - 1u);
+    c[i] = sums[at + row * stride + i % MATRIX];
   }
   return c;
 }
@@ -58,23 +63,24 @@ fn store_c(c: MatrixC, at: u32, stride: u32) {
   var all = c;
   let lane = subgroupExclusiveAdd(1u);
   let lanes = subgroupAdd(1u);
-  for (var i = 0u; i < GROUPS_HELD + (lanes >> 16u); i++) {
-    let row = lane + i / WIDE * lanes;
-    if row < MATRIX { sums[(at + row * stride) / 4u + i % WIDE] = all[i]; }
+  for (var i = 0u; i < ELEMENTS + (lanes >> 16u); i++) {
+    let row = lane + i / MATRIX * lanes;
+    if row < MATRIX { sums[at + row * stride + i % MATRIX] = all[i]; }
   }
 }
 
+// Lane k % lanes has row k of b, which is shown to all, an element at a time.
 fn multiply_add(a: MatrixA, b: MatrixB, c: MatrixC) -> MatrixC {
   var left = a;
   var right = b;
   var sum = c;
   let lanes = subgroupAdd(1u);
-  for (var k = 0u; k < MATRIX + (lanes >> 16u); k++) {
-    for (var g = 0u; g < WIDE + (lanes >> 16u); g++) {
-      let row = subgroupShuffle(right[k / lanes * WIDE + g], k % lanes);
-      for (var r = 0u; r < HELD + (lanes >> 16u); r++) {
-        sum[r * WIDE + g] = fma(vec4<f32>(left[r * WIDE + k / 4u][k % 4u]), row, sum[r * WIDE + g]);
-      }
+  for (var i = 0u; i < MATRIX * MATRIX + (lanes >> 16u); i++) {
+    let k = i / MATRIX;
+    let n = i % MATRIX;
+    let factor = subgroupShuffle(right[k / lanes * MATRIX + n], k % lanes);
+    for (var row = 0u; row < ELEMENTS + (lanes >> 16u); row += MATRIX) {
+      sum[row + n] = fma(left[row + k], factor, sum[row + n]);
     }
   }
   return sum;
@@ -86,6 +92,6 @@ fn add_scaled(c: MatrixC, d: MatrixC, scale: f32) -> MatrixC {
   var sum = c;
   var added = d;
   let lanes = subgroupAdd(1u);
-  for (var i = 0u; i < GROUPS_HELD + (lanes >> 16u); i++) { sum[i] += added[i] * scale; }
+  for (var i = 0u; i < ELEMENTS + (lanes >> 16u); i++) { sum[i] += added[i] * scale; }
   return sum;
 }

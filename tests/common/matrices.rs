@@ -1,51 +1,88 @@
 //! Kernels on cooperative matrices, anywhere: where the adapter lacks them, their text runs on a shared part of the same interface
 //! that computes in plain arrays (emulated_matrices.wgsl).
 
-use std::collections::BTreeSet;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::On;
 use tileformer::convenience::{Gpu, NO_ADAPTER, Setup};
 use tileformer::{Options, Variant, kernels};
 
+/// Classes beyond 32 KiB of workgroup memory: where there are no matrix units there may be no more than that.
+const LARGE: [&str; 2] = ["128x128x32m16", "128x128x16m16"];
+
+fn open() -> Gpu {
+    // SAFETY: a test may use experimental features; what they break, fails.
+    unsafe { Gpu::open_experimental(&Setup::default()) }.expect(NO_ADAPTER)
+}
+
 /// The device: its matrix units, where it has any, are what these tests run on.
 pub fn matrix_gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| {
-        // SAFETY: a test may use experimental features; what they break, fails.
-        unsafe { Gpu::open_experimental(&Setup::default()) }.expect(NO_ADAPTER)
-    })
+    GPU.get_or_init(open)
 }
 
-/// The shared part on plain arrays, for matrices of `size` and the adapter's subgroups.
-fn emulated(size: u32) -> &'static str {
-    let held = size.div_ceil(matrix_gpu().info.subgroup_min_size);
-    let text = format!("const HELD: u32 = {held}u;\n{}", include_str!("emulated_matrices.wgsl"));
-    Box::leak(text.into_boxed_str())
+/// A kernel's text with the shared part on plain arrays.
+fn emulated(text: &str) -> String {
+    let mut all = String::new();
+    for line in text.lines() {
+        all += &obscured(line).unwrap_or_else(|| line.to_owned());
+        all += "\n";
+    }
+    all += &format!("const SMALLEST_SUBGROUP: u32 = {}u;\n", matrix_gpu().info.subgroup_min_size);
+    all + include_str!("emulated_matrices.wgsl")
 }
 
-/// The classes of a kernel, with a crate that prefers each: all of them on matrix units of their size, else those in `emulated`.
-pub fn on_each_class(kernel: &str, classes: &[&str]) -> Vec<(Variant, On)> {
+/// The same, with the loops over matrices left as loops: what software adapters have to compile is far less.
+fn emulated_in_loops(text: &str) -> String {
+    emulated(&text.replace("{  // unroll", "{"))
+}
+
+/// The head of a loop that is not marked, with a bound that no compiler knows: they would write it out, for minutes.
+fn obscured(line: &str) -> Option<String> {
+    let head = line.find("for (var ").filter(|_| !line.contains("// unroll"))?;
+    let condition = head + line[head..].find("; ")? + 2;
+    let end = condition + line[condition..].find(';')?;
+    line[condition..end].contains(" < ").then(|| format!("{} + nothing(){}", &line[..end], &line[end..]))
+}
+
+/// Calls `check` with each class of a kernel and a crate that prefers it: on matrix units where the adapter has those of its size,
+/// else emulated, as the matrix units get the text for classes of `written_out`. As many run at once as there are processors,
+/// each on a device of its own: software adapters compile for seconds, on one thread a device.
+pub fn on_each_class(kernel: &str, written_out: &[&str], check: impl Fn(&Variant, &On) + Sync) {
     let gpu = matrix_gpu();
-    let mut all = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut classes: Vec<(String, Variant)> = Vec::new();
     for variant in kernels::variants() {
         let name = variant.name();
         // kernel.storage.class.matrix, the class with a dot in it or not
         let mut parts = name.trim_end_matches(".matrix").splitn(3, '.');
         let (Some(of), Some(_), Some(class)) = (parts.next(), parts.next(), parts.next()) else { continue };
-        if of != kernel || !seen.insert(class.to_owned()) {
-            continue;
-        }
-        let size = if class.ends_with("m8") { 8 } else { 16 };
-        let real = gpu.cooperative_matrices.iter().any(|m| [m.m_size, m.n_size, m.k_size] == [size; 3]);
-        if real {
-            all.push((variant, On::new(gpu.clone(), gpu.options().with_f32_by_matrices(true).with_pinned(variant))));
-        } else if classes.contains(&class) {
-            let options = Options::default().with_emulated_matrices(size, emulated(size));
-            all.push((variant, On::new(gpu.clone(), options.with_f32_by_matrices(true).with_pinned(variant))));
+        if of == kernel && classes.iter().all(|(seen, _)| seen != class) {
+            classes.push((class.to_owned(), variant));
         }
     }
-    assert!(all.len() >= classes.len(), "{kernel} has no {classes:?}");
-    all
+    assert!(
+        written_out.iter().all(|name| classes.iter().any(|(class, _)| class == name)),
+        "{kernel} has no {written_out:?}"
+    );
+
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((class, variant)) = classes.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let size = if class.ends_with("m8") { 8 } else { 16 };
+            let real = gpu.cooperative_matrices.iter().any(|m| [m.m_size, m.n_size, m.k_size] == [size; 3]);
+            let emulate = if written_out.contains(&class.as_str()) { emulated } else { emulated_in_loops };
+            let (gpu, options) = match real {
+                true => (gpu.clone(), gpu.options()),
+                false if LARGE.contains(&class.as_str()) => continue,
+                false => (open(), Options::default().with_emulated_matrices(size, emulate)),
+            };
+            check(variant, &On::new(gpu, options.with_f32_by_matrices(true).with_pinned(*variant)));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(classes.len()) {
+            scope.spawn(work);
+        }
+    });
 }
