@@ -18,6 +18,8 @@ FAMILIES = {"NAVI31": "RDNA3, Radeon RX 7900", "NAVI21": "RDNA2, Radeon RX 6900"
 FIELDS = {"VGPRs": "VGPRs", "spilled": "Spilled VGPRs", "scratch": "Scratch size", "LDS": "LDS size", "waves": "Subgroups per SIMD",
           "instructions": "Instructions", "latency": "Latency", "inverse throughput": "Inverse Throughput"}
 ENOUGH_WAVES = 8
+# Registers of a SIMD's lane for waves of 64, which RADV counts twice.
+REGISTERS = {"NAVI31": 768, "NAVI21": 512}
 PATIENCE = 900  # seconds of processor time for one shader: what else the machine does must not decide
 
 
@@ -59,17 +61,21 @@ def compile_one(wgsl, family, tools, unchecked):
     return found
 
 
-def flags(stats):
+def flags(stats, family):
     """What a reader should look at."""
     said = []
     if stats["spilled"] or stats["scratch"]:
         said.append("**spills**" if stats["spilled"] else "**scratch**")
     if stats["waves"] < ENOUGH_WAVES:
-        said.append(f"**< {ENOUGH_WAVES} waves**")
+        reason = ""
+        if family in REGISTERS:
+            bound = 2 * (REGISTERS[family] // stats["VGPRs"]) < ENOUGH_WAVES
+            reason = " by registers" if bound else " by workgroup memory"
+        said.append(f"**< {ENOUGH_WAVES} waves**{reason}")
     return ", ".join(said)
 
 
-def table(rows):
+def table(rows, family):
     """Rows of (name, statistics or a reason) as Markdown."""
     head = ["variant", *FIELDS, "look at"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(FIELDS) + "---|"]
@@ -77,7 +83,7 @@ def table(rows):
         if isinstance(stats, str):
             lines.append(f"| `{name}` |" + " |" * len(FIELDS) + f" **does not compile**: {stats} |")
         else:
-            lines.append(f"| `{name}` | " + " | ".join(str(stats[field]) for field in FIELDS) + f" | {flags(stats)} |")
+            lines.append(f"| `{name}` | " + " | ".join(str(stats[field]) for field in FIELDS) + f" | {flags(stats, family)} |")
     return "\n".join(lines)
 
 
@@ -101,7 +107,7 @@ def write_results(family, rows):
     commit = run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]).strip()
     dirty = run(["git", "-C", str(ROOT), "status", "--porcelain", "--", "src", "shaders"]).strip()
     good = [stats for _, stats in rows if not isinstance(stats, str)]
-    flagged = sum(bool(flags(stats)) for stats in good)
+    flagged = sum(bool(flags(stats, family)) for stats in good)
     text = f"""# Static table: {family} ({FAMILIES.get(family, "AMD")})
 
 What RADV's compiler says of every variant, with no GPU there: `python3 benches/static/shader_stats.py`. Commit {commit}{" with changes" if dirty else ""},
@@ -110,7 +116,7 @@ that fit a SIMD at once. Index checks are on.
 
 {len(rows)} variants; {len(rows) - len(good)} do not compile; {flagged} with spills, scratch or fewer than {ENOUGH_WAVES} waves.
 
-{table(rows)}
+{table(rows, family)}
 """
     path = ROOT / "benches" / "results" / f"static-{family.lower()}.md"
     path.parent.mkdir(exist_ok=True)
@@ -136,7 +142,7 @@ def main():
         for family in arguments.family or list(FAMILIES):
             rows = measure(files, family, tools, arguments)
             if arguments.paths:
-                print(f"{family}\n\n{table(rows)}\n")
+                print(f"{family}\n\n{table(rows, family)}\n")
             else:
                 write_results(family, rows)
 
