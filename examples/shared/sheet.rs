@@ -33,9 +33,11 @@ pub(crate) struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// The width of the widest label.
+    /// The width of the widest label, and as much as a panel's name needs on either side.
     fn label(&self) -> i32 {
-        self.from.iter().chain(self.to).map(|token| width(token)).max().unwrap_or(0).clamp(20, WIDEST) + 4
+        let name = (width(self.name) + width("layer 10 head 10") - SPAN) / 2;
+        let tokens = self.from.iter().chain(self.to).map(|token| width(token)).max().unwrap_or(0);
+        tokens.min(WIDEST).max(name) + 4
     }
 
     /// The size of a panel.
