@@ -91,8 +91,9 @@ fn everything(kernels: &Kernels) -> Result<Program> {
     llama(&mut b, normed, plain.sequences)?;
     let (sequences, y) = (plain.sequences, b.out("pooled", &[2, D]));
     b.pool("pool", &Pool { x: normed, sequences, longest: ROWS / 2, pooling: Pooling::Mean, normalize: true, y })?;
-    cache(&mut b, normed, plain.sequences)?;
-    step(&mut b, normed)?;
+    let slots = b.u32("slots", &[2, 8]);
+    cache(&mut b, normed, slots)?;
+    step(&mut b, normed, slots)?;
     choose(&mut b, logits, plain.sequences)?;
     b.finish()
 }
@@ -109,8 +110,7 @@ fn llama(b: &mut Builder, rows: Tensor, sequences: Tensor) -> Result<()> {
 }
 
 /// What a decode step has: norms in front of projections, keys and values appended, logits with their maxima.
-fn step(b: &mut Builder, x: Tensor) -> Result<()> {
-    let sequences = b.u32("slots", &[2, 8]);
+fn step(b: &mut Builder, x: Tensor, sequences: Tensor) -> Result<()> {
     let norm = Some(FusedNorm { kind: NormKind::Layer, weight: Some(b.w("norm", &[D])), bias: None, eps: 1e-5 });
     let (weight, y, cache) = (b.w("qkv", &[3 * D, D]), b.out("q", &[ROWS, D]), b.out("kept", &[2, 2, 3, ROWS / 2, D / 3]));
     let out = FewOutput::Append { cache, head_size: D / 3, value_head_size: D / 3 };
