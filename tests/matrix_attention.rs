@@ -4,7 +4,7 @@
 mod common;
 
 use common::attention::{Case, Data, FACTORS, Levels, MaskData, SENTINEL, assert_scores, random_levels, softmax_errors};
-use common::matrices::on_each_class;
+use common::matrices::{deepest, on_each_class};
 use common::{EPS, On, Place, Run, assert_close, largest, pick, seeded, storage_floor, stored, sum_floor};
 use rand::RngExt;
 use tileformer::kernels::FusedAttention;
@@ -108,7 +108,7 @@ fn options_at_random(variant: &Variant, on: &On, cases: u64) {
         if levels[0] == 0 {
             levels[1] = 0;
         }
-        let size = pick(&mut rng, &[2, 9, 15, 17, 31, 32, 33, 37, 63, 64, 65, 97]);
+        let size = pick(&mut rng, &[2, 9, 15, 17, 31, 32, 33, 37, 63, 64, 65, 97]).min(deepest() / 2);
         let mut case = Case::of(&levels, size, &mut rng);
         if case.head_size > head {
             case.head_size = head - 4;
@@ -122,10 +122,11 @@ fn edges(variant: &Variant, on: &On) {
     let lengths = [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 127, 129];
     let sizes = [1, 7, 8, 15, 16, 17, head / 2 + 1, head - 3, head - 1, head];
     for (i, &t) in lengths.iter().enumerate() {
-        let s = lengths[(5 * i + 3) % lengths.len()];
+        let s = lengths[(5 * i + 3) % lengths.len()].min(deepest());
         let heads = [sizes[3 * i % sizes.len()], sizes[(7 * i + 1) % sizes.len()]];
         let case = Case::plain([1, t, s], [2, 1 + i % 2], heads, Place::ALL[i % 4]);
         check("edges", variant, on, &case, &Data::of(&case, "matrix edges", i as u64));
+        let t = t.min(deepest());
         let mut case = Case::plain([1, t, t], [1, 1], [head, head], Place::ALL[(i + 1) % 4]);
         case.options.causal = true;
         check("causal", variant, on, &case, &Data::of(&case, "matrix causal", i as u64));
@@ -135,7 +136,7 @@ fn edges(variant: &Variant, on: &On) {
 /// Rows whose maximum grows at each tile by much, by little, or not at all; and rows that see sentinels first.
 fn growing_rows(variant: &Variant, on: &On) {
     for (number, place) in [Place::DENSE, Place::ODD].into_iter().enumerate() {
-        let (t, s, d) = (70, 150, 16);
+        let (t, s, d) = (70, 150.min(deepest()), 16);
         let mut case = Case::plain([1, t, s], [1, 1], [d, d], place);
         case.options.scale = Some(1.0);
         let mut data = Data::of(&case, "matrix growth", number as u64);

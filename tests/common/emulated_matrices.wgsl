@@ -1,27 +1,23 @@
 // What shaders/shared/matrix_16.wgsl gives, for devices without cooperative matrices: the same names on plain arrays, so that the
 // text of the kernels runs anywhere, with matrices of any size. A lane of the subgroup holds the rows lane, lane + lanes, …; the
 // test says how many lanes there are at least. The kernels call these functions dozens of times and compilers copy them into each
-// place, so they are small: loops over single elements, which `lanes >> 16` (it is 0) keeps compilers from writing out.
+// place, so they are small: loops over single elements, which `lanes >> 16` (it is 0) keeps compilers from writing out. They must not be
+// many: Mesa before 23 leaves every loop once a thread has been around 65535 times.
 
 const HELD: u32 = (MATRIX + SMALLEST_SUBGROUP - 1u) / SMALLEST_SUBGROUP;  // rows
 const ELEMENTS: u32 = HELD * MATRIX;
 
-// 0, which no compiler knows: it is added to the bounds of the kernel's loops.
-fn nothing() -> u32 { return subgroupAdd(1u) >> 16u; }
+// 0, which no compiler knows: it is added to the bounds of the kernel's loops. The test sets it at the head of the entry point.
+var<private> nothing: u32;
 
 alias MatrixA = array<f32, ELEMENTS>;
 alias MatrixB = array<f32, ELEMENTS>;
 alias MatrixC = array<f32, ELEMENTS>;
 
-var<workgroup> operands: array<f16, OPERANDS>;
+var<workgroup> operands: array<vec4<f16>, OPERANDS / 4u>;
 var<workgroup> sums: array<f32, SUMS>;
 
-fn put_operands(at: u32, v: vec4<f16>) {
-  operands[at] = v.x;
-  operands[at + 1u] = v.y;
-  operands[at + 2u] = v.z;
-  operands[at + 3u] = v.w;
-}
+fn put_operands(at: u32, v: vec4<f16>) { operands[at / 4u] = v; }
 
 fn put_sums(at: u32, v: vec4<f32>) {
   sums[at] = v.x;
@@ -39,7 +35,8 @@ fn load(at: u32, down: u32, along: u32) -> MatrixA {
   let lanes = subgroupAdd(1u);
   for (var i = 0u; i < ELEMENTS + (lanes >> 16u); i++) {
     let row = min(lane + i / MATRIX * lanes, MATRIX - 1u);
-    m[i] = f32(operands[at + row * down + i % MATRIX * along]);
+    let n = at + row * down + i % MATRIX * along;
+    m[i] = f32(operands[n / 4u][n % 4u]);
   }
   return m;
 }
@@ -79,7 +76,7 @@ fn multiply_add(a: MatrixA, b: MatrixB, c: MatrixC) -> MatrixC {
     let k = i / MATRIX;
     let n = i % MATRIX;
     let factor = subgroupShuffle(right[k / lanes * MATRIX + n], k % lanes);
-    for (var row = 0u; row < ELEMENTS + (lanes >> 16u); row += MATRIX) {
+    for (var row = 0u; row < ELEMENTS; row += MATRIX) {
       sum[row + n] = fma(left[row + k], factor, sum[row + n]);
     }
   }

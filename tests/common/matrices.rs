@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::On;
 use tileformer::convenience::{Gpu, NO_ADAPTER, Setup};
-use tileformer::{Options, Variant, kernels};
+use tileformer::{Options, Variant, kernels, wgpu};
 
 /// Classes beyond 32 KiB of workgroup memory: where there are no matrix units there may be no more than that.
 const LARGE: [&str; 2] = ["128x128x32m16", "128x128x16m16"];
@@ -22,12 +22,29 @@ pub fn matrix_gpu() -> &'static Gpu {
     GPU.get_or_init(open)
 }
 
+/// The deepest product, or the most keys, that the adapter takes: Mesa before 25 leaves every loop once a thread has been around
+/// 65535 times, and emulated matrices are loops.
+pub fn deepest() -> usize {
+    let info = &matrix_gpu().info;
+    let major = info.driver_info.strip_prefix("Mesa ").and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    match info.device_type {
+        wgpu::DeviceType::Cpu if major.is_some_and(|major| major < 25) => 64,
+        _ => usize::MAX,
+    }
+}
+
 /// A kernel's text with the shared part on plain arrays.
 fn emulated(text: &str) -> String {
     let mut all = String::new();
+    let mut entry = false;
     for line in text.lines() {
         all += &obscured(line).unwrap_or_else(|| line.to_owned());
         all += "\n";
+        entry |= line.starts_with("fn main(");
+        if entry && line.ends_with('{') {
+            all += "  nothing = subgroupAdd(1u) >> 16u;\n";
+            entry = false;
+        }
     }
     all += &format!("const SMALLEST_SUBGROUP: u32 = {}u;\n", matrix_gpu().info.subgroup_min_size);
     all + include_str!("emulated_matrices.wgsl")
@@ -43,7 +60,7 @@ fn obscured(line: &str) -> Option<String> {
     let head = line.find("for (var ").filter(|_| !line.contains("// unroll"))?;
     let condition = head + line[head..].find("; ")? + 2;
     let end = condition + line[condition..].find(';')?;
-    line[condition..end].contains(" < ").then(|| format!("{} + nothing(){}", &line[..end], &line[end..]))
+    line[condition..end].contains(" < ").then(|| format!("{} + nothing{}", &line[..end], &line[end..]))
 }
 
 /// Calls `check` with each class of a kernel and a crate that prefers it: on matrix units where the adapter has those of its size,
