@@ -20,6 +20,8 @@ FIELDS = {"VGPRs": "VGPRs", "spilled": "Spilled VGPRs", "scratch": "Scratch size
 ENOUGH_WAVES = 8
 # Registers of a SIMD's lane for waves of 64, which RADV counts twice.
 REGISTERS = {"NAVI31": 768, "NAVI21": 512}
+# Cooperative matrices that a family has, by how the names of classes end; shaders on others are not compiled for it.
+MATRICES = {"NAVI31": ("m16.matrix",)}
 PATIENCE = 900  # seconds of processor time for one shader: what else the machine does must not decide
 
 
@@ -103,18 +105,27 @@ def measure(files, family, tools, arguments):
         return [(wgsl.stem, found) for wgsl, found in zip(files, stats)]
 
 
-def write_results(family, rows):
+def runs_on(wgsl, family):
+    """Whether a family has the matrix units that a shader needs, if any."""
+    return not wgsl.stem.endswith(".matrix") or wgsl.stem.endswith(MATRICES.get(family, ()))
+
+
+def write_results(family, rows, left_out):
     commit = run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]).strip()
     dirty = run(["git", "-C", str(ROOT), "status", "--porcelain", "--", "src", "shaders"]).strip()
     good = [stats for _, stats in rows if not isinstance(stats, str)]
     flagged = sum(bool(flags(stats, family)) for stats in good)
+    lacking = f" Left out: {left_out} on matrices of sizes that {family} has no units for." if left_out else ""
     text = f"""# Static table: {family} ({FAMILIES.get(family, "AMD")})
 
 What RADV's compiler says of every variant, with no GPU there: `python3 benches/static/shader_stats.py`. Commit {commit}{" with changes" if dirty else ""},
 {datetime.date.today()}. Scratch and LDS are bytes, latency and inverse throughput the compiler's estimates in cycles of one wave, waves those
 that fit a SIMD at once. Index checks are on.
 
-{len(rows)} variants; {len(rows) - len(good)} do not compile; {flagged} with spills, scratch or fewer than {ENOUGH_WAVES} waves.
+Where waves are fewer than {ENOUGH_WAVES} the last column says what bounds them, and `src/tuning.rs` and docs/ what that is for. Classes `1x1`, `row8` and
+`…-quads` are CPU adapters' alone.
+
+{len(rows)} variants; {len(rows) - len(good)} do not compile; {flagged} with spills, scratch or fewer than {ENOUGH_WAVES} waves.{lacking}
 
 {table(rows, family)}
 """
@@ -140,11 +151,12 @@ def main():
             paths = [tools / "wgsl"]
         files = sorted((f for path in paths for f in (path.rglob("*.wgsl") if path.is_dir() else [path])), key=lambda f: f.name)
         for family in arguments.family or list(FAMILIES):
-            rows = measure(files, family, tools, arguments)
+            wanted = files if arguments.paths else [f for f in files if runs_on(f, family)]
+            rows = measure(wanted, family, tools, arguments)
             if arguments.paths:
                 print(f"{family}\n\n{table(rows, family)}\n")
             else:
-                write_results(family, rows)
+                write_results(family, rows, len(files) - len(wanted))
 
 
 if __name__ == "__main__":
