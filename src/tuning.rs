@@ -124,7 +124,7 @@ impl Case {
 const FOURS: fn(&Case, &DeviceClass) -> bool = |c, _| c.storage.in_fours();
 const SINGLES: fn(&Case, &DeviceClass) -> bool = |c, _| !c.storage.in_fours();
 /// Those in fours that the subgroup tier comes in: f16 as the type, not in pairs.
-const TYPED_FOURS: fn(&Case, &DeviceClass) -> bool = |c, _| matches!(c.storage, Storage::F32x4 | Storage::F16x4);
+const TYPED_FOURS: fn(&Case, &DeviceClass) -> bool = |c, _| Storage::TYPED_IN_FOURS.contains(&c.storage);
 
 /// A row of the core tier.
 const fn row(
@@ -305,18 +305,11 @@ static TABLE: &[Row] = &[
         Operation::Linear,
         "linear",
         &QUADS_128,
-        |c, _| Storage::TYPED_IN_FOURS.contains(&c.storage),
+        TYPED_FOURS,
         |c, d| d.cpu && !c.invariant && 40 * c.tiles(128, 128) <= 11 * c.tiles(64, 64),
         "a CPU, where no more of the larger tile is empty, or hardly: rows reach a vector by broadcasts, 1.5 times as fast",
     ),
-    subgroups(
-        Operation::Linear,
-        "linear",
-        &QUADS_64,
-        |c, _| Storage::TYPED_IN_FOURS.contains(&c.storage),
-        |_, d| d.cpu,
-        "the same in smaller tiles",
-    ),
+    subgroups(Operation::Linear, "linear", &QUADS_64, TYPED_FOURS, |_, d| d.cpu, "the same in smaller tiles"),
     row(
         Operation::Linear,
         "linear",
@@ -426,7 +419,7 @@ static TABLE: &[Row] = &[
         Operation::Attention,
         "attention_split",
         &SPLIT_1,
-        |c, _| matches!(c.storage, Storage::F32x4 | Storage::F16x4) && c.columns.max(c.depth) <= 256,
+        |c, _| Storage::TYPED_IN_FOURS.contains(&c.storage) && c.columns.max(c.depth) <= 256,
         |c, _| c.has_few(1),
         "one query: a tile of 64 would be empty but for one row, and one head would keep one core busy",
     ),

@@ -9,7 +9,7 @@ use common::attention::{
     Case, Data, FACTORS, MaskData, SENTINEL, assert_scores, covering_array, random_levels, softmax_errors,
 };
 use common::{
-    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_core,
+    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_core, on_form,
     on_invariant, on_pinned, pick, seeded, storage_floor, stored, sum_floor,
 };
 use rand::RngExt;
@@ -491,5 +491,24 @@ fn random_shapes() {
         let (place, groups) = (pick(&mut rng, &Place::ALL), pick(&mut rng, &[[1, 1], [2, 2], [6, 3], [3, 1]]));
         let case = Case::plain(shape, groups, heads, place);
         check("shapes", &case, number % 3 == 0, &Data::of(&case, "shapes", number));
+    }
+}
+
+/// Rule: quads change no bit, and what is hidden from all rows of a tile stays hidden though they take keys in fours.
+#[test]
+fn quads_change_no_bit() {
+    for (number, (s, causal)) in [(81, false), (70, true)].into_iter().enumerate() {
+        let mut case = Case::plain([2, 70, s], [2, 1], [52, 60], Place::DENSE);
+        case.options.causal = causal;
+        let data = Data::of(&case, "quads", number as u64);
+        let bits = |name: &str| {
+            let (variant, on) = on_form(name)?;
+            let done = check_stored(name, &case, &on, Element::F32, &data);
+            assert_eq!(done.variants[0], variant);
+            Some(done.tensor("out").bits())
+        };
+        let plain = bits("attention.f32x4.64x32.v64");
+        let quads = bits("attention.f32x4.64x32.v64-quads.subgroups");
+        assert!(quads.is_none() || quads == plain, "{s} keys");
     }
 }

@@ -6,8 +6,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{
-    On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, floats, on, on_core, on_invariant, pick,
-    seeded, storage_floor, stored, sum_floor, widen,
+    On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, floats, on, on_core, on_form,
+    on_invariant, pick, seeded, storage_floor, stored, sum_floor, widen,
 };
 use rand::RngExt;
 use tileformer::{Activation, Element, Options, Variant, kernels, reference};
@@ -274,5 +274,27 @@ fn a_weight_larger_than_a_binding_is_split() {
             let variants = check(on, "split", number as u64, case);
             assert!(variants.len() > 1, "{case:?} was not split");
         }
+    }
+}
+
+/// Rule: quads change no bit, whichever tile they come in.
+#[test]
+fn quads_change_no_bit() {
+    let (rows, d_in, d_out) = (200, 72, 140);
+    let (x, weight) = (floats(&mut seeded("quads", 0), rows * d_in), floats(&mut seeded("quads", 1), d_out * d_in));
+    let bits = |name: &str| {
+        let (variant, on) = on_form(name)?;
+        let mut run = Run::new(&on, name, Place::DENSE);
+        let (x, weight) = (run.input("x", &[rows, d_in], &x), run.weight("weight", &[d_out, d_in], &weight));
+        let y = run.output("y", &[rows, d_out]);
+        run.builder.linear("linear", &kernels::Linear::new(x, weight, y)).unwrap();
+        let done = run.go();
+        assert_eq!(done.variants, [variant]);
+        Some(done.tensor("y").bits())
+    };
+    let plain = bits("linear.f32x4.64x64x16-plain");
+    for name in ["linear.f32x4.128x128x16-quads.subgroups", "linear.f32x4.64x64x16-quads.subgroups"] {
+        let quads = bits(name);
+        assert!(quads.is_none() || quads == plain, "{name}");
     }
 }

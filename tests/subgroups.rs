@@ -6,13 +6,14 @@ mod common;
 
 use common::few::{Case, check, data};
 use common::{Done, On, Place, Run, floats, on_form, seeded};
-use tileformer::kernels::Argmax;
+use tileformer::kernels::{Argmax, Linear};
 use tileformer::{Activation, Element, Layout, Sequence};
 
 /// The tier's shared parts, and what they add up.
-const PARTS: [(&str, &str, &str); 2] = [
+const PARTS: [(&str, &str, &str); 3] = [
     ("rows_subgroups", include_str!("../shaders/shared/rows_subgroups.wgsl"), "f32"),
     ("few_subgroups", include_str!("../shaders/shared/few_subgroups.wgsl"), "vec4"),
+    ("threads_quads", include_str!("../shaders/shared/threads_quads.wgsl"), "vec4"),
 ];
 
 /// A shared part with its subgroups emulated, `size` threads each.
@@ -31,6 +32,14 @@ fn emulated(text: &str, size: u32, kind: &str) -> String {
     format!("const EMULATED: u32 = {size}u;\n{}\n{text}", include_str!("common/emulated_subgroups.wgsl"))
 }
 
+/// The product of tiles in quads, broadcasts emulated: the thread at place `c` is as many lanes off as its place differs.
+fn emulated_product() -> String {
+    let text = include_str!("../shaders/shared/product_quads.wgsl");
+    let text = text.replace("quadBroadcast(a4[i], c)", "exchange_vec4(a4[i], place ^ c)");
+    assert!(!text.contains("= quadBroadcast"), "not all is emulated:\n{text}");
+    text
+}
+
 /// Rule: whatever size subgroups have, 4 to 128, and in whichever order they and their lanes are numbered, the tier gives the bits of
 /// the core tier. Runs itself again for each size, with the environment variable set that makes the crate read its shaders from elsewhere.
 #[test]
@@ -47,6 +56,7 @@ fn every_size_gives_the_bits_of_the_core_tier() {
         for (file, text, kind) in PARTS {
             write(&format!("shared/{file}"), &emulated(text, size, kind));
         }
+        write("shared/product_quads", &emulated_product());
         // Compilers take long for what is beside the point: activations, which no case has, and whole reductions.
         write("shared/activate", "fn activate(v: vec4<f32>, kind: u32) -> vec4<f32> { return v; }\n");
         write("argmax", include_str!("common/two_reductions.wgsl"));
@@ -64,10 +74,17 @@ fn compare_tiers(size: u32) {
     if [4, 32, 128].contains(&size) {
         compare("linear_few.f32x4.1x64", few);
     }
+    if [4, 16, 64].contains(&size) {
+        compare_forms(["linear.f32x4.64x64x16-quads.subgroups", "linear.f32x4.64x64x16-plain"], linear);
+    }
 }
 
 fn compare(form: &str, run: impl Fn(&On) -> Done) {
-    let forms = [".subgroups", ""].map(|tier| on_form(&format!("{form}{tier}")));
+    compare_forms([&format!("{form}.subgroups"), form], run);
+}
+
+fn compare_forms(names: [&str; 2], run: impl Fn(&On) -> Done) {
+    let forms = names.map(on_form);
     let [Some((subgroups, on)), Some((_, core))] = &forms else { return };
     let (found, right) = (run(on), run(core));
     assert_eq!(found.variants, [*subgroups]);
@@ -105,4 +122,15 @@ fn few(on: &On) -> Done {
     let mut data = data(&case, &mut seeded("sizes", 0));
     data.sequences = [0, 2].map(|q_start| Sequence { q_start, q_len: 1, ..Sequence::default() }).to_vec();
     check(on, "sizes", case, &data)
+}
+
+/// More than a tile in every dimension.
+fn linear(on: &On) -> Done {
+    let (rows, d_in, d_out) = (70, 52, 68);
+    let mut run = Run::new(on, "linear", Place::DENSE);
+    let x = run.input("x", &[rows, d_in], &floats(&mut seeded("quads x", 0), rows * d_in));
+    let weight = run.weight("weight", &[d_out, d_in], &floats(&mut seeded("quads weight", 0), d_out * d_in));
+    let y = run.output("y", &[rows, d_out]);
+    run.builder.linear("linear", &Linear::new(x, weight, y)).unwrap();
+    run.go()
 }
