@@ -1,11 +1,8 @@
 //! Beam search: a step on the GPU, its candidates read back, and the next step.
 
-use std::sync::mpsc::channel;
-
 use super::Gpu;
 use crate::error::{Error, Result};
 use crate::layers::BeamStepShape;
-use crate::scratch::checked;
 use crate::spec::beams::{BeamSearch, Beams, Hypothesis};
 use crate::spec::cache::DecodeRow;
 use crate::spec::generator::{Generator, GeneratorCaches};
@@ -79,14 +76,7 @@ impl Gpu {
         }
         let scratch = Scratch::shared(&[program])?;
         let plans = [program.bind_with(&bindings, &scratch)?, program.bind_with(&turned, &scratch)?];
-        let staging = checked(&self.device, "readback", || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("tileformer: candidates"),
-                size: 4 * candidates.layout().extent(),
-                usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-                mapped_at_creation: false,
-            })
-        })?;
+        let staging = self.staging("candidates", 4 * candidates.layout().extent())?;
         let (generator, caches, shape) = (generator.clone(), *caches, *shape);
         Ok(BeamPlans { gpu: self, generator, caches, plans, state, parents, banned, candidates, staging, shape })
     }
@@ -163,21 +153,7 @@ impl BeamPlans<'_> {
         plan.record(&mut encoder);
         let (view, bytes) = (&self.candidates, 4 * words.len() as u64);
         encoder.copy_buffer_to_buffer(view.buffer(), 4 * view.offset(), &self.staging, 0, bytes);
-        let (send, mapped) = channel();
-        encoder.map_buffer_on_submit(&self.staging, wgpu::MapMode::Read, .., move |result| {
-            // The receiver is gone only where nobody waits any more.
-            let _ = send.send(result);
-        });
-        let submission = self.gpu.queue.submit([encoder.finish()]);
-        let failed = |e: &dyn std::fmt::Display| Error::Device(format!("beam search: {e}"));
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-        self.gpu.device.poll(wait).map_err(|e| failed(&e))?;
-        mapped.recv().map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-        {
-            let range = self.staging.slice(..).get_mapped_range().map_err(|e| failed(&e))?;
-            bytemuck::cast_slice_mut(words).copy_from_slice(&range);
-        }
-        self.staging.unmap();
-        Ok(())
+        let returning = self.gpu.submit_back(encoder, self.staging.clone());
+        self.gpu.receive(&returning, |bytes| bytemuck::cast_slice_mut(words).copy_from_slice(bytes))
     }
 }

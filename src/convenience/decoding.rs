@@ -1,12 +1,11 @@
 //! Decoding in chunks: the GPU runs one while the host records the next and reads the one before.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, channel};
 
 use super::Gpu;
+use super::readback::Returning;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
-use crate::scratch::checked;
 use crate::spec::cache::{DecodeState, STATE_WORDS};
 use crate::tensor::TensorView;
 
@@ -62,9 +61,7 @@ pub struct Decoding<'a> {
 struct UnderWay {
     first: usize,
     count: usize,
-    staging: wgpu::Buffer,
-    mapped: Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
-    submission: wgpu::SubmissionIndex,
+    returning: Returning,
 }
 
 impl Gpu {
@@ -112,16 +109,7 @@ impl Gpu {
             }
         }
         let bytes = 4 * (logs.len() * chunk * batch + batch * STATE_WORDS) as u64;
-        let free = (0..AHEAD).map(|_| {
-            checked(&self.device, "readback", || {
-                self.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("tileformer: tokens"),
-                    size: bytes,
-                    usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-                    mapped_at_creation: false,
-                })
-            })
-        });
+        let free = (0..AHEAD).map(|_| self.staging("tokens", bytes));
         let free = free.collect::<Result<_>>()?;
         let under_way = VecDeque::with_capacity(AHEAD);
         Ok(Decoding { gpu: self, plan, state, logs, batch, steps, chunk, submitted: 0, under_way, free, failed: false })
@@ -150,29 +138,16 @@ impl Decoding<'_> {
         let words = (self.batch * STATE_WORDS) as u64;
         let from = 4 * (self.state.offset() + self.state.layout().extent() - words);
         encoder.copy_buffer_to_buffer(self.state.buffer(), from, &staging, at, 4 * words);
-        let (send, mapped) = channel();
-        encoder.map_buffer_on_submit(&staging, wgpu::MapMode::Read, .., move |result| {
-            // The receiver is gone only where nobody waits any more.
-            let _ = send.send(result);
-        });
-        let submission = self.gpu.queue.submit([encoder.finish()]);
-        self.under_way.push_back(UnderWay { first, count, staging, mapped, submission });
+        let returning = self.gpu.submit_back(encoder, staging);
+        self.under_way.push_back(UnderWay { first, count, returning });
         self.submitted += count;
     }
 
     /// Waits for the oldest chunk.
     fn receive(&mut self, oldest: UnderWay) -> Result<Chunk> {
-        let UnderWay { first, count, staging, mapped, submission } = oldest;
-        let failed = |e: &dyn std::fmt::Display| Error::Device(format!("decoding: {e}"));
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-        self.gpu.device.poll(wait).map_err(|e| failed(&e))?;
-        mapped.recv().map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-        let words: Vec<u32> = {
-            let range = staging.slice(..).get_mapped_range().map_err(|e| failed(&e))?;
-            bytemuck::pod_collect_to_vec(&range)
-        };
-        staging.unmap();
-        self.free.push(staging);
+        let UnderWay { first, count, returning } = oldest;
+        let words: Vec<u32> = self.gpu.receive(&returning, bytemuck::pod_collect_to_vec)?;
+        self.free.push(returning.staging);
         let size = count * self.batch;
         let log = |i: usize| words[i * size..(i + 1) * size].to_vec();
         let flags = words[self.logs.len() * size..].chunks(STATE_WORDS).take(self.batch).map(|row| row[2] & 1 != 0);

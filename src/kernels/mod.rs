@@ -129,24 +129,20 @@ const fn matrix_family(kernel: &'static Kernel, classes: &'static [&'static Clas
     Family { tiers: &[Tier::Matrix], ..family(kernel, classes, NARROW) }
 }
 
-const fn quads_family(kernel: &'static Kernel, classes: &'static [&'static Class]) -> Family {
-    Family { tiers: &[Tier::Subgroups], ..family(kernel, classes, Storage::TYPED_IN_FOURS) }
-}
-
 const fn rows_x4(kernel: &'static Kernel, classes: &'static [&'static Class], storages: &'static [Storage]) -> Family {
     Family { tiers: CORE_AND_SUBGROUPS, ..family(kernel, classes, storages) }
 }
 
 /// f16 in pairs keeps to the core tier: few devices have subgroups and not the type.
 const fn subgroup_family(kernel: &'static Kernel, classes: &'static [&'static Class]) -> Family {
-    Family { tiers: &[Tier::Subgroups], ..family(kernel, classes, &[Storage::F32x4, Storage::F16x4]) }
+    Family { tiers: &[Tier::Subgroups], ..family(kernel, classes, Storage::TYPED_IN_FOURS) }
 }
 
 /// Every kernel with its forms.
 static FAMILIES: &[Family] = &[
     family(&linear::KERNEL, &[&TILE_128, &TILE_128X64, &PLAIN_128], Storage::IN_FOURS),
     family(&linear::KERNEL, &[&PLAIN_64], Storage::ALL),
-    quads_family(&linear::KERNEL, &[&QUADS_128, &QUADS_64]),
+    subgroup_family(&linear::KERNEL, &[&QUADS_128, &QUADS_64]),
     family(&linear::KERNEL_SPLIT, &[&TILE_64, &TILE_32], Storage::IN_FOURS),
     family(&linear::KERNEL_SPLIT, &[&PLAIN_64], Storage::SINGLES),
     family(&linear::KERNEL_SUM, &[&FLAT], Storage::ALL),
@@ -168,7 +164,7 @@ static FAMILIES: &[Family] = &[
     family(&attention::KERNEL, &[&HEADS_32, &HEADS_80, &HEADS_96], &[Storage::F32x4]),
     family(&attention::KERNEL, &[&HEADS_128], Storage::IN_FOURS),
     family(&attention::KERNEL, &[&HEADS_64, &HEADS_256], Storage::ALL),
-    quads_family(&attention::KERNEL, &[&HEADS_64_QUADS]),
+    subgroup_family(&attention::KERNEL, &[&HEADS_64_QUADS]),
     family(&attention::KERNEL_SPLIT, &[&SPLIT_1], Storage::TYPED_IN_FOURS),
     family(&attention::KERNEL_SPLIT, &[&SPLIT_8], Storage::ALL),
     family(&attention::KERNEL_REDUCE, &[&REDUCE], Storage::SINGLES),
