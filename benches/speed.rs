@@ -27,7 +27,7 @@ use clock::{Batch, Clock, Times};
 use report::{Entry, Report};
 use rows::Row;
 use tileformer::convenience::{Gpu, Setup};
-use tileformer::{Element, Error, Kernels, Program, Result, wgpu};
+use tileformer::{Element, Error, Kernels, Options, Program, Result, Variant, wgpu};
 
 /// Times the rows of the speed table.
 #[derive(Parser)]
@@ -52,6 +52,9 @@ struct Arguments {
     /// Without index checks in shaders.
     #[arg(long)]
     unchecked: bool,
+    /// Times a row also with each variant pinned that has one of these in its name, where the row can run it.
+    #[arg(long = "try", value_name = "PART", num_args = 1..)]
+    tries: Vec<String>,
     /// Batches timed for each row, fewer on a CPU adapter where they take more than seconds.
     #[arg(long, default_value_t = 25)]
     samples: usize,
@@ -125,17 +128,35 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Box<dyn std::error::Err
         Err(error @ Error::Limit { .. }) => Ok(report.refused(entry, &error)?),
         Err(error) => Err(Box::<dyn std::error::Error>::from(error)),
     };
+    let tried = tried(&gpu, kernels.options(), &arguments.tries)?;
     for row in rows.iter().filter(|row| wanted(&row.id, row.element)) {
-        let timed = row.program(&kernels).and_then(|program| {
+        let timed = |program: Program| {
             let times = time(&gpu, &clock, row, &program, arguments.samples)?;
             Ok((program, times))
-        });
-        say(&row.into(), timed)?;
+        };
+        let program = row.program(&kernels);
+        let mut seen: Vec<_> = program.iter().map(Program::variants).collect();
+        say(&row.into(), program.and_then(timed))?;
+        for kernels in &tried {
+            let Ok(program) = row.program(kernels) else { continue };
+            let variants = program.variants();
+            if !seen.contains(&variants) {
+                seen.push(variants);
+                say(&row.into(), timed(program))?;
+            }
+        }
     }
     for row in decoding.iter().filter(|row| wanted(&row.id, row.element)) {
         say(&row.entry(), row.time(&gpu, &clock, &kernels, arguments.samples))?;
     }
     Ok(())
+}
+
+/// The crate with one variant pinned, for each that has one of `parts` in its name.
+fn tried(gpu: &Gpu, options: &Options, parts: &[String]) -> Result<Vec<Kernels>> {
+    let wanted = |variant: &Variant| parts.iter().any(|part| variant.name().contains(part.as_str()));
+    let pinned = |variant| Kernels::new(&gpu.device, options.clone().with_pinned(variant));
+    tileformer::kernels::variants().into_iter().filter(wanted).map(pinned).collect()
 }
 
 /// Times a row on buffers of its own, which are gone before the next row's are made.
