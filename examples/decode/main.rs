@@ -82,7 +82,7 @@ struct Arguments {
     /// Times a step without caches beside, one text, all of its rows anew.
     #[arg(long)]
     uncached: bool,
-    /// Prints the dispatches of a step, and the time of each in a step over rows that have ended unless more steps are left.
+    /// Prints the dispatches of a step, and the time of each in the first one.
     #[arg(long)]
     describe: bool,
 }
@@ -139,7 +139,7 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
         if arguments.describe {
             println!("{}", decode.step.describe());
             decode.decode(arguments.chunk)?;
-            for (label, nanoseconds) in gpu.time(&decode.step)? {
+            for (label, nanoseconds) in decode.time_step()? {
                 println!("{label:<34} {:>10.1} µs", nanoseconds * 1e-3);
             }
         }

@@ -139,11 +139,21 @@ impl<'a> Decode<'a> {
 }
 
 impl Decode<'_> {
+    /// Each dispatch's label and nanoseconds in the first step behind the prompts.
+    ///
+    /// # Errors
+    /// As [`Gpu::time`].
+    #[allow(dead_code)] // The bench, which has this file too, times whole runs.
+    pub(crate) fn time_step(&self) -> Result<Vec<(String, f64)>> {
+        self.gpu.write(&self.state, bytemuck::cast_slice(&self.first))?;
+        self.gpu.time(&self.step)
+    }
+
     /// Host time to record a chunk of steps and submit it, over rows that all rest, so that a CPU adapter does nothing beside.
     ///
     /// # Errors
     /// [`tileformer::Error::Device`] for a lost device.
-    #[allow(dead_code)] // The bench, which has this file too, times whole runs.
+    #[allow(dead_code)] // As above.
     pub(crate) fn record(&self, chunk: usize) -> Result<Duration> {
         let resting = vec![0u32; self.first.len()];
         self.gpu.write(&self.state, bytemuck::cast_slice(&resting))?;
