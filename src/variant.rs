@@ -231,7 +231,7 @@ impl Variant {
         if let (Tier::Matrix, Some(emulate)) = (self.tier, emulate) {
             text = emulate(&text);
         }
-        unrolled(&text, self.class)
+        unrolled(&text)
     }
 
     /// The form that runs where a plan's views are not aligned to four elements: warm it up too where there are such. It needs no
