@@ -5,12 +5,13 @@
 // A workgroup makes TILE_M queries of one head of one sequence and walks over the keys that any of them can see by position,
 // TILE_N at a time. Each subgroup has a part of PART_M queries: q and the sums of out in matrices. Where there are fewer
 // subgroups than parts (their size is the driver's choice) the walk is made again for the next parts; surplus ones only help to
-// load. A matrix shows its elements in workgroup memory only: scores go there, thread r makes the weights of row r, in f16, and
-// sums what it wrote. A row's reference, to which its exponentials are relative, stays until the row's maximum has grown by more
-// than 8 in log2; then the row's sums pass through workgroup memory to be scaled by an exact power of two.
-// A tile whose keys all its queries see looks at no option. Keys past the length or hidden by the key mask are zeros in k and v.
-// Two barriers a tile: values of this tile and keys of the next are fetched before the products with this one's keys, and placed
-// beside the softmax.
+// load. A matrix shows its elements in workgroup memory only: scores go there, and ROW_THREADS neighbours make a row's weights, in
+// f16; with 32 threads a subgroup these are rows of its own part. A row's reference, to which its exponentials are relative, stays
+// until the row's maximum has grown by more than 8 in log2; then the row's sums pass through workgroup memory to be scaled by an
+// exact power of two. A tile whose keys all its queries see looks at no option, and its scores stay in registers.
+// Keys past the length or hidden by the key mask are zeros in k and v.
+// Two barriers a tile: values of the next one and keys of the one after it are fetched ahead of the products with this one's
+// values, and placed behind the next one's softmax.
 // Workgroup memory: OPERANDS · 2 + SUMS · 4 + TILE_M · 4 + 8 bytes. Loops: keys up to k_len ≤ S.
 // Parameters and bindings: shared/fused.wgsl. Matrices: shared/matrix_16.wgsl or matrix_8.wgsl. (Dao, arXiv 2307.08691)
 
@@ -20,17 +21,24 @@ const K_AT: u32 = 0u;
 const V_AT: u32 = TILE_N * ROW;
 const WEIGHTS_AT: u32 = 2u * TILE_N * ROW;
 const WEIGHTS_ROW: u32 = TILE_N + 8u;
-const OPERANDS: u32 = max(WEIGHTS_AT + TILE_M * WEIGHTS_ROW, TILE_M * ROW);  // q has all of it at first
-const SUMS_ROW: u32 = TILE_N + 4u;
+const OPERANDS: u32 = WEIGHTS_AT + TILE_M * WEIGHTS_ROW;  // q has all of it at first, some of its rows at a time
+const SUMS_ROW: u32 = TILE_N + 4u * min(ROW_THREADS, MATRIX / 8u);
 const SUMS: u32 = TILE_M * SUMS_ROW;         // scores; columns of out while they are scaled or stored
 
 const PART_M: u32 = BLOCKS * MATRIX;         // matrices along a part's queries, as HEAD_BLOCKS along the head
 const PARTS: u32 = TILE_M / PART_M;
 const KEY_BLOCKS: u32 = TILE_N / MATRIX;
 const ROUNDS: u32 = (HEAD + TILE_N - 1u) / TILE_N;
+const QUERY_ROUNDS: u32 = (TILE_M * ROW + OPERANDS - 1u) / OPERANDS;
+const QUERY_ROWS: u32 = TILE_M / QUERY_ROUNDS;
 
 const GROUPS: u32 = HEAD / 4u;               // groups of four in a row
-const LOADS: u32 = TILE_N * GROUPS / THREADS;
+const LOAD_ROWS: u32 = THREADS / GROUPS;     // between two loads of a thread
+const LOADS: u32 = TILE_N / LOAD_ROWS;
+
+const ROW_THREADS: u32 = THREADS / TILE_M;   // up to 4 neighbours, which every subgroup has
+const SHARE: u32 = TILE_N / 4u / ROW_THREADS;  // groups of four scores of a thread, ROW_THREADS apart
+const STEP: u32 = ROW_THREADS * 4u;
 
 const LOG2_E: f32 = 1.4426950408889634;
 const LN_2: f32 = 0.6931471805599453;
@@ -43,28 +51,41 @@ var<workgroup> factor: array<f32, TILE_M>;              // what a row of out is 
 var<workgroup> grown: array<atomic<u32>, 2>;            // whether any row's reference changes; tiles take turns
 
 fn inside(four: vec4<f16>, d: u32, size: u32) -> vec4<f16> {
+  if LANES == 4u { return four; }
   return select(vec4<f16>(0.0), four, vec4<u32>(d, d + 1u, d + 2u, d + 3u) < vec4<u32>(size));
 }
 
-fn load_query(thread: u32, i0: u32, first: u32) {
-  for (var item = thread; item < TILE_M * GROUPS; item += THREADS) {
+// QUERY_ROWS rows from row `start` of the tile on.
+fn load_query(thread: u32, i0: u32, start: u32, first: u32) {
+  for (var item = thread; item < QUERY_ROWS * GROUPS; item += THREADS) {
     let d = item % GROUPS * 4u;
     var four = vec4<f16>(0.0);
     if d < params.head_size {
-      let at = first + min(i0 + item / GROUPS, current.q_len - 1u) * params.q_row + d;
+      let at = first + min(i0 + start + item / GROUPS, current.q_len - 1u) * params.q_row + d;
       four = inside(half4(q[at / LANES], q[(at + 1u) / LANES], q[(at + 2u) / LANES], q[(at + 3u) / LANES]), d, params.head_size);
     }
     put_operands(item / GROUPS * ROW + d, four);
   }
 }
 
-fn fetch_keys(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32, masked: bool) {
+// Which of the keys j, j + LOAD_ROWS, … a thread is to load, a bit each.
+fn keys_to_load(j: u32, masked: bool) -> u32 {
+  if !masked { return 0xffffffffu; }
+  var bits = 0u;
   for (var i = 0u; i < LOADS; i++) {
-    let j = j0 + (thread + i * THREADS) / GROUPS;
-    let d = (thread + i * THREADS) % GROUPS * 4u;
+    if key_exists(batch_index, current, j + i * LOAD_ROWS) { bits |= 1u << i; }
+  }
+  return bits;
+}
+
+fn fetch_keys(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32, masked: bool) {
+  let j = j0 + thread / GROUPS;
+  let d = thread % GROUPS * 4u;
+  let there = select(0u, keys_to_load(j, masked), d < params.head_size);
+  for (var i = 0u; i < LOADS; i++) {  // unroll
     var four = vec4<f16>(0.0);
-    if d < params.head_size && (!masked || key_exists(batch_index, current, j)) {
-      let at = first + j * params.k_row + d;
+    if (there & (1u << i)) != 0u {
+      let at = first + (j + i * LOAD_ROWS) * params.k_row + d;
       four = inside(half4(k[at / LANES], k[(at + 1u) / LANES], k[(at + 2u) / LANES], k[(at + 3u) / LANES]), d, params.head_size);
     }
     (*to)[i] = four;
@@ -72,12 +93,13 @@ fn fetch_keys(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32, mask
 }
 
 fn fetch_values(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32, masked: bool) {
-  for (var i = 0u; i < LOADS; i++) {
-    let j = j0 + (thread + i * THREADS) / GROUPS;
-    let d = (thread + i * THREADS) % GROUPS * 4u;
+  let j = j0 + thread / GROUPS;
+  let d = thread % GROUPS * 4u;
+  let there = select(0u, keys_to_load(j, masked), d < params.value_size);
+  for (var i = 0u; i < LOADS; i++) {  // unroll
     var four = vec4<f16>(0.0);
-    if d < params.value_size && (!masked || key_exists(batch_index, current, j)) {
-      let at = first + j * params.v_row + d;
+    if (there & (1u << i)) != 0u {
+      let at = first + (j + i * LOAD_ROWS) * params.v_row + d;
       four = inside(half4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]), d, params.value_size);
     }
     (*to)[i] = four;
@@ -85,15 +107,15 @@ fn fetch_values(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32, ma
 }
 
 fn place(fetched: ptr<function, Fetched>, thread: u32, at: u32) {
-  for (var i = 0u; i < LOADS; i++) {
-    let item = thread + i * THREADS;
-    put_operands(at + item / GROUPS * ROW + item % GROUPS * 4u, (*fetched)[i]);
+  let to = at + thread / GROUPS * ROW + thread % GROUPS * 4u;
+  for (var i = 0u; i < LOADS; i++) {  // unroll
+    put_operands(to + i * LOAD_ROWS * ROW, (*fetched)[i]);
   }
 }
 
 // The part's products with all keys of the tile, to workgroup memory.
 fn multiply_keys(query: ptr<function, Query>, part: u32) {
-  for (var n = 0u; n < KEY_BLOCKS; n++) {
+  for (var n = 0u; n < KEY_BLOCKS; n++) {  // unroll
     var score: array<MatrixC, BLOCKS>;
     for (var d = 0u; d < HEAD_BLOCKS; d++) {  // unroll
       let keys = load_b_transposed(K_AT + n * MATRIX * ROW + d * MATRIX, ROW);
@@ -108,7 +130,7 @@ fn multiply_keys(query: ptr<function, Query>, part: u32) {
 }
 
 fn add_values(sum: ptr<function, Output>, part: u32) {
-  for (var n = 0u; n < KEY_BLOCKS; n++) {
+  for (var n = 0u; n < KEY_BLOCKS; n++) {  // unroll
     var weights: array<MatrixA, BLOCKS>;
     for (var m = 0u; m < BLOCKS; m++) {  // unroll
       weights[m] = load_a(WEIGHTS_AT + (part * PART_M + m * MATRIX) * WEIGHTS_ROW + n * MATRIX, WEIGHTS_ROW);
@@ -156,27 +178,29 @@ fn scale_rows(sum: ptr<function, Output>, thread: u32, part: u32, working: bool)
   }
 }
 
-// What a row's thread knows of it.
+// What a row's threads know of it, all the same.
 struct Softmax {
   reference: f32,      // exponentials are relative to it
   total: f32,          // their sum; 0 while no key was seen
 }
 
-// Weights of row `row` of the tile from its scores. Returns whether the row of out must be scaled, by factor[row].
-fn weigh(state: ptr<function, Softmax>, row: u32, i: u32, j0: u32, masked: bool) -> bool {
-  var score: array<vec4<f32>, TILE_N / 4u>;
-  var tops = vec4<f32>(LOWEST);
-  for (var g = 0u; g < TILE_N / 4u; g++) {
-    score[g] = scale_scores(get_sums(row * SUMS_ROW + g * 4u));
-    if masked {
-      let j = j0 + g * 4u;
-      let exist = keys_exist(batch_index, current, j);
-      score[g] = bitcast<vec4<f32>>(finish_scores(score[g], exist, batch_index, head_index, current, i, j));
-    }
-    tops = max(tops, select(score[g], vec4<f32>(LOWEST), is_hidden(score[g])));
-  }
-  let top = max(max(tops.x, tops.y), max(tops.z, tops.w));
+// a + b and b + a are the same bits, so that all threads of a row get the same.
+fn row_max(v: f32) -> f32 {
+  var top = v;
+  if ROW_THREADS > 1u { top = max(top, subgroupShuffleXor(top, 1u)); }
+  if ROW_THREADS > 2u { top = max(top, subgroupShuffleXor(top, 2u)); }
+  return top;
+}
 
+fn row_sum(v: f32) -> f32 {
+  var sum = v;
+  if ROW_THREADS > 1u { sum += subgroupShuffleXor(sum, 1u); }
+  if ROW_THREADS > 2u { sum += subgroupShuffleXor(sum, 2u); }
+  return sum;
+}
+
+// The reference for a tile whose largest score is `top`. Returns what the row's sums are to be multiplied by.
+fn refer(state: ptr<function, Softmax>, top: f32) -> f32 {
   var scale = 1.0;
   let half_growth = 0.5 * top - 0.5 * (*state).reference;  // halves: scores may be as far apart as f32 reaches
   if (*state).total == 0.0 {
@@ -189,21 +213,62 @@ fn weigh(state: ptr<function, Softmax>, row: u32, i: u32, j0: u32, masked: bool)
     scale = bitcast<f32>((127u - u32(power)) << 23u);
     (*state).reference += power * LN_2;
   }
-  factor[row] = scale;
+  return scale;
+}
 
-  var sum = vec4<f32>(0.0);
-  for (var g = 0u; g < TILE_N / 4u; g++) {
-    let weight = vec4<f16>(select(exp0(score[g] - (*state).reference), vec4<f32>(0.0), is_hidden(score[g])));
-    put_operands(WEIGHTS_AT + row * WEIGHTS_ROW + g * 4u, weight);
-    sum += vec4<f32>(weight);
+// Weights of the thread's scores, which begin at `scores`, to where `weights` says, in a row that sees all keys of the tile: the
+// scale is above 0, and there are no options. Returns what the row of out is to be multiplied by.
+fn weigh(state: ptr<function, Softmax>, scores: u32, weights: u32) -> f32 {
+  var score: array<vec4<f32>, SHARE>;
+  var tops = vec4<f32>(LOWEST);
+  for (var g = 0u; g < SHARE; g++) {  // unroll
+    score[g] = get_sums(scores + g * STEP);
+    tops = max(tops, score[g]);
   }
-  (*state).total = fma((*state).total, scale, (sum.x + sum.y) + (sum.z + sum.w));
-  return scale != 1.0;
+  let scale = refer(state, params.attention.scale * row_max(max(max(tops.x, tops.y), max(tops.z, tops.w))));
+  let slope = vec4<f32>(params.attention.scale * LOG2_E);
+  let offset = vec4<f32>(-LOG2_E * (*state).reference);
+  var sum = vec4<f32>(0.0);
+  for (var g = 0u; g < SHARE; g++) {  // unroll
+    let weight = exp2(fma(score[g], slope, offset));
+    put_operands(weights + g * STEP, vec4<f16>(weight));
+    sum += weight;
+  }
+  (*state).total = fma((*state).total, scale, row_sum((sum.x + sum.y) + (sum.z + sum.w)));
+  return scale;
+}
+
+// The same with all options, for query i and the thread's keys j .. j + 3 and so on: finished scores pass through workgroup memory.
+fn weigh_masked(state: ptr<function, Softmax>, scores: u32, weights: u32, i: u32, j: u32) -> f32 {
+  var tops = vec4<f32>(LOWEST);
+  for (var g = 0u; g < SHARE; g++) {
+    let exist = keys_exist(batch_index, current, j + g * STEP);
+    let scaled = scale_scores(get_sums(scores + g * STEP));
+    let score = bitcast<vec4<f32>>(finish_scores(scaled, exist, batch_index, head_index, current, i, j + g * STEP));
+    put_sums(scores + g * STEP, score);
+    tops = max(tops, select(score, vec4<f32>(LOWEST), is_hidden(score)));
+  }
+  let scale = refer(state, row_max(max(max(tops.x, tops.y), max(tops.z, tops.w))));
+  var sum = vec4<f32>(0.0);
+  for (var g = 0u; g < SHARE; g++) {
+    let score = get_sums(scores + g * STEP);
+    let weight = select(exp0(score - (*state).reference), vec4<f32>(0.0), is_hidden(score));
+    put_operands(weights + g * STEP, vec4<f16>(weight));
+    sum += weight;
+  }
+  (*state).total = fma((*state).total, scale, row_sum((sum.x + sum.y) + (sum.z + sum.w)));
+  return scale;
+}
+
+// Whether a query of the tile does not see all keys of the tile at j0, or there are options.
+fn is_masked(j0: u32, plain: vec2<i32>, options: bool) -> bool {
+  return options || i32(j0) < plain.x || i32(j0 + TILE_N) > plain.y + 1;
 }
 
 @compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32,
-        @builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32,
+        @builtin(subgroup_size) lanes: u32, @builtin(subgroup_invocation_id) lane: u32) {
+  let thread = subgroup * lanes + lane;  // along subgroups, in which order local_invocation_index need not run
   let number = workgroup_number(id);
   if number >= params.tiles_m * params.n_heads * params.batch { return; }
   // Under a causal mask the last queries see the most keys: they start first.
@@ -227,26 +292,31 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let seen = key_range(s, i0, count);
   let begin = u32(seen.x) / TILE_N * TILE_N;
   let end = min(u32(max(seen.y + 1, 0)), s.k_len);
-  let options = (params.attention.flags & (KEY_MASK | BOOLEAN_MASK | ADDITIVE_MASK | ALIBI)) != 0u;
+  let all_options = KEY_MASK | BOOLEAN_MASK | ADDITIVE_MASK | ALIBI | SOFTCAP;
+  let options = (params.attention.flags & all_options) != 0u || params.attention.scale <= 0.0;
   let plain = vec2<i32>(key_range(s, i0 + count - 1u, 1u).x, key_range(s, i0, 1u).y);
 
+  let row = thread / ROW_THREADS;
+  let share = thread % ROW_THREADS * 4u;
   for (var first = 0u; first < PARTS; first += subgroups) {
     let part = first + subgroup;
     let working = part < PARTS;
-    let own_row = thread < TILE_M && thread / PART_M >= first && thread / PART_M < first + subgroups;
+    let own_row = row / PART_M >= first && row / PART_M < first + subgroups;
 
     if thread < 2u { atomicStore(&grown[thread], 0u); }
-    load_query(thread, i0, q_first);
-    workgroupBarrier();
     var query: Query;
-    if working {
-      for (var m = 0u; m < BLOCKS; m++) {  // unroll
-        for (var d = 0u; d < HEAD_BLOCKS; d++) {  // unroll
-          query[m * HEAD_BLOCKS + d] = load_a((part * PART_M + m * MATRIX) * ROW + d * MATRIX, ROW);
+    for (var round = 0u; round < QUERY_ROUNDS; round++) {
+      load_query(thread, i0, round * QUERY_ROWS, q_first);
+      workgroupBarrier();
+      if working && part * PART_M / QUERY_ROWS == round {
+        for (var m = 0u; m < BLOCKS; m++) {  // unroll
+          for (var d = 0u; d < HEAD_BLOCKS; d++) {  // unroll
+            query[m * HEAD_BLOCKS + d] = load_a((part * PART_M % QUERY_ROWS + m * MATRIX) * ROW + d * MATRIX, ROW);
+          }
         }
       }
+      workgroupBarrier();
     }
-    workgroupBarrier();
 
     var sum = Output();
     var state = Softmax(LOWEST, 0.0);
@@ -255,27 +325,36 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var turn = 0u;
     fetch_keys(&keys, thread, begin, k_first, true);
     place(&keys, thread, K_AT);
+    fetch_values(&values, thread, begin, v_first, true);
+    fetch_keys(&keys, thread, begin + TILE_N, k_first, true);
     workgroupBarrier();
     for (var j0 = begin; j0 < end; j0 += TILE_N) {
-      let masked = options || i32(j0) < plain.x || i32(j0 + TILE_N) > plain.y + 1;
-      let next_masked = options || i32(j0 + TILE_N) < plain.x || i32(j0 + 2u * TILE_N) > plain.y + 1;
-      fetch_values(&values, thread, j0, v_first, masked);
-      fetch_keys(&keys, thread, j0 + TILE_N, k_first, next_masked);
       if working { multiply_keys(&query, part); }
       workgroupBarrier();
+      let scores = row * SUMS_ROW + share;
+      let weights = WEIGHTS_AT + row * WEIGHTS_ROW + share;
+      var scale: f32;
+      if is_masked(j0, plain, options) {
+        scale = weigh_masked(&state, scores, weights, i0 + row, j0 + share);
+      } else {
+        scale = weigh(&state, scores, weights);
+      }
+      if share == 0u { factor[row] = scale; }
+      if own_row && scale != 1.0 { atomicStore(&grown[turn], 1u); }
       place(&values, thread, V_AT);
       place(&keys, thread, K_AT);
-      if own_row && weigh(&state, thread, i0 + thread, j0, masked) { atomicStore(&grown[turn], 1u); }
       workgroupBarrier();
       if subgroupBroadcastFirst(atomicLoad(&grown[turn])) != 0u { scale_rows(&sum, thread, part, working); }
       turn = 1u - turn;
       if thread == 0u { atomicStore(&grown[turn], 0u); }
+      fetch_values(&values, thread, j0 + TILE_N, v_first, is_masked(j0 + TILE_N, plain, options));
+      fetch_keys(&keys, thread, j0 + 2u * TILE_N, k_first, is_masked(j0 + 2u * TILE_N, plain, options));
       if working { add_values(&sum, part); }
     }
 
-    if own_row {
-      store_statistics(i0 + thread, state.reference, state.total);
-      factor[thread] = select(0.0, 1.0 / state.total, state.total > 0.0);
+    if own_row && share == 0u {
+      store_statistics(i0 + row, state.reference, state.total);
+      factor[row] = select(0.0, 1.0 / state.total, state.total > 0.0);
     }
     for (var round = 0u; round < ROUNDS; round++) {
       if working { show(&sum, part, round); }

@@ -187,6 +187,30 @@ pub(crate) const MATRIX_HEADS_64: Class =
 pub(crate) const MATRIX_HEADS_128: Class =
     class!("64x16.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 16, BLOCKS: 1, HEAD_BLOCKS: 8);
 
+/// As [`MATRIX_HEADS_64`], with twice as many keys between barriers.
+pub(crate) const MATRIX_HEADS_64_KEYS: Class =
+    class!("64x64.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 64, BLOCKS: 1, HEAD_BLOCKS: 4);
+
+/// As [`MATRIX_HEADS_64`], eight subgroups that share every key.
+pub(crate) const MATRIX_HEADS_64_QUERIES: Class =
+    class!("128x32.h64m16", MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 4);
+
+/// As [`MATRIX_HEADS_64`], 32 queries a subgroup, which takes every key from workgroup memory half as often.
+pub(crate) const MATRIX_HEADS_64_BLOCKS: Class =
+    class!("128x32b2.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 128, TILE_N: 32, BLOCKS: 2, HEAD_BLOCKS: 4);
+
+/// As [`MATRIX_HEADS_128`], with twice as many keys between barriers.
+pub(crate) const MATRIX_HEADS_128_KEYS: Class =
+    class!("64x32.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 8);
+
+/// With three times as many.
+pub(crate) const MATRIX_HEADS_128_MORE_KEYS: Class =
+    class!("64x48.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 48, BLOCKS: 1, HEAD_BLOCKS: 8);
+
+/// As [`MATRIX_HEADS_128_KEYS`], eight subgroups that share every key.
+pub(crate) const MATRIX_HEADS_128_QUERIES: Class =
+    class!("128x32.h128m16", MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 8);
+
 /// As [`MATRIX_HEADS_64`], of smaller matrices.
 pub(crate) const MATRIX_HEADS_64_M8: Class =
     class!("64x32.h64m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 2, HEAD_BLOCKS: 8);

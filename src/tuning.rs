@@ -3,9 +3,10 @@
 use crate::classes::{
     CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
-    MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
-    MATRIX_HEADS_128_M8, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32,
-    TILE_64, TILE_128, TILE_128X64,
+    MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_BLOCKS,
+    MATRIX_HEADS_64_KEYS, MATRIX_HEADS_64_M8, MATRIX_HEADS_64_QUERIES, MATRIX_HEADS_128, MATRIX_HEADS_128_KEYS,
+    MATRIX_HEADS_128_M8, MATRIX_HEADS_128_MORE_KEYS, MATRIX_HEADS_128_QUERIES, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128,
+    ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::storage::{DeviceClass, MatrixSize, Storage, Tier};
 use crate::variant::Variant;
@@ -430,6 +431,54 @@ static TABLE: &[Row] = &[
         |c, _| c.columns.max(c.depth) <= 256,
         |c, _| c.takes_few(8),
         "few queries: all cores are busy, and each key is read once; six waves by workgroup memory, where sums of all threads meet",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_64_KEYS,
+        |c, d| c.columns.max(c.depth) <= 64 && on_matrices::<16, 49_152>(c, d),
+        |_, _| false,
+        "to be measured on a large GPU",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_64_QUERIES,
+        |c, d| c.columns.max(c.depth) <= 64 && on_matrices::<16, 40_960>(c, d),
+        |_, _| false,
+        "to be measured on a large GPU",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_64_BLOCKS,
+        |c, d| c.columns.max(c.depth) <= 64 && on_matrices::<16, 40_960>(c, d),
+        |_, _| false,
+        "to be measured on a large GPU",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_128_KEYS,
+        |c, d| c.columns.max(c.depth) <= 128 && on_matrices::<16, 33_280>(c, d),
+        |_, _| false,
+        "to be measured on a large GPU",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_128_MORE_KEYS,
+        |c, d| c.columns.max(c.depth) <= 128 && on_matrices::<16, 49_152>(c, d),
+        |_, _| false,
+        "to be measured on a large GPU",
+    ),
+    matrix(
+        Operation::Attention,
+        "attention_matrix",
+        &MATRIX_HEADS_128_QUERIES,
+        |c, d| c.columns.max(c.depth) <= 128 && on_matrices::<16, 49_152>(c, d),
+        |_, _| false,
+        "to be measured on a large GPU",
     ),
     matrix(
         Operation::Attention,

@@ -91,9 +91,10 @@ pub use visibility::Visibility;
 use crate::classes::{
     CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
-    MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_128,
-    MATRIX_HEADS_128_M8, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, REDUCE, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8,
-    TILE_32, TILE_64, TILE_128, TILE_128X64,
+    MATRIX_32, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_BLOCKS,
+    MATRIX_HEADS_64_KEYS, MATRIX_HEADS_64_M8, MATRIX_HEADS_64_QUERIES, MATRIX_HEADS_128, MATRIX_HEADS_128_KEYS,
+    MATRIX_HEADS_128_M8, MATRIX_HEADS_128_MORE_KEYS, MATRIX_HEADS_128_QUERIES, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128,
+    REDUCE, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
@@ -170,7 +171,18 @@ static FAMILIES: &[Family] = &[
     family(&attention::KERNEL_REDUCE, &[&REDUCE], Storage::SINGLES),
     matrix_family(
         &attention::KERNEL_MATRIX,
-        &[&MATRIX_HEADS_64, &MATRIX_HEADS_128, &MATRIX_HEADS_64_M8, &MATRIX_HEADS_128_M8],
+        &[
+            &MATRIX_HEADS_64,
+            &MATRIX_HEADS_128,
+            &MATRIX_HEADS_64_M8,
+            &MATRIX_HEADS_128_M8,
+            &MATRIX_HEADS_64_KEYS,
+            &MATRIX_HEADS_64_QUERIES,
+            &MATRIX_HEADS_64_BLOCKS,
+            &MATRIX_HEADS_128_KEYS,
+            &MATRIX_HEADS_128_MORE_KEYS,
+            &MATRIX_HEADS_128_QUERIES,
+        ],
     ),
     family(&attention_scores::KERNEL, &[&PLAIN_64], Storage::ALL),
     family(&attention_weights::KERNEL, &[&PLAIN_64], Storage::ALL),
@@ -324,7 +336,7 @@ mod tests {
         let all = variants();
         let names: std::collections::HashSet<_> = all.iter().map(Variant::name).collect();
         assert_eq!(names.len(), all.len());
-        assert!(all.len() <= 280, "{} variants", all.len());
+        assert!(all.len() <= 290, "{} variants", all.len());
         let wide = all.iter().filter(|v| v.features().is_empty() && Storage::WIDE.contains(&v.storage)).count();
         assert!(wide <= 92, "{wide} core variants of f32");
     }

@@ -9,7 +9,16 @@ use tileformer::convenience::{Gpu, NO_ADAPTER, Setup};
 use tileformer::{Options, Variant, kernels, wgpu};
 
 /// Classes beyond 32 KiB of workgroup memory: where there are no matrix units there may be no more than that.
-const LARGE: [&str; 2] = ["128x128x32m16", "128x128x16m16"];
+const LARGE: [&str; 8] = [
+    "128x128x32m16",
+    "128x128x16m16",
+    "64x64.h64m16",
+    "128x32.h64m16",
+    "128x32b2.h64m16",
+    "64x32.h128m16",
+    "64x48.h128m16",
+    "128x32.h128m16",
+];
 
 fn open() -> Gpu {
     // SAFETY: a test may use experimental features; what they break, fails.
