@@ -58,6 +58,8 @@ pub struct Builder {
     slots: Vec<Slot>,
     by_name: HashMap<String, usize>,
     dispatches: Vec<Dispatch>,
+    /// What the next dispatch was chosen for, where it was chosen.
+    case: Option<Case>,
     arena: Vec<u8>,
     arena_parts: HashMap<Vec<u8>, usize>,
 }
@@ -74,6 +76,7 @@ impl Builder {
             slots: Vec::new(),
             by_name: HashMap::new(),
             dispatches: Vec::new(),
+            case: None,
             arena: Vec::new(),
             arena_parts: HashMap::new(),
         }
@@ -285,9 +288,26 @@ impl Builder {
         }
     }
 
-    /// The variant that the table, or a pin of the caller's, has for a case.
-    pub(crate) fn choice(&self, case: &Case) -> Choice {
-        tuning::choose(case, self.kernels.class(), &self.kernels.options().pinned)
+    /// The variant of the next dispatch, which is about `case`: a pin of the caller's, else what was measured, else the table's.
+    pub(crate) fn choice(&mut self, case: &Case) -> Choice {
+        self.case = Some(*case);
+        let (class, options) = (self.kernels.class(), self.kernels.options());
+        let measured = || options.tuned.as_ref()?.choice(case, class, options.batch_invariant);
+        let pinned = tuning::pinned(case, class, &options.pinned);
+        pinned.or_else(measured).unwrap_or_else(|| tuning::best(case, class))
+    }
+
+    /// The same without a look at what was measured, and no dispatch need follow.
+    pub(crate) fn unmeasured_choice(&self, case: &Case) -> Choice {
+        let (class, options) = (self.kernels.class(), self.kernels.options());
+        tuning::pinned(case, class, &options.pinned).unwrap_or_else(|| tuning::best(case, class))
+    }
+
+    /// Appends a dispatch that ends what the one before it began: the two are one choice.
+    pub(crate) fn launch_second<P: bytemuck::Pod>(&mut self, launch: Launch<'_, P>) -> Result<()> {
+        self.launch(launch)?;
+        self.dispatches.iter_mut().next_back().into_iter().for_each(|last| last.second = true);
+        Ok(())
     }
 
     /// Appends a dispatch.
@@ -345,6 +365,8 @@ impl Builder {
         self.dispatches.push(Dispatch {
             label: label.to_owned(),
             variant,
+            case: self.case.take(),
+            second: false,
             grid,
             unaligned_grid,
             flops,

@@ -10,7 +10,12 @@ pub(crate) struct Class {
 impl Class {
     /// The constant `name`; every class of a kernel has the same ones.
     pub(crate) fn get(&self, name: &str) -> u32 {
-        self.constants.iter().find(|(n, _)| *n == name).map_or(1, |(_, value)| *value)
+        self.find(name).unwrap_or(1)
+    }
+
+    /// The constant `name`, where the class has it.
+    pub(crate) fn find(&self, name: &str) -> Option<u32> {
+        self.constants.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::scratch::checked;
 use crate::storage::{DeviceClass, MatrixSize};
 use crate::tensor::Element;
+use crate::tuned::Tuned;
 use crate::variant::{Binding, Emulate, GRID_FOLD, Variant};
 
 /// Bytes bound in place of an absent tensor: a multiple of every offset alignment.
@@ -35,6 +36,8 @@ pub struct Options {
     pub f32_by_matrices: bool,
     /// Variants to prefer over the table's choice, wherever they can run.
     pub pinned: Vec<Variant>,
+    /// What was measured on this device: taken over the table's choice, where nothing is pinned.
+    pub tuned: Option<Tuned>,
     unchecked: bool,
     emulated_matrices: Option<(MatrixSize, Emulate)>,
 }
@@ -80,6 +83,13 @@ impl Options {
     pub fn with_pinned(mut self, variant: Variant) -> Self {
         self.pinned.push(variant);
         self
+    }
+
+    /// With a table of what was measured on this device, in place of one that was there. It decides for the exact shapes that
+    /// it has; the built-in table does for all others. Sums may come in another order then, as they do on another device.
+    #[must_use]
+    pub fn with_tuned(self, tuned: Tuned) -> Self {
+        Self { tuned: Some(tuned), ..self }
     }
 
     /// With shaders that check no index: hot loops lose a clamp for each load and store.
@@ -160,12 +170,13 @@ pub struct Kernels {
     inner: Arc<Inner>,
 }
 
+#[derive(Clone)]
 struct Inner {
     device: wgpu::Device,
     limits: wgpu::Limits,
     class: DeviceClass,
     options: Options,
-    pipelines: Mutex<HashMap<Variant, Pipeline>>,
+    pipelines: Arc<Mutex<HashMap<Variant, Pipeline>>>,
     /// Stand in for tensors that are left out: inputs, outputs.
     nothing: [wgpu::Buffer; 2],
 }
@@ -180,7 +191,8 @@ impl Kernels {
     /// The crate on `device`.
     ///
     /// # Errors
-    /// [`Error::Limit`] for a device below WebGPU's default limits where the core tier needs them.
+    /// [`Error::Limit`] for a device below WebGPU's default limits where the core tier needs them, [`Error::Option`] for a table
+    /// that was measured on another device or by another version of this crate, or that names variants that there are not.
     pub fn new(device: &wgpu::Device, options: Options) -> Result<Self> {
         let limits = device.limits();
         for (limit, needed, allowed) in [
@@ -212,8 +224,18 @@ impl Kernels {
             class.matrix = Some(size);
             class.features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         }
-        let inner = Inner { device: device.clone(), limits, class, options, pipelines: Mutex::default(), nothing };
+        if let Some(tuned) = &options.tuned {
+            tuned.check(&Tuned::new(device, &class))?;
+        }
+        let inner = Inner { device: device.clone(), limits, class, options, pipelines: Arc::default(), nothing };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The same, its compiled pipelines too, with another table of what was measured.
+    #[cfg(feature = "convenience")]
+    pub(crate) fn with_tuned(&self, tuned: Tuned) -> Self {
+        let options = self.options().clone().with_tuned(tuned);
+        Self { inner: Arc::new(Inner { options, ..(*self.inner).clone() }) }
     }
 
     /// The device.

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::Kernels;
 use crate::shape::Layout;
 use crate::tensor::Element;
+use crate::tuning::Case;
 use crate::variant::{Binding, Variant};
 
 /// Declares a kernel's parameters: a plain struct whose fields a test compares with WGSL's, one by one.
@@ -190,6 +191,12 @@ pub(crate) fn shared<K: PartialEq>(operands: &[Operand], place: impl Fn(Tensor) 
 pub struct Dispatch {
     pub(crate) label: String,
     pub(crate) variant: Variant,
+    /// What the variant was chosen for, where there was a choice.
+    #[cfg_attr(not(feature = "convenience"), allow(dead_code))]
+    pub(crate) case: Option<Case>,
+    /// Whether it ends what the dispatch before it began: the choice was for both.
+    #[cfg_attr(not(feature = "convenience"), allow(dead_code))]
+    pub(crate) second: bool,
     pub(crate) grid: [u32; 3],
     /// The grid of the variant's unaligned form.
     pub(crate) unaligned_grid: [u32; 3],

@@ -4,6 +4,7 @@ use crate::tensor::Element;
 
 /// How the activations and weights of a dispatch lie in memory, and how many of them a shader loads at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub(crate) enum Storage {
     /// Single f32: any offset, stride and inner size.
     F32,
@@ -98,6 +99,7 @@ impl Storage {
 
 /// Which features of the device a compiled form is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub(crate) enum Tier {
     /// WebGPU's defaults.
     Core,

@@ -13,6 +13,7 @@ use crate::variant::Variant;
 
 /// What a row of the table is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub(crate) enum Operation {
     Linear,
     /// `linear_few` without a norm, as if there were few rows whatever their number: the classes of a device sum in one order.
@@ -363,7 +364,7 @@ static TABLE: &[Row] = &[
         Operation::Linear,
         "linear_split",
         &PLAIN_64,
-        ANY,
+        SINGLES,
         |_, _| false,
         "never chosen: stands in for the other tiles where views are not aligned",
     ),
@@ -637,26 +638,45 @@ static TABLE: &[Row] = &[
     ),
 ];
 
-/// The variant for a case: the first of `pinned` that can run it, else the table's.
-pub(crate) fn choose(case: &Case, device: &DeviceClass, pinned: &[Variant]) -> Choice {
-    let runs = |row: &&Row| {
+impl Row {
+    fn choice(&self, case: &Case) -> Choice {
+        let kernel = if self.kernel.is_empty() { case.kernel } else { self.kernel };
+        Choice { kernel, class: self.class, tier: self.tier }
+    }
+}
+
+/// Every choice that can run a case, in the table's order; those of rows that need more than they have to fit come more than once.
+pub(crate) fn fitting<'a>(case: &'a Case, device: &'a DeviceClass) -> impl Iterator<Item = Choice> + 'a {
+    rows(case, device).map(|row| row.choice(case))
+}
+
+fn rows<'a>(case: &'a Case, device: &'a DeviceClass) -> impl Iterator<Item = &'static Row> + 'a {
+    TABLE.iter().filter(|row| {
         let needed = row.tier.features(case.storage);
         let kernel = row.kernel.is_empty() || case.kernel.is_empty() || row.kernel == case.kernel;
         row.operation == case.operation && kernel && device.features.contains(needed) && (row.fits)(case, device)
-    };
-    let choice = |row: &Row| Choice {
-        kernel: if row.kernel.is_empty() { case.kernel } else { row.kernel },
-        class: row.class,
-        tier: row.tier,
-    };
-    let rows = || TABLE.iter().filter(runs);
-    let is_pinned = |row: &&Row| {
-        let Choice { kernel, class, tier } = choice(row);
+    })
+}
+
+/// The first choice that can run a case and is one of `pinned`.
+pub(crate) fn pinned(case: &Case, device: &DeviceClass, pinned: &[Variant]) -> Option<Choice> {
+    fitting(case, device).find(|choice| {
+        let &Choice { kernel, class, tier } = choice;
         pinned.iter().any(|p| (p.kernel.name, p.class.name, p.tier) == (kernel, class.name, tier))
-    };
-    let row = rows().find(is_pinned).or_else(|| rows().find(|row| (row.best)(case, device)));
+    })
+}
+
+/// The table's choice.
+pub(crate) fn best(case: &Case, device: &DeviceClass) -> Choice {
+    let row = rows(case, device).find(|row| (row.best)(case, device));
     // The last row of every operation is for anything.
-    row.map_or(Choice { kernel: case.kernel, class: &FLAT, tier: Tier::Core }, choice)
+    row.map_or(Choice { kernel: case.kernel, class: &FLAT, tier: Tier::Core }, |row| row.choice(case))
+}
+
+/// Whether some row of an operation has this kernel (its own, or that of the case for all), class and tier.
+pub(crate) fn has_row(operation: Operation, [asked, kernel, class]: [&str; 3], tier: Tier) -> bool {
+    let same = |row: &Row| if row.kernel.is_empty() { asked == kernel } else { row.kernel == kernel };
+    TABLE.iter().any(|row| (row.operation, row.class.name, row.tier) == (operation, class, tier) && same(row))
 }
 
 #[cfg(test)]
@@ -677,6 +697,53 @@ mod tests {
             };
             assert!(all.iter().any(there), "no variant {} {}", row.kernel, row.class.name);
         }
+    }
+
+    fn case(row: &Row, storage: Storage) -> Case {
+        Case {
+            operation: row.operation,
+            kernel: row.kernel,
+            storage,
+            rows: 64,
+            columns: 64,
+            depth: 64,
+            ragged_columns: false,
+            invariant: false,
+            cached: false,
+        }
+    }
+
+    /// Rule: what a row fits there is a variant for. A pin or a measurement may choose it whatever is best.
+    #[test]
+    fn every_row_fits_only_storages_that_its_variant_comes_in() {
+        let all = crate::kernels::variants();
+        let mut count = 0;
+        for row in TABLE.iter().filter(|row| !row.kernel.is_empty()) {
+            for matrix in [MatrixSize::M8, MatrixSize::M16] {
+                for &storage in Storage::ALL {
+                    let device = DeviceClass {
+                        cpu: false,
+                        features: wgpu::Features::all(),
+                        matrix: Some(matrix),
+                        f32_by_matrices: true,
+                        workgroup_bytes: 1 << 16,
+                        invocations: 256,
+                    };
+                    if !(row.fits)(&case(row, storage), &device) {
+                        continue;
+                    }
+                    // `linear_few` takes f16 in pairs on CPU adapters.
+                    let pairs = storage == Storage::F16x4 && row.class.find("K_THREADS") == Some(1);
+                    let stored = if pairs { Storage::Packedx4 } else { storage };
+                    let there = |v: &&Variant| {
+                        (v.kernel.name, v.class.name, v.storage, v.tier) == (row.kernel, row.class.name, stored, row.tier)
+                    };
+                    assert!(all.iter().any(|v| there(&v)), "{} {} {}", row.kernel, stored.name(), row.class.name);
+                    count += 1;
+                }
+            }
+        }
+        assert!(count > 0);
     }
 
     /// Rule: a shader that declares more workgroup memory than every device has fits only devices that have it.
@@ -704,17 +771,7 @@ mod tests {
             let rows = || TABLE.iter().filter(|r| (r.kernel, r.class.name) == (variant.kernel.name, variant.class.name));
             assert!(rows().count() > 0, "{variant:?} is in no row");
             for row in rows() {
-                let case = Case {
-                    operation: row.operation,
-                    kernel: row.kernel,
-                    storage: variant.storage,
-                    rows: 64,
-                    columns: 64,
-                    depth: 64,
-                    ragged_columns: false,
-                    invariant: false,
-                    cached: false,
-                };
+                let case = case(row, variant.storage);
                 assert!(!(row.fits)(&case, &device(bytes - 1)), "{variant:?} needs {bytes} bytes");
                 assert!((row.fits)(&case, &device(49_152)), "{variant:?} fits no device");
             }

@@ -7,6 +7,7 @@ mod beams;
 mod checkpoint;
 mod decoding;
 mod readback;
+mod tune;
 mod upload;
 
 pub use beams::BeamPlans;
@@ -27,7 +28,7 @@ pub struct Setup {
     pub core_only: bool,
 }
 
-/// A device with its queue, opened by this module.
+/// A device with its queue: opened by this module, or one's own, put together from its parts.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     /// Which adapter it is.
@@ -151,13 +152,23 @@ impl Gpu {
     /// As [`Timing::new`] and [`Gpu::run`].
     pub fn time(&self, plan: &Plan) -> Result<Vec<(String, f64)>> {
         self.expect_own(plan)?;
+        let encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let timing = Timing::new(plan)?;
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        plan.record_timed(&mut encoder, &timing)?;
+        let times = self.time_behind(encoder, plan, &timing)?;
+        Ok(times.into_iter().map(|(label, time)| (label.to_owned(), time)).collect())
+    }
+
+    /// Runs a plan once behind what is recorded, and gives each dispatch's label and nanoseconds.
+    fn time_behind<'a>(
+        &self,
+        mut encoder: wgpu::CommandEncoder,
+        plan: &Plan,
+        timing: &'a Timing,
+    ) -> Result<Vec<(&'a str, f64)>> {
+        plan.record_timed(&mut encoder, timing)?;
         let returning = self.submit_back(encoder, timing.readback().clone());
         let period = self.queue.get_timestamp_period();
-        let times = self.receive(&returning, |bytes| timing.nanoseconds(bytes, period))?;
-        Ok(times.into_iter().map(|(label, time)| (label.to_owned(), time)).collect())
+        self.receive(&returning, |bytes| timing.nanoseconds(bytes, period))
     }
 
     /// Waits until all submitted work is done.

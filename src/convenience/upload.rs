@@ -159,7 +159,8 @@ impl Gpu {
         Ok(view)
     }
 
-    fn buffer(&self, bytes: u64) -> Result<wgpu::Buffer> {
+    /// A buffer for a tensor, copied to and from.
+    pub(super) fn buffer(&self, bytes: u64) -> Result<wgpu::Buffer> {
         let allowed = self.device.limits().max_buffer_size;
         if bytes > allowed {
             return Err(Error::Limit { what: "buffer".into(), limit: "max_buffer_size", needed: bytes, allowed });

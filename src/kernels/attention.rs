@@ -172,7 +172,7 @@ impl Builder {
                 return Err(Error::Limit { what, limit: "max_storage_buffer_binding_size", needed, allowed });
             }
             // Too many parts for a binding: what more queries would take.
-            choice = self.choice(&Case { rows: usize::MAX, ..case });
+            choice = self.unmeasured_choice(&Case { rows: usize::MAX, ..case });
         }
         let (kernel, queries) = if choice.kernel == KERNEL_MATRIX.name {
             (&KERNEL_MATRIX, choice.class.get("TILE_M"))
@@ -272,7 +272,7 @@ impl Builder {
             bytes: None,
         })?;
         let threads = rows * u64::from(params.value_size.div_ceil(4));
-        self.launch(Launch {
+        self.launch_second(Launch {
             label: &format!("{label}.reduce"),
             variant: Variant::core(&KERNEL_REDUCE, &REDUCE, variant.storage.in_groups(false)),
             workgroups: threads.div_ceil(u64::from(REDUCE.get("THREADS"))),

@@ -231,7 +231,7 @@ impl Builder {
             bytes: None,
         };
         self.launch_in_forms(launch, workgroups(classes::unaligned(choice.class)))?;
-        self.launch(Launch {
+        self.launch_second(Launch {
             label,
             variant: Variant::core(&KERNEL_SUM, &FLAT, storage),
             workgroups: (rows as u64 * columns.div_ceil(4) as u64).div_ceil(u64::from(FLAT.get("THREADS"))),
