@@ -84,8 +84,8 @@ fn load_values(thread: u32, j0: u32, masked: bool) {
 }
 
 // The finished scores of row i and keys j .. j + 3, by the bits of −∞ where one is hidden.
-fn finish(score: vec4<f32>, exist: vec4<bool>, i: u32, j: u32) -> vec4<f32> {
-  return bitcast<vec4<f32>>(finish_scores(score, exist, batch_index, head_index, current, i, j));
+fn finish(product: vec4<f32>, exist: vec4<bool>, i: u32, j: u32) -> vec4<f32> {
+  return bitcast<vec4<f32>>(finish_scores(product, exist, batch_index, head_index, current, i, j));
 }
 
 // A score that takes part in a maximum.
@@ -145,8 +145,11 @@ fn work(id: vec3<u32>, thread: u32) {
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
       let row = i0 + (ty + i * GROUPS_M) * 4u;
       for (var r = 0u; r < 4u; r++) {  // unroll
-        scores[i * 4u + r] = scale_scores(scores[i * 4u + r]);
-        if masked { scores[i * 4u + r] = finish(scores[i * 4u + r], exist, row + r, j0 + tx * 4u); }
+        if masked {
+          scores[i * 4u + r] = finish(scores[i * 4u + r], exist, row + r, j0 + tx * 4u);
+        } else {
+          scores[i * 4u + r] = scale_scores(scores[i * 4u + r], vec4<f32>(0.0));
+        }
       }
       let t = transpose(mat4x4<f32>(shown(scores[i * 4u]), shown(scores[i * 4u + 1u]), shown(scores[i * 4u + 2u]),
                                     shown(scores[i * 4u + 3u])));

@@ -41,7 +41,6 @@ const SHARE: u32 = TILE_N / 4u / ROW_THREADS;  // groups of four scores of a thr
 const STEP: u32 = ROW_THREADS * 4u;
 
 const LOG2_E: f32 = 1.4426950408889634;
-const LN_2: f32 = 0.6931471805599453;
 
 alias Query = array<MatrixA, BLOCKS * HEAD_BLOCKS>;     // [block of rows][block of columns]
 alias Output = array<MatrixC, BLOCKS * HEAD_BLOCKS>;
@@ -243,8 +242,8 @@ fn weigh_masked(state: ptr<function, Softmax>, scores: u32, weights: u32, i: u32
   var tops = vec4<f32>(LOWEST);
   for (var g = 0u; g < SHARE; g++) {
     let exist = keys_exist(batch_index, current, j + g * STEP);
-    let scaled = scale_scores(get_sums(scores + g * STEP));
-    let score = bitcast<vec4<f32>>(finish_scores(scaled, exist, batch_index, head_index, current, i, j + g * STEP));
+    let product = get_sums(scores + g * STEP);
+    let score = bitcast<vec4<f32>>(finish_scores(product, exist, batch_index, head_index, current, i, j + g * STEP));
     put_sums(scores + g * STEP, score);
     tops = max(tops, select(score, vec4<f32>(LOWEST), is_hidden(score)));
   }

@@ -80,7 +80,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       }
     }
     for (var i = 0u; i < QUERIES; i++) {  // unroll
-      let score = scale_score((sum[i].x + sum[i].y) + (sum[i].z + sum[i].w));
+      let score = (sum[i].x + sum[i].y) + (sum[i].z + sum[i].w);
       weights[i * KEYS + n] = finish_scores(vec4<f32>(score), vec4<bool>(exists), b, h, s, i0 + i, j).x;
     }
   }

@@ -46,7 +46,7 @@ struct Params {
 // The weights of query i and keys j .. j + 3, given their products.
 fn store_weights(products: vec4<f32>, b: u32, h: u32, s: Sequence, i: u32, j: u32) {
   if i >= params.longest_q || j >= params.longest_k { return; }
-  let bits = finish_scores(scale_scores(products), keys_exist(b, s, j), b, h, s, i, j);
+  let bits = finish_scores(products, keys_exist(b, s, j), b, h, s, i, j);
   let row = params.statistics_offset + b * params.statistics_batch + h * params.statistics_head + i;
   let score = bitcast<vec4<f32>>(select(bits, vec4<u32>(bitcast<u32>(LOWEST)), bits == vec4<u32>(MINUS_INFINITY)));
   let weight = exp0(score - statistics[row]) / statistics[row + params.statistics_kind];

@@ -67,6 +67,9 @@ fn s4(row: u32, c: u32) -> vec4<f32> {
   return v;
 }
 
+// d − total · reciprocal, where d are deviations from the shift, total their sum, and reciprocal 1 / columns.
+fn centred(d: vec4<f32>, total: f32, reciprocal: f32) -> vec4<f32> { return fma(vec4<f32>(-total), vec4<f32>(reciprocal), d); }
+
 fn store(row: u32, c: u32, v: vec4<f32>) {
   let at = params.y_offset + row * params.y_row + c;
   for (var l = 0u; l < 4u / LANES; l++) {
@@ -81,7 +84,7 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
   let live = first + thread / ROW_THREADS < params.rows;
   let start = thread % ROW_THREADS * 4u;
   let last = (params.columns - 1u) / 4u * 4u;
-  let columns = f32(params.columns);
+  let reciprocal = 1.0 / f32(params.columns);
   let shift = select(0.0, s4(row, 0u).x, params.centered != 0u);
 
   // All loads stand before the first use. Groups behind the last one load that again: cheaper than a branch each.
@@ -105,40 +108,52 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
     if live { store_sum(row, c, s); }
     sum += keep(s - shift, params.columns - c);
   }
-  var mean = 0.0;
-  if params.centered != 0u { mean = row_sum(0u, thread, subgroup, (sum.x + sum.y) + (sum.z + sum.w)) / columns; }
+  // The mean stays a sum until it is taken off: a product that feeds an addition would not have the same bits in every form.
+  var total = 0.0;
+  if params.centered != 0u { total = row_sum(0u, thread, subgroup, (sum.x + sum.y) + (sum.z + sum.w)); }
 
   var squares = vec4<f32>(0.0);
   for (var g = 0u; g < GROUPS; g++) {
     let c = start + g * STEP;
-    kept[g] -= mean;
+    kept[g] = centred(kept[g], total, reciprocal);
     let d = select(vec4<f32>(0.0), keep(kept[g], params.columns - c), c < params.columns);
     squares = fma(d, d, squares);
   }
   for (var c = start + GROUPS * STEP; c < params.columns; c += STEP) {
-    let d = keep(s4(row, c) - shift - mean, params.columns - c);
+    let d = keep(centred(s4(row, c) - shift, total, reciprocal), params.columns - c);
     squares = fma(d, d, squares);
   }
-  let variance = row_sum(1u, thread, subgroup, (squares.x + squares.y) + (squares.z + squares.w)) / columns;
-  let spread = variance + params.eps;
+  let spread = fma(row_sum(1u, thread, subgroup, (squares.x + squares.y) + (squares.z + squares.w)), reciprocal, params.eps);
   let inverse = select(0.0, inverseSqrt(spread), spread > 0.0);  // a constant row with eps 0 has no deviations to scale
-  if live && start == 0u { store_statistics(row, shift + mean, inverse); }
+  if live && start == 0u { store_statistics(row, fma(total, reciprocal, shift), inverse); }
 
-  for (var g = 0u; g < GROUPS; g++) { kept[g] *= inverse; }
-  if params.weight != 0u {
-    for (var g = 0u; g < GROUPS; g++) { kept[g] *= weight4(min(start + g * STEP, last)); }
-  }
-  if params.bias != 0u {
-    for (var g = 0u; g < GROUPS; g++) { kept[g] += bias4(min(start + g * STEP, last)); }
+  if params.bias == 0u {
+    for (var g = 0u; g < GROUPS; g++) { kept[g] *= inverse; }
+    if params.weight != 0u {
+      for (var g = 0u; g < GROUPS; g++) { kept[g] *= weight4(min(start + g * STEP, last)); }
+    }
+  } else if params.weight == 0u {
+    for (var g = 0u; g < GROUPS; g++) { kept[g] = fma(kept[g], vec4<f32>(inverse), bias4(min(start + g * STEP, last))); }
+  } else {
+    for (var g = 0u; g < GROUPS; g++) {
+      let c = min(start + g * STEP, last);
+      kept[g] = fma(kept[g] * inverse, weight4(c), bias4(c));
+    }
   }
   for (var g = 0u; g < GROUPS; g++) {
     let c = start + g * STEP;
     if live && c < params.columns { store(row, c, kept[g]); }
   }
   for (var c = start + GROUPS * STEP; live && c < params.columns; c += STEP) {
-    var v = (s4(row, c) - shift - mean) * inverse;
-    if params.weight != 0u { v *= weight4(c); }
-    if params.bias != 0u { v += bias4(c); }
+    let d = centred(s4(row, c) - shift, total, reciprocal);
+    var v = d * inverse;
+    if params.bias == 0u {
+      if params.weight != 0u { v *= weight4(c); }
+    } else if params.weight == 0u {
+      v = fma(d, vec4<f32>(inverse), bias4(c));
+    } else {
+      v = fma(v, weight4(c), bias4(c));
+    }
     store(row, c, v);
   }
 }

@@ -13,7 +13,7 @@ const PASSES: u32 = 1u;
 
 fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>) {
   let row = m + r;
-  let v = biased(sum, n);
+  let v = biased(sum, n, vec4<f32>(0.0));
   let s = params.sequences_offset + owner * params.sequence_stride;
   let key = sequences[s + 3u] - sequences[s + 1u] + (row - sequences[s]);  // wraps to more than any capacity where negative
   let key_row = sequences[s + 2u] + key;

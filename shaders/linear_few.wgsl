@@ -12,11 +12,12 @@ const PASSES: u32 = 1u;
 
 fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>) {
   let row = m + r;
-  var v = biased(sum, n);
+  var added = vec4<f32>(0.0);
   if params.residual != 0u {
     let at = params.residual_offset + row * params.residual_row + n;
-    v += group4(residual[at / LANES], residual[(at + 1u) / LANES], residual[(at + 2u) / LANES], residual[(at + 3u) / LANES]);
+    added = group4(residual[at / LANES], residual[(at + 1u) / LANES], residual[(at + 2u) / LANES], residual[(at + 3u) / LANES]);
   }
+  let v = biased(sum, n, added);
   let at = params.y_offset + row * params.y_row + n;
   for (var c = 0u; c < 4u / LANES; c++) {
     if n + c * LANES < params.d_out { y[at / LANES + c] = pick(v, c); }

@@ -15,7 +15,7 @@ const PASSES: u32 = 64u / (4u * GROUPS);
 var<workgroup> largest: array<vec2<u32>, ROWS * GROUPS>;   // [row][group]: the number and its column, of the passes so far
 
 fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>) {
-  let v = biased(sum, n);
+  let v = biased(sum, n, vec4<f32>(0.0));
   let at = params.y_offset + (m + r) * params.y_row + n;
   let candidates = order(bitcast<vec4<u32>>(v));
   let group = r * GROUPS + n / 4u % GROUPS;

@@ -57,18 +57,18 @@ fn x4(at: u32) -> vec4<u32> {
 // The scaled scores of keys j .. j + 3, by their bits, −∞ behind the last.
 fn plain4(found: vec4<u32>, j: u32) -> vec4<u32> {
   let behind = j + vec4<u32>(0u, 1u, 2u, 3u) >= vec4<u32>(params.longest_k);
-  let scaled = bitcast<vec4<u32>>(params.attention.scale * bitcast<vec4<f32>>(found));
+  let scaled = bitcast<vec4<u32>>(fma(vec4<f32>(params.attention.scale), bitcast<vec4<f32>>(found), vec4<f32>(0.0)));
   return select(scaled, vec4<u32>(MINUS_INFINITY), (found == vec4<u32>(MINUS_INFINITY)) | behind);
 }
 
 // The same, and with whatever options there are.
 fn scores4(row: Row, at: u32, j: u32) -> vec4<u32> {
-  var bits = plain4(x4(at), j);
-  if params.options != 0u {
-    for (var c = 0u; c < 4u; c++) {
-      let v = finish_score(bitcast<f32>(bits[c]), row.b, row.h, row.s, row.i, j + c);
-      bits[c] = select(v, MINUS_INFINITY, bits[c] == MINUS_INFINITY);
-    }
+  let found = x4(at);
+  if params.options == 0u { return plain4(found, j); }
+  var bits: vec4<u32>;
+  for (var c = 0u; c < 4u; c++) {
+    let v = finish_score(bitcast<f32>(found[c]), row.b, row.h, row.s, row.i, j + c);
+    bits[c] = select(v, MINUS_INFINITY, found[c] == MINUS_INFINITY);
   }
   return bits;
 }
@@ -123,15 +123,15 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
     largest = next;
   }
   let top = of_order(row_max(0u, thread, subgroup, order(largest)));
-  sum *= exp0(vec4<f32>(largest - top)).x;
+  var kept_sum = 0.0;
   for (var g = 0u; g < GROUPS; g++) {
     if g * STEP < kept_keys {
       let e = exp4(kept[g], top);
-      sum += (e.x + e.y) + (e.z + e.w);
+      kept_sum += (e.x + e.y) + (e.z + e.w);
       kept[g] = bitcast<vec4<u32>>(e);
     }
   }
-  let total = row_sum(1u, thread, subgroup, sum);
+  let total = row_sum(1u, thread, subgroup, fma(sum, exp0(vec4<f32>(largest - top)).x, kept_sum));
   let inverse = select(0.0, 1.0 / total, total > 0.0);
 
   for (var g = 0u; g < GROUPS; g++) {

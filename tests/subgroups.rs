@@ -58,7 +58,9 @@ fn every_size_gives_the_bits_of_the_core_tier() {
         }
         write("shared/product_quads", &emulated_product());
         // Compilers take long for what is beside the point: activations, which no case has, and whole reductions.
-        write("shared/activate", "fn activate(v: vec4<f32>, kind: u32) -> vec4<f32> { return v; }\n");
+        const NONE: &str =
+            "fn activate_onto(v: vec4<f32>, kind: u32, added: vec4<f32>) -> vec4<f32> { return v + added; }\n";
+        write("shared/activate", NONE);
         write("argmax", include_str!("common/two_reductions.wgsl"));
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "every_size_gives_the_bits_of_the_core_tier"]).env("TILEFORMER_SHADERS", &dir);

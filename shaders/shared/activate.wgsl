@@ -1,7 +1,10 @@
 // The activations, four at a time; the numbers are those of `Activation` in Rust.
 
-// erf to 1.5e-7 relative below 1 and 6e-8 absolute above: x · P(x²), and 1 − exp(Q(|x|)); both polynomials are Chebyshev fits.
-fn erf4(x: vec4<f32>) -> vec4<f32> {
+// No product feeds an addition but by fma, whose bits are the same in every form that an activation is part of.
+
+// 1 + erf(x), erf to 1.5e-7 relative below 1 and 6e-8 absolute above: x · P(x²), and 1 − exp(Q(|x|)); both polynomials are Chebyshev
+// fits.
+fn one_plus_erf4(x: vec4<f32>) -> vec4<f32> {
   let t = min(abs(x), vec4<f32>(4.0));
   let s = min(t, vec4<f32>(1.0)) * min(t, vec4<f32>(1.0));
   var p = vec4<f32>(7.875874871388078e-05);
@@ -20,26 +23,37 @@ fn erf4(x: vec4<f32>) -> vec4<f32> {
   q = fma(q, t, vec4<f32>(-0.6318260431289673));
   q = fma(q, t, vec4<f32>(-1.1302334070205688));
   q = fma(q, t, vec4<f32>(0.0003201380604878068));
-  return select(sign(x) * (1.0 - exp(q)), x * p, abs(x) <= vec4<f32>(1.0));
+  return select(fma(sign(x), 1.0 - exp(q), vec4<f32>(1.0)), fma(x, p, vec4<f32>(1.0)), abs(x) <= vec4<f32>(1.0));
 }
 
-// WGSL's tanh may give NaN for large arguments; past ±15 it is ±1 in f32.
-fn tanh4(x: vec4<f32>) -> vec4<f32> { return tanh(clamp(x, vec4<f32>(-15.0), vec4<f32>(15.0))); }
+// 1 − 2 / (1 + exp(2 |x|)) with the sign of x, and a series near 0: WGSL's tanh is good to 1e-5 absolute only, and may give NaN for large
+// arguments. Past ±15 it is ±1 in f32.
+fn tanh4(x: vec4<f32>) -> vec4<f32> {
+  let t = clamp(x, vec4<f32>(-15.0), vec4<f32>(15.0));
+  let s = t * t;
+  let p = fma(s, fma(s, fma(s, vec4<f32>(0.021869489), vec4<f32>(-0.053968254)), vec4<f32>(0.13333333)), vec4<f32>(-0.33333333));
+  let far = fma(vec4<f32>(-2.0), 1.0 / (1.0 + exp(2.0 * abs(t))), vec4<f32>(1.0));
+  return select(select(far, -far, t < vec4<f32>(0.0)), fma(t * s, p, t), s < vec4<f32>(0.0625));
+}
 
-fn activate(x: vec4<f32>, kind: u32) -> vec4<f32> {
+// 1 / (1 + exp(−x)); below −87 it stays at 1.6e-38.
+fn sigmoid4(x: vec4<f32>) -> vec4<f32> { return 1.0 / (1.0 + exp(-max(x, vec4<f32>(-87.0)))); }
+
+// activation(x) + added
+fn activate_onto(x: vec4<f32>, kind: u32, added: vec4<f32>) -> vec4<f32> {
+  // What a sigmoid of about 0 is multiplied with: all below −87 gives −1.4e-36, as good as the −0 that is right far below.
+  let c = select(x, vec4<f32>(-87.0), x < vec4<f32>(-87.0));
   switch kind {
-    case 1u: { return max(x, vec4<f32>(0.0)); }
-    case 2u: { return 0.5 * x * (1.0 + erf4(x * 0.70710678)); }
-    case 3u: {
-      let c = clamp(x, vec4<f32>(-30.0), vec4<f32>(30.0));  // the cube stays finite; tanh is ±1 long before
-      return 0.5 * x * (1.0 + tanh4(0.79788456 * fma(c * c * c, vec4<f32>(0.044715), c)));
+    case 1u: { return max(x, vec4<f32>(0.0)) + added; }
+    case 2u: { return fma(0.5 * x, one_plus_erf4(x * 0.70710678), added); }
+    case 3u: {  // 0.5 · (1 + tanh(u)) is sigmoid(2 u)
+      let d = clamp(x, vec4<f32>(-30.0), vec4<f32>(30.0));  // the cube stays finite; the sigmoid is 0 or 1 long before
+      return fma(c, sigmoid4(1.5957691 * fma(d * d * d, vec4<f32>(0.044715), d)), added);
     }
-    // exp(-x) stays finite: all below −87 gives −1.4e-36, as good as the −0 that is right far below.
-    case 4u: {
-      let c = select(x, vec4<f32>(-87.0), x < vec4<f32>(-87.0));
-      return c / (1.0 + exp(-c));
-    }
-    case 5u: { return tanh4(x); }
-    default: { return x; }
+    case 4u: { return fma(c, sigmoid4(x), added); }
+    case 5u: { return tanh4(x) + added; }
+    default: { return x + added; }
   }
 }
+
+fn activate(x: vec4<f32>, kind: u32) -> vec4<f32> { return activate_onto(x, kind, vec4<f32>(0.0)); }

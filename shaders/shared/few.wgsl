@@ -3,6 +3,7 @@
 // A workgroup makes ROWS rows × COLUMNS columns, in PASSES of 4 · GROUPS columns: K_THREADS threads share four columns and read
 // neighbouring groups of each weight row, once for all ROWS rows. A row's bits depend neither on ROWS nor on the other rows, nor on
 // whether sums meet in workgroup memory (shared/few_meet.wgsl) or in subgroups (shared/few_subgroups.wgsl), where the entry point is.
+// So no product feeds an addition but by fma: what compilers make of one differs from form to form.
 // The kernel defines
 //   const PASSES: u32
 //   fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>)   what happens to the sums of columns n .. n + 3 of row m + r
@@ -103,9 +104,16 @@ fn norm_bias4(k: u32) -> vec4<f32> {
               params.d_in - k);
 }
 
-// What is added to a row's sum for its mean: x − shift; or for its variance: the squares of x − shift − mean.
+// What is known of a row's norm: the shift, which is the row's first element; −Σ (x − shift), 0 while unknown; 1 / √(variance + eps);
+// 1 / d_in. The mean stays a sum until it is taken off.
+fn norm_at(shift: f32) -> vec4<f32> { return vec4<f32>(shift, 0.0, 0.0, 1.0 / f32(params.d_in)); }
+
+// x − mean, taken off in two parts so that a large mean costs no digits.
+fn centred(v: vec4<f32>, norm: vec4<f32>) -> vec4<f32> { return fma(vec4<f32>(norm.y), vec4<f32>(norm.w), v - norm.x); }
+
+// What is added to a row's sum for its mean: x − shift; or for its variance: the squares of x − mean.
 fn deviation(v: vec4<f32>, k: u32, norm: vec4<f32>, squared: bool, sum: vec4<f32>) -> vec4<f32> {
-  let d = keep(v - norm.x - norm.y, params.d_in - k);
+  let d = keep(centred(v, norm), params.d_in - k);
   return fma(d, select(vec4<f32>(1.0), d, squared), sum);
 }
 
@@ -119,10 +127,10 @@ fn deviations(row: u32, first: u32, norm: vec4<f32>, squared: bool, before: vec4
 
 // What is known of a row's norm once the first or the second of its sums is there. (Ba et al., arXiv 1607.06450)
 fn norm_of(known: vec4<f32>, squared: bool, sums: vec4<f32>) -> vec4<f32> {
-  let average = ((sums.x + sums.y) + (sums.z + sums.w)) / f32(params.d_in);
-  if !squared { return vec4<f32>(known.x, average, 0.0, 0.0); }
-  let spread = average + params.eps;
-  return vec4<f32>(known.xy, select(0.0, inverseSqrt(spread), spread > 0.0), 0.0);
+  let sum = (sums.x + sums.y) + (sums.z + sums.w);
+  if !squared { return vec4<f32>(known.x, -sum, 0.0, known.w); }
+  let spread = fma(sum, known.w, params.eps);
+  return vec4<f32>(known.xy, select(0.0, inverseSqrt(spread), spread > 0.0), known.w);
 }
 
 // The norm's weight and bias for k .. k + 3.
@@ -137,7 +145,7 @@ fn norm_affine(k: u32) -> Affine {
 
 fn normed(v: vec4<f32>, norm: vec4<f32>, affine: Affine) -> vec4<f32> {
   if NORMED == 0u || params.norm == 0u { return v; }
-  return fma((v - norm.x - norm.y) * norm.z, affine.gain, affine.offset);
+  return fma(centred(v, norm) * norm.z, affine.gain, affine.offset);
 }
 
 // norm(x) of a row.
@@ -157,12 +165,12 @@ fn weight_starts(n: u32) -> vec4<u32> {
   return (params.weight_offset + row * params.weight_row) / LANES;
 }
 
-// activation(sum + bias), columns n .. n + 3.
-fn biased(sum: vec4<f32>, n: u32) -> vec4<f32> {
+// activation(sum + bias) + residual, columns n .. n + 3.
+fn biased(sum: vec4<f32>, n: u32, residual: vec4<f32>) -> vec4<f32> {
   var v = sum;
   if params.bias != 0u {
     let at = params.bias_offset + n;
     v += group4(bias[at / LANES], bias[(at + 1u) / LANES], bias[(at + 2u) / LANES], bias[(at + 3u) / LANES]);
   }
-  return activate(v, params.activation);
+  return activate_onto(v, params.activation, residual);
 }

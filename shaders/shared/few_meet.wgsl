@@ -7,7 +7,7 @@ const SHARES: u32 = THREADS / 8u;                          // sums of eight thre
 const MEETING: bool = K_THREADS > 1u || NORMED == 1u;      // whether threads know of each other
 
 var<workgroup> partial: array<vec4<f32>, THREADS * ROWS>;  // [row][place of a thread]
-var<workgroup> norms: array<vec4<f32>, ROWS>;              // what is taken off, twice so that a large mean costs no digits, and the scale
+var<workgroup> norms: array<vec4<f32>, ROWS>;              // what is known of each row's
 var<workgroup> owners: array<u32, ROWS>;
 var<workgroup> staged: array<vec4<f32>, max(CHUNK / 4u, 1u)>;  // norm(x) of one row, as far as there is room
 
@@ -61,7 +61,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   if MEETING {
     for (var r = thread; r < ROWS; r += THREADS) {
       owners[r] = owner_of(m + r);
-      if NORMED == 1u { norms[r] = vec4<f32>(select(0.0, x4(x_start(m + r), 0u).x, params.norm == 1u), 0.0, 0.0, 0.0); }
+      if NORMED == 1u { norms[r] = norm_at(select(0.0, x4(x_start(m + r), 0u).x, params.norm == 1u)); }
     }
     workgroupBarrier();
     for (var r = 0u; r < ROWS; r++) { live = live || owners[r] != NOBODY; }

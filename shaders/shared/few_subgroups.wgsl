@@ -88,7 +88,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_size) subgroup: 
   }
 
   let rest = (thread + AHEAD * STEP) * LANES;
-  var norm = vec4<f32>(0.0);
+  var norm = norm_at(0.0);
   if params.norm == 1u { norm.x = widened(x[start]).x; }
   for (var stage = select(2u, params.norm - 1u, live); stage < 2u; stage++) {
     let squared = stage == 1u;

@@ -3,6 +3,8 @@
 @group(1) @binding(6) var<storage, read_write> out: array<Storage>;          // (q_rows, NH, VS)
 @group(1) @binding(7) var<storage, read_write> statistics: array<u32>;       // (B, NH, T) or (2, B, NH, T), by their bits
 
+const LN_2: f32 = 0.6931471805599453;
+
 // What is wanted of a row: the logarithm of its sum of exponentials, by its bits −∞ where nothing was summed and for a row that
 // the sequence lacks, or its largest score and the sum below it.
 fn store_statistics(i: u32, top: f32, sum: f32) {
@@ -10,7 +12,7 @@ fn store_statistics(i: u32, top: f32, sum: f32) {
   let at = params.statistics_offset + batch_index * params.statistics_batch + head_index * params.statistics_head + i;
   let there = sum > 0.0 && i < current.q_len;
   if params.statistics == 1u {
-    statistics[at] = select(MINUS_INFINITY, bitcast<u32>(top + log(sum)), there);
+    statistics[at] = select(MINUS_INFINITY, bitcast<u32>(fma(log2(sum), LN_2, top)), there);
   } else {
     statistics[at] = bitcast<u32>(top);
     statistics[at + params.statistics_kind] = bitcast<u32>(select(0.0, sum, there));

@@ -11,12 +11,12 @@ fn epilogue(sum: vec4<f32>, m: u32, n: u32) -> vec4<f32> {
     let at = params.bias_offset + n;
     v += group4(bias[at / LANES], bias[(at + 1u) / LANES], bias[(at + 2u) / LANES], bias[(at + 3u) / LANES]);
   }
-  v = activate(v, params.activation);
+  var added = vec4<f32>(0.0);
   if params.residual != 0u {
     let at = params.residual_offset + m * params.residual_row + n;
-    v += group4(residual[at / LANES], residual[(at + 1u) / LANES], residual[(at + 2u) / LANES], residual[(at + 3u) / LANES]);
+    added = group4(residual[at / LANES], residual[(at + 1u) / LANES], residual[(at + 2u) / LANES], residual[(at + 3u) / LANES]);
   }
-  return v;
+  return activate_onto(v, params.activation, added);
 }
 
 // Columns n .. n + 3 of row m, as many of them as y has.

@@ -12,17 +12,14 @@ fn key_range(s: Sequence, i0: u32, count: u32) -> vec2<i32> {
   return vec2<i32>(max(max(p, 0) - params.attention.left, 0), last + min(reach, i32(s.k_len) - 1 - last));
 }
 
-// The bits of the finished scores of query i and keys j .. j + 3 of sequence b, given the scaled and capped ones and which of the
-// keys there are (`keys_exist`); −∞ where hidden.
-fn finish_scores(score: vec4<f32>, exist: vec4<bool>, b: u32, h: u32, s: Sequence, i: u32, j: u32) -> vec4<u32> {
+// The bits of the finished scores of query i and keys j .. j + 3 of sequence b, given their products and which of the keys there are
+// (`keys_exist`); −∞ where hidden.
+fn finish_scores(product: vec4<f32>, exist: vec4<bool>, b: u32, h: u32, s: Sequence, i: u32, j: u32) -> vec4<u32> {
   let range = key_range(s, i, 1u);
   let keys = vec4<i32>(i32(j)) + vec4<i32>(0, 1, 2, 3);
   var visible = (keys >= vec4<i32>(range.x)) & (keys <= vec4<i32>(range.y)) & exist & vec4<bool>(i < s.q_len);
-  var result = score;
+  var added = vec4<f32>(0.0);
   let flags = params.attention.flags;
-  if (flags & ALIBI) != 0u {
-    result -= params.attention.slopes[h / 4u][h % 4u] * vec4<f32>(abs(vec4<i32>(i32(i) + s.offset) - keys));
-  }
   if (flags & (BOOLEAN_MASK | ADDITIVE_MASK)) != 0u {
     // Tiles reach past the last query and key; the mask does not.
     let row = params.attention.mask_offset + b * params.attention.mask_batch + h * params.attention.mask_head
@@ -34,24 +31,28 @@ fn finish_scores(score: vec4<f32>, exist: vec4<bool>, b: u32, h: u32, s: Sequenc
     } else {
       let finite = bits != vec4<u32>(MINUS_INFINITY);
       visible = visible & finite;
-      result += select(vec4<f32>(0.0), bitcast<vec4<f32>>(bits), finite);
+      added = select(vec4<f32>(0.0), bitcast<vec4<f32>>(bits), finite);
     }
   }
-  return select(vec4<u32>(MINUS_INFINITY), bitcast<vec4<u32>>(result), visible);
+  if (flags & ALIBI) != 0u {
+    let distance = vec4<f32>(abs(vec4<i32>(i32(i) + s.offset) - keys));
+    added = fma(vec4<f32>(-params.attention.slopes[h / 4u][h % 4u]), distance, added);
+  }
+  return select(vec4<u32>(MINUS_INFINITY), bitcast<vec4<u32>>(scale_scores(product, added)), visible);
 }
 
-fn finish_score(score: f32, b: u32, h: u32, s: Sequence, i: u32, j: u32) -> u32 {
-  return finish_scores(vec4<f32>(score), vec4<bool>(key_exists(b, s, j)), b, h, s, i, j).x;
+fn finish_score(product: f32, b: u32, h: u32, s: Sequence, i: u32, j: u32) -> u32 {
+  return finish_scores(vec4<f32>(product), vec4<bool>(key_exists(b, s, j)), b, h, s, i, j).x;
 }
 
-// softcap(scale · x). WGSL's tanh is good to 1e-5 absolute, which a large cap multiplies: near 0 its series stands in.
-fn scale_scores(x: vec4<f32>) -> vec4<f32> {
+// softcap(scale · x) + added. WGSL's tanh is good to 1e-5 absolute, which a large cap multiplies: near 0 its series stands in. No product
+// feeds an addition but by fma: what compilers make of one differs from form to form.
+fn scale_scores(x: vec4<f32>, added: vec4<f32>) -> vec4<f32> {
+  if (params.attention.flags & SOFTCAP) == 0u { return fma(vec4<f32>(params.attention.scale), x, added); }
   let scaled = params.attention.scale * x;
-  if (params.attention.flags & SOFTCAP) == 0u { return scaled; }
   let t = clamp(scaled / params.attention.softcap, vec4<f32>(-15.0), vec4<f32>(15.0));
   let s = t * t;
-  let series = 1.0 + s * (-0.33333333 + s * (0.13333333 + s * (-0.053968254 + s * 0.021869489)));
-  return select(params.attention.softcap * tanh(t), scaled * series, abs(t) < vec4<f32>(0.25));
+  let p = fma(s, fma(s, fma(s, vec4<f32>(0.021869489), vec4<f32>(-0.053968254)), vec4<f32>(0.13333333)), vec4<f32>(-0.33333333));
+  let capped = fma(vec4<f32>(params.attention.softcap), tanh(t), added);
+  return select(capped, fma(scaled, fma(s, p, vec4<f32>(1.0)), added), abs(t) < vec4<f32>(0.25));
 }
-
-fn scale_score(x: f32) -> f32 { return scale_scores(vec4<f32>(x)).x; }

@@ -55,6 +55,8 @@ mod beam_candidates;
 mod cache_append;
 mod cache_gather;
 mod choose;
+#[cfg(test)]
+mod contraction;
 mod embedding;
 mod gate;
 mod layer_norm;
@@ -268,6 +270,35 @@ mod tests {
                 panic!("{variant:?}: {}", error.emit_to_string(&variant.source()));
             }
         }
+    }
+
+    /// Rule: where forms must agree to the bit, fma is spelled out: no product feeds an addition that a compiler may contract it with.
+    #[test]
+    fn no_addition_is_contractible() {
+        // Kernels, how lines begin, and why no other form need agree.
+        const ALLOWED: &[(&str, &str, &str)] = &[
+            ("choose", "", "a device has one class of it"),
+            ("beam_candidates", "let log_prob = 2.0 * half - log_sum;", "a device has one class of it"),
+            ("layer_norm", "for (var g = 0u; g < GROUPS; g++) { kept[g] += residual4(", "comes before `kept` is scaled"),
+            ("layer_norm", "kept[g] -= shift;", "comes before `kept` is scaled"),
+            ("layer_norm", "sum += ", "comes before `kept` is scaled"),
+            ("attention_matrix", "", "nothing else has the bits of matrices"),
+            ("", "fn add_scaled(c: MatrixC,", "nothing else has the bits of matrices"),
+        ];
+        let mut met = std::collections::BTreeSet::new();
+        for variant in variants() {
+            let (source, module) = (variant.source(), module(&variant));
+            let info = Validator::new(ValidationFlags::all(), capabilities(&variant)).validate(&module);
+            let info = info.unwrap_or_else(|error| panic!("{variant:?}: {}", error.emit_to_string(&source)));
+            for line in contraction::contractible(&module, &info, &source) {
+                let allows = |&&(kernel, start, _): &&(&str, &str, &str)| {
+                    (kernel.is_empty() || kernel == variant.kernel.name) && line.starts_with(start)
+                };
+                let allowed = ALLOWED.iter().find(allows).unwrap_or_else(|| panic!("{variant:?}: {line}"));
+                met.insert(allowed);
+            }
+        }
+        assert_eq!(met.len(), ALLOWED.len(), "of what is allowed there is only {met:?}");
     }
 
     /// Parameters have one source, in Rust: WGSL's structs agree with it name by name and byte by byte.

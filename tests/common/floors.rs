@@ -4,8 +4,8 @@
 //!
 //! - exp, 3 + 2|x| ULP: Σ p (3 + 2 ln 1/p) ≤ 3 + 2 ln S of the weights of a row, in numerator and denominator, on the largest
 //!   |attention output|;
-//! - tanh, 1e-5 absolute: in additive scores and softcaps a change of the score, and so twice of every weight; in tanh-GELU half
-//!   of it on each hidden element, through the second projection.
+//! - tanh, 1e-5 absolute, though only softcaps use WGSL's: in additive scores and softcaps a change of the score, and so twice of every
+//!   weight; in tanh-GELU half of it on each hidden element, through the second projection.
 //!
 //! All floors stay below 1e-3 of the outputs, which are about 1: a kernel that is wrong is off by much more.
 
