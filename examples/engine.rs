@@ -53,8 +53,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 /// What a frame did.
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// The adapter's name.
-    pub(crate) adapter: String,
+    /// What it ran on.
+    pub(crate) adapter: wgpu::AdapterInfo,
     /// Dispatches of one recording of each plan.
     pub(crate) dispatches: [usize; 2],
     /// Rows that came out of all four recordings.
@@ -67,7 +67,7 @@ pub(crate) struct Report {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let Report { adapter, dispatches: [a, b], rows, scratch: [shared, apart], max_error } = run()?;
-    println!("{adapter}: 2 × {a} and 2 × {b} dispatches of the crate's in one encoder, one submit");
+    println!("{}: 2 × {a} and 2 × {b} dispatches of the crate's in one encoder, one submit", adapter.name);
     println!("scratch: {shared} bytes shared by both plans, {apart} bytes apart");
     println!("{rows} rows, largest error against the CPU reference {max_error:.1e}");
     Ok(())
@@ -150,7 +150,7 @@ pub(crate) fn run() -> Result<Report, Box<dyn Error>> {
 
 /// The engine's device, its queue and its own two kernels.
 struct Engine {
-    adapter: String,
+    adapter: wgpu::AdapterInfo,
     device: wgpu::Device,
     queue: wgpu::Queue,
     noise: wgpu::ComputePipeline,
@@ -177,7 +177,7 @@ impl Engine {
             })
         };
         let (noise, reduce) = (pipeline("noise", NOISE), pipeline("reduce", REDUCE));
-        Ok(Self { adapter: adapter.get_info().name, device, queue, noise, reduce })
+        Ok(Self { adapter: adapter.get_info(), device, queue, noise, reduce })
     }
 
     fn buffer(&self, usage: BufferUsages, elements: usize) -> wgpu::Buffer {

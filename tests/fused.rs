@@ -10,7 +10,7 @@ use common::attention::{
 };
 use common::{
     Done, EPS, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_core, on_form,
-    on_invariant, on_pinned, pick, seeded, storage_floor, stored, sum_floor,
+    on_invariant, pick, seeded, storage_floor, stored, sum_floor,
 };
 use rand::RngExt;
 use tileformer::kernels::{AttentionWeights, FusedAttention};
@@ -316,10 +316,13 @@ fn edges_of_tiles_in_every_form() {
             }
         }
     }
-    // On CPU adapters the table has other classes for these heads.
-    for (name, sizes) in [("attention.f32x4.64x40.v80", [76, 80, 80, 68]), ("attention.f32x4.64x32.v64", [64, 36, 64, 60])] {
-        let of_gpus = tileformer::kernels::variants().into_iter().find(|v| v.name() == name).unwrap();
-        let on = on_pinned(of_gpus);
+    // The table has one class for these heads on CPU adapters, and another on GPUs.
+    for (name, sizes) in [
+        ("attention.f32x4.64x40.v80", [76, 80, 80, 68]),
+        ("attention.f32x4.64x32.v64", [64, 36, 64, 60]),
+        ("attention.f32x4.64x32.v64-quads.subgroups", [64, 36, 64, 60]),
+    ] {
+        let Some((_, on)) = on_form(name) else { continue };
         for (number, (t, size)) in [1, 39, 70, 129].into_iter().zip(sizes).enumerate() {
             let mut case = Case::plain([2, t, 81], [2, 1], [size, size], Place::ALL[number % 2]);
             case.options.causal = number % 2 == 1;
@@ -360,14 +363,14 @@ fn f16_in_both_forms() {
         let case = Case::of(&random_levels(&mut rng), 20, &mut rng);
         both("f16 options", number, &case, number as usize % 4);
     }
-    let of_gpus = tileformer::kernels::variants().into_iter().find(|v| v.name() == "attention.f16x4.64x32.v64").unwrap();
-    if common::gpu().device.features().contains(of_gpus.features()) {
+    for name in ["attention.f16x4.64x32.v64", "attention.f16x4.64x32.v64-quads.subgroups"] {
+        let Some((_, on)) = on_form(name) else { continue };
         let case = Case::plain([1, 70, 81], [2, 1], [36, 64], Place::DENSE);
         let mut data = Data::of(&case, "f16 pinned", 0);
         for values in [&mut data.q, &mut data.k, &mut data.v] {
             *values = stored(Element::F16, values);
         }
-        check_stored("f16 pinned", &case, &on_pinned(of_gpus), Element::F16, &data).note(&mut reached);
+        check_stored("f16 pinned", &case, &on, Element::F16, &data).note(&mut reached);
     }
     assert_all_stored_variants("attention", Element::F16, &reached);
 }

@@ -337,18 +337,22 @@ fn bert_base_in_numbers() {
     spec.feed_forward.activation = Activation::Gelu;
     let program = spec.program(kernels(), &Inputs::new(BatchShape::padded(1, 128))).unwrap();
     println!("{}", program.describe());
-    assert_eq!(program.dispatches().len(), 7);
+    // On a GPU each of the four products has too few tiles: parts of k, and their sum.
+    let on_cpu = gpu().info.device_type == wgpu::DeviceType::Cpu;
+    assert_eq!(program.dispatches().len(), if on_cpu { 7 } else { 11 });
     let flops: u64 = program.dispatches().iter().map(tileformer::Dispatch::flops).sum();
     let projections = 2 * 128 * 768 * (4 * 768 + 2 * 3072) as u64;
     let attention = 2 * 2 * 12 * 128 * 128 * 64;
     assert!(flops >= projections + attention && flops < (projections + attention) * 101 / 100, "{flops}");
-    // no more than q, k, v or the hidden columns, and rows
-    assert!(program.scratch_bytes() <= 4 * 128 * (3072 + 3 * 768), "{}", program.scratch_bytes());
+    // no more than q, k, v or the hidden columns, and rows; or the hidden columns beside six parts of them, and six of out_proj's
+    // rows, in whose place q, k and v were
+    let columns = if on_cpu { 3072 + 3 * 768 } else { 3072 + 6 * 3072 + 6 * 768 };
+    assert!(program.scratch_bytes() <= 4 * 128 * columns, "{}", program.scratch_bytes());
 
     // Scores are stored where they are asked for only.
     spec.attention.path = AttentionPath::Separate;
     let separate = spec.program(kernels(), &Inputs::new(BatchShape::padded(1, 128))).unwrap();
-    assert_eq!(separate.dispatches().len(), 9);
+    assert_eq!(separate.dispatches().len(), if on_cpu { 9 } else { 13 });
     assert!(separate.scratch_bytes() >= 2 * 4 * 12 * 128 * 128 + 4 * 128 * 3072, "{}", separate.scratch_bytes());
 }
 
