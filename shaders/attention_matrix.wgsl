@@ -41,6 +41,7 @@ const SHARE: u32 = TILE_N / 4u / ROW_THREADS;  // groups of four scores of a thr
 const STEP: u32 = ROW_THREADS * 4u;
 
 const LOG2_E: f32 = 1.4426950408889634;
+const EXACT: f32 = 1024.0;                   // up to here products in log2 may be off by 2^-13
 
 alias Query = array<MatrixA, BLOCKS * HEAD_BLOCKS>;     // [block of rows][block of columns]
 alias Output = array<MatrixC, BLOCKS * HEAD_BLOCKS>;
@@ -224,14 +225,24 @@ fn weigh(state: ptr<function, Softmax>, scores: u32, weights: u32) -> f32 {
     score[g] = get_sums(scores + g * STEP);
     tops = max(tops, score[g]);
   }
-  let scale = refer(state, params.attention.scale * row_max(max(max(tops.x, tops.y), max(tops.z, tops.w))));
-  let slope = vec4<f32>(params.attention.scale * LOG2_E);
-  let offset = vec4<f32>(-LOG2_E * (*state).reference);
+  let scale = refer(state, fma(params.attention.scale, row_max(max(max(tops.x, tops.y), max(tops.z, tops.w))), 0.0));
+  let reference = (*state).reference;
   var sum = vec4<f32>(0.0);
-  for (var g = 0u; g < SHARE; g++) {  // unroll
-    let weight = exp2(fma(score[g], slope, offset));
-    put_operands(weights + g * STEP, vec4<f16>(weight));
-    sum += weight;
+  if abs(reference) <= EXACT {
+    let slope = vec4<f32>(params.attention.scale * LOG2_E);
+    let offset = vec4<f32>(-LOG2_E * reference);
+    for (var g = 0u; g < SHARE; g++) {  // unroll
+      let weight = exp2(fma(score[g], slope, offset));
+      put_operands(weights + g * STEP, vec4<f16>(weight));
+      sum += weight;
+    }
+  } else {
+    for (var g = 0u; g < SHARE; g++) {  // unroll
+      // Rounded as the reference was: in one fma the two could differ by more than any weight.
+      let weight = exp0(fma(vec4<f32>(params.attention.scale), score[g], vec4<f32>(0.0)) - reference);
+      put_operands(weights + g * STEP, vec4<f16>(weight));
+      sum += weight;
+    }
   }
   (*state).total = fma((*state).total, scale, row_sum((sum.x + sum.y) + (sum.z + sum.w)));
   return scale;

@@ -39,6 +39,11 @@ fn twin<T: Real>(case: &Case, data: &Data) -> Twin<T> {
 
 /// Runs a case on what f16 leaves of `data`, and compares out and log-sum-exp.
 fn check(name: &str, variant: &Variant, on: &On, case: &Case, data: &Data) {
+    check_scores(name, variant, on, case, data, false);
+}
+
+/// The same, where `exact` for scores that f32 holds.
+fn check_scores(name: &str, variant: &Variant, on: &On, case: &Case, data: &Data, exact: bool) {
     let [q, k, v] = [&data.q, &data.k, &data.v].map(|values| stored(Element::F16, values));
     let data = Data { q, k, v };
     let mut run = Run::stored(on, "attention", case.place, Element::F16);
@@ -64,7 +69,10 @@ fn check(name: &str, variant: &Variant, on: &On, case: &Case, data: &Data) {
 
     let (twin32, twin64) = (twin::<f32>(case, &data), twin::<f64>(case, &data));
     // A score that is off moves its weight, and the sum by as much; so does each scaling of the sums. Weights are f16.
-    let errors = case.score_errors(case.dot_errors(&data.q, &data.k));
+    let mut errors = case.score_errors(case.dot_errors(&data.q, &data.k));
+    if exact {
+        errors.fill(0.0);
+    }
     let steps = s.div_ceil(TILE) as f64 * 4.0 * EPS;
     let sane = |values: &[f64]| largest(&values.iter().map(|v| if v.abs() < 1e30 { *v } else { 0.0 }).collect::<Vec<_>>());
     let magnitude = sane(&twin64.sums);
@@ -133,7 +141,7 @@ fn edges(variant: &Variant, on: &On) {
     }
 }
 
-/// Rows whose maximum grows at each tile by much, by little, or not at all; and rows that see sentinels first.
+/// Rows whose maximum grows at each tile by much, by little, or not at all; rows of huge scores; and rows that see sentinels first.
 fn growing_rows(variant: &Variant, on: &On) {
     for (number, place) in [Place::DENSE, Place::ODD].into_iter().enumerate() {
         let (t, s, d) = (70, 150.min(deepest()), 16);
@@ -148,6 +156,16 @@ fn growing_rows(variant: &Variant, on: &On) {
             k.fill(j as f32 / 4.0);
         }
         check("growth", variant, on, &case, &data);
+
+        // One product a score, which f32 holds: 2^31 and more, with neighbours 256 apart.
+        let mut huge = Data { q: data.q.clone(), k: data.k.clone(), v: data.v.clone() };
+        for (i, q) in huge.q.chunks_exact_mut(d).enumerate() {
+            q[i % d] = (61_472.0 - 32.0 * i as f32) * [1.0, -1.0][i % 2];
+        }
+        for (j, k) in huge.k.chunks_exact_mut(d).enumerate() {
+            k.fill(40_032.0 + 32.0 * (j % 7) as f32);
+        }
+        check_scores("huge", variant, on, &case, &huge, true);
 
         let mut rng = seeded("matrix sentinels", number as u64);
         let mask = (0..t * s).map(|n| {
