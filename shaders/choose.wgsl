@@ -251,10 +251,18 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
   var found = vec4<u32>(0u);                  // key, complement of the column, key of the model's own
   if greedy && !row.edited && (params.flags & (MAXIMA | LOG_PROBS)) == MAXIMA {
-    for (var group = thread; group < params.groups; group += THREADS) {
-      let at = params.maxima_offset + b * params.maxima_row + group * params.maxima_group;
-      let key = select(0u, maxima[at], maxima[at] > KEY_OF_MINUS_INFINITY);
-      found = better(found, vec4<u32>(key, ~maxima[at + 1u], 0u, 0u));
+    // Four under way at once; one that counts twice changes nothing.
+    let first = params.maxima_offset + b * params.maxima_row;
+    for (var group = thread; group < params.groups; group += THREADS * 4u) {
+      var most: array<vec2<u32>, 4>;
+      for (var a = 0u; a < 4u; a++) {  // unroll
+        let at = first + min(group + a * THREADS, params.groups - 1u) * params.maxima_group;
+        most[a] = vec2<u32>(maxima[at], maxima[at + 1u]);
+      }
+      for (var a = 0u; a < 4u; a++) {  // unroll
+        let key = select(0u, most[a].x, most[a].x > KEY_OF_MINUS_INFINITY);
+        found = better(found, vec4<u32>(key, ~most[a].y, 0u, 0u));
+      }
     }
   } else {
     for (var c = thread * 4u; c < params.columns; c += THREADS * 4u) {

@@ -81,6 +81,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
   var v = vec4<f32>(0.0);
   var known = true;
+  // Positions are known before tokens are.
+  let inside = p >= 0 && u32(p) < params.positions;
+  var placed = vec4<f32>(0.0);
+  if inside { placed = position4(params.position_offset + u32(p) * params.position_row + c); }
   if params.vocabulary != 0u {
     let token_id = ids[params.ids_offset + row * params.id_stride];
     let here = token_id >= params.part_first && token_id - params.part_first < params.part_rows;
@@ -88,13 +92,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if !here && (known || params.part_first != 0u) { return; }
     if here { v = token4(params.token_offset + (token_id - params.part_first) * params.token_row + c); }
   }
-  var added = vec4<f32>(0.0);
-  if params.positions != 0u {
-    let inside = p >= 0 && u32(p) < params.positions;
-    known = known && inside;
-    if inside { added = position4(params.position_offset + u32(p) * params.position_row + c); }
-  }
-  v = fma(vec4<f32>(params.scale), v, added);
+  known = known && (inside || params.positions == 0u);
+  v = fma(vec4<f32>(params.scale), v, placed);
   if params.segments != 0u {
     let segment_id = segment_ids[params.segment_ids_offset + row * params.segment_id_stride];
     known = known && segment_id < params.segments;

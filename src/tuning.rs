@@ -89,6 +89,13 @@ const BUSY: usize = 264;
 /// From how many rows on a CPU adapter takes eight at once: that takes it 3.6 times as long as one.
 const SHARED_FROM: usize = 4;
 
+/// Up to how many rows a GPU takes the form for few rows, which reads a weight once for eight of them and finds it in a cache for the
+/// others; beyond, tiles read it once for all. A layer then has its norms and what it appends to a cache as dispatches of their own.
+const FEW_ROWS: usize = 16;
+
+/// The same of f16 where matrix units take it.
+const FEW_ROWS_BESIDE_MATRICES: usize = 8;
+
 /// The shortest part of k that is worth a workgroup of its own.
 const SHORTEST_SPLIT: usize = 128;
 
@@ -227,7 +234,7 @@ static TABLE: &[Row] = &[
         "linear_matrix",
         &MATRIX_32,
         on_matrices::<16, 31_744>,
-        |c, _| c.rows > 8 || c.invariant,
+        |c, _| c.rows > FEW_ROWS_BESIDE_MATRICES || c.invariant,
         "few rows or columns: less of a tile is empty, more workgroups stream the weight; six waves by workgroup memory",
     ),
     matrix(
@@ -243,7 +250,7 @@ static TABLE: &[Row] = &[
         "linear_matrix",
         &MATRIX_32_M8,
         on_matrices::<8, 31_744>,
-        |c, _| c.rows > 8 || c.invariant,
+        |c, _| c.rows > FEW_ROWS_BESIDE_MATRICES || c.invariant,
         "few rows or columns: less of a tile is empty",
     ),
     matrix(
@@ -275,7 +282,7 @@ static TABLE: &[Row] = &[
         "linear_few",
         &FEW_8_WIDE,
         FOURS,
-        |c, d| !d.cpu && c.takes_few(16),
+        |c, d| !d.cpu && c.takes_few(FEW_ROWS),
         "few rows on a GPU: memory is the limit still, and the second eight rows find the weights in the cache",
     ),
     row(
@@ -299,7 +306,7 @@ static TABLE: &[Row] = &[
         "linear_few",
         &FEW_4_WIDE,
         SINGLES,
-        |c, _| c.columns <= 32 || c.takes_few(16),
+        |c, _| c.columns <= 32 || c.takes_few(FEW_ROWS),
         "the same for any storage",
     ),
     row(Operation::Linear, "linear_few", &FEW_8_WIDE, FOURS, |c, _| c.columns <= 32, "few columns: no tile is left empty"),

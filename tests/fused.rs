@@ -219,13 +219,21 @@ fn weights_in_a_second_pass() {
 #[test]
 fn few_queries_over_parts_of_the_keys() {
     let (mut wide, mut narrow) = (BTreeSet::new(), BTreeSet::new());
-    let keys = [1, 7, 127, 128, 129, 255, 257, 400];
+    let keys = [1, 7, 127, 128, 129, 255, 257, 400, 1025];
     for (number, &s) in keys.iter().enumerate() {
         for (t, heads) in [(1, [64, 64]), (1, [36, 20]), (3, [13, 7]), (8, [64, 128]), (5, [256, 256])] {
             let place = Place::ALL[(number + t) % 4];
             let case = Case::plain([2, t, s], [2, 1], heads, place);
             check("parts", &case, false, &Data::of(&case, "parts", number as u64)).note(&mut wide);
         }
+    }
+    // More parts than are put together at a time, of which only the last are seen, or only the first.
+    for (t, offset) in [(1, 1250), (6, 1190), (1, 60), (6, 130)] {
+        let mut case = Case::plain([1, t, 1300], [2, 1], [16, 20], Place::DENSE);
+        case.bound = true;
+        case.sequences[0].offset = offset;
+        case.options = AttentionOptions { window_left: Some(40), window_right: Some(9), ..AttentionOptions::default() };
+        check("parts out of sight", &case, false, &Data::of(&case, "parts out of sight", offset as u64)).note(&mut wide);
     }
     for number in 0..40 {
         let mut rng = seeded("parts of keys", number);

@@ -3,8 +3,8 @@
 // subgroups, in which order WGSL does not promise local_invocation_index to run. Sums have the bits of shared/few_meet.wgsl, whatever
 // the size. Workgroup memory: THREADS · 8 bytes.
 //
-// A thread has AHEAD groups of k under way: the first ones while the norm is made, those of the next pass while sums meet. They stay as
-// they are stored until they are used, as what converts them would wait for them.
+// A thread has AHEAD groups of k under way: the first ones while the norm is made, those of the next pass while sums meet, and the rest
+// AHEAD at a time. They stay as they are stored until they are used, as what converts them would wait for them.
 
 const SUBGROUPS: u32 = THREADS / 4u;                            // of a workgroup, at most
 const STEP: u32 = THREADS;                                      // between two groups of a thread
@@ -38,13 +38,22 @@ fn meet(v: vec4<f32>, turn: u32, thread: u32, subgroup: u32) -> vec4<f32> {
 
 fn widened(v: Storage) -> vec4<f32> { return group4(v, v, v, v); }
 
+// AHEAD groups of x from group `first` on.
+fn x_of(start: u32, first: u32) -> array<Storage, AHEAD> {
+  var all: array<Storage, AHEAD>;
+  for (var a = 0u; a < AHEAD; a++) {  // unroll
+    all[a] = x[start + min(first + a * STEP, params.d_in / LANES - 1u)];
+  }
+  return all;
+}
+
 // Four k of x and of the norm's vectors, as they are stored.
 struct Part { x: Storage, gain: Storage, offset: Storage }
 
-fn parts_of(start: u32, thread: u32) -> array<Part, AHEAD> {
+fn parts_of(start: u32, first: u32) -> array<Part, AHEAD> {
   var all: array<Part, AHEAD>;
   for (var a = 0u; a < AHEAD; a++) {  // unroll
-    let group = min(thread + a * STEP, params.d_in / LANES - 1u);
+    let group = min(first + a * STEP, params.d_in / LANES - 1u);
     all[a].x = x[start + group];
     if params.norm_weight != 0u { all[a].gain = norm_weight[params.norm_weight_offset / LANES + group]; }
     if params.norm_bias != 0u { all[a].offset = norm_bias[params.norm_bias_offset / LANES + group]; }
@@ -55,13 +64,21 @@ fn parts_of(start: u32, thread: u32) -> array<Part, AHEAD> {
 // Four k of four columns' weights.
 struct Weights { a: Storage, b: Storage, c: Storage, d: Storage }
 
-fn weights_of(starts: vec4<u32>, thread: u32) -> array<Weights, AHEAD> {
+fn weights_of(starts: vec4<u32>, first: u32) -> array<Weights, AHEAD> {
   var all: array<Weights, AHEAD>;
   for (var a = 0u; a < AHEAD; a++) {  // unroll
-    let at = starts + min(thread + a * STEP, params.d_in / LANES - 1u);
+    let at = starts + min(first + a * STEP, params.d_in / LANES - 1u);
     all[a] = Weights(weight[at.x], weight[at.y], weight[at.z], weight[at.w]);
   }
   return all;
+}
+
+fn matrix_of(w: Weights) -> mat4x4<f32> { return transpose(mat4x4<f32>(widened(w.a), widened(w.b), widened(w.c), widened(w.d))); }
+
+// norm(x) of a part, given the row's norm.
+fn normed_part(part: Part, norm: vec4<f32>) -> vec4<f32> {
+  let gain = select(vec4<f32>(1.0), widened(part.gain), params.norm_weight != 0u);
+  return normed(widened(part.x), norm, Affine(gain, widened(part.offset)));
 }
 
 @compute @workgroup_size(THREADS)
@@ -87,7 +104,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_size) subgroup: 
     ahead = weights_of(weight_starts(first), thread);
   }
 
-  let rest = (thread + AHEAD * STEP) * LANES;
+  let rest = thread + AHEAD * STEP;                             // what goes beyond, AHEAD groups at a time
+  let groups = params.d_in / LANES;
   var norm = norm_at(0.0);
   if params.norm == 1u { norm.x = widened(x[start]).x; }
   for (var stage = select(2u, params.norm - 1u, live); stage < 2u; stage++) {
@@ -97,24 +115,33 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_size) subgroup: 
       let k = (thread + a * STEP) * LANES;
       if k < params.d_in { sum = deviation(widened(parts[a].x), k, norm, squared, sum); }
     }
-    norm = norm_of(norm, squared, meet(deviations(m, rest, norm, squared, sum), stage, thread, subgroup));
+    for (var group = rest; group < groups; group += AHEAD * STEP) {
+      let more = x_of(start, group);
+      for (var a = 0u; a < AHEAD; a++) {  // unroll
+        let k = (group + a * STEP) * LANES;
+        if k < params.d_in { sum = deviation(widened(more[a]), k, norm, squared, sum); }
+      }
+    }
+    norm = norm_of(norm, squared, meet(sum, stage, thread, subgroup));
   }
 
   var kept: array<vec4<f32>, AHEAD>;
   for (var a = 0u; a < AHEAD; a++) {  // unroll
-    let gain = select(vec4<f32>(1.0), widened(parts[a].gain), params.norm_weight != 0u);
-    kept[a] = normed(widened(parts[a].x), norm, Affine(gain, widened(parts[a].offset)));
+    kept[a] = normed_part(parts[a], norm);
   }
   for (var turn = 0u; turn < turns; turn++) {
     let n = first + turn * 4u;
     let starts = weight_starts(n);
     var sum = vec4<f32>(0.0);
     for (var a = 0u; a < AHEAD; a++) {  // unroll
-      let w = mat4x4<f32>(widened(ahead[a].a), widened(ahead[a].b), widened(ahead[a].c), widened(ahead[a].d));
-      if (thread + a * STEP) * LANES < params.d_in { sum = product(kept[a], transpose(w), sum); }
+      if thread + a * STEP < groups { sum = product(kept[a], matrix_of(ahead[a]), sum); }
     }
-    for (var k = rest; k < params.d_in; k += STEP * LANES) {
-      sum = product(normed4(m, k, norm, norm_affine(k)), weights4x4(starts, k), sum);
+    for (var group = rest; group < groups; group += AHEAD * STEP) {
+      let more = parts_of(start, group);
+      let weights = weights_of(starts, group);
+      for (var a = 0u; a < AHEAD; a++) {  // unroll
+        if group + a * STEP < groups { sum = product(normed_part(more[a], norm), matrix_of(weights[a]), sum); }
+      }
     }
     if PASSES > 1u && turn + 1u < turns { ahead = weights_of(weight_starts(n + 4u), thread); }
     sum = meet(sum, turn, thread, subgroup);
