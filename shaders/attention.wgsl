@@ -17,7 +17,10 @@ const VALUE_SIZE: u32 = GROUPS_N * VALUE_GROUPS * 4u;
 const THREADS: u32 = GROUPS_M * GROUPS_N;
 const TOPS_AT: u32 = TILE_P * TILE_M / 4u;           // behind the weights
 const A_TILE: u32 = max(max(TILE_K, TILE_P + 1u), GROUPS_N) * TILE_M / 4u;
+const PASSED: u32 = min(A_TILE / THREADS, 4u);       // rows of a thread that pass through it at once
 const B_TILE: u32 = max(TILE_K * TILE_N, TILE_P * VALUE_SIZE) / 4u;
+
+const_assert 4u % PASSED == 0u;
 
 alias Scores = array<vec4<f32>, ROW_GROUPS * 4u>;                  // rows of the thread, keys tx · 4 .. tx · 4 + 3
 alias Output = array<vec4<f32>, ROW_GROUPS * 4u * VALUE_GROUPS>;   // [row of the thread][group of columns]
@@ -83,9 +86,25 @@ fn load_values(thread: u32, j0: u32, masked: bool) {
   }
 }
 
-// The finished scores of row i and keys j .. j + 3, by the bits of −∞ where one is hidden.
-fn finish(product: vec4<f32>, exist: vec4<bool>, i: u32, j: u32) -> vec4<f32> {
-  return bitcast<vec4<f32>>(finish_scores(product, exist, batch_index, head_index, current, i, j));
+// Finishes the thread's scores, of rows from `first` and keys j .. j + 3, by the bits of −∞ where one is hidden. They pass through
+// workgroup memory, a few rows after the other: written out for all rows, what options need would take the registers of the loops.
+fn finish_tile(scores: ptr<function, Scores>, thread: u32, first: u32, j: u32) {
+  let exist = keys_exist(batch_index, current, j);
+  for (var turn = 0u; turn < ROW_GROUPS * 4u / PASSED; turn++) {  // unroll
+    let row = first + turn * PASSED / 4u * GROUPS_M * 4u + turn * PASSED % 4u;
+    for (var r = 0u; r < PASSED; r++) {  // unroll
+      a_tile[thread * PASSED + r] = (*scores)[turn * PASSED + r];
+    }
+    // Rows that the sequence lacks are never stored.
+    for (var r = 0u; r < min(PASSED, current.q_len - min(row, current.q_len)); r++) {
+      let at = thread * PASSED + r;
+      a_tile[at] = bitcast<vec4<f32>>(finish_scores(a_tile[at], exist, batch_index, head_index, current, row + r, j));
+    }
+    for (var r = 0u; r < PASSED; r++) {  // unroll
+      (*scores)[turn * PASSED + r] = a_tile[thread * PASSED + r];
+    }
+  }
+  workgroupBarrier();
 }
 
 // A score that takes part in a maximum.
@@ -119,7 +138,7 @@ fn work(id: vec3<u32>, thread: u32) {
   let count = min(TILE_M, s.q_len - i0);
   let seen = key_range(s, i0, count);
   let end = min(u32(max(seen.y + 1, 0)), s.k_len);
-  let options = (params.attention.flags & (KEY_MASK | BOOLEAN_MASK | ADDITIVE_MASK | ALIBI)) != 0u;
+  let options = (params.attention.flags & (KEY_MASK | BOOLEAN_MASK | ADDITIVE_MASK | ALIBI | SOFTCAP)) != 0u;
   let plain = vec2<i32>(key_range(s, i0 + count - 1u, 1u).x, key_range(s, i0, 1u).y);
 
   let tx = thread % GROUPS_N;
@@ -140,15 +159,11 @@ fn work(id: vec3<u32>, thread: u32) {
       add_scores(&scores, tx, ty, min(TILE_K, params.head_size - d0));
       workgroupBarrier();
     }
-    var exist = vec4<bool>(true);
-    if masked { exist = keys_exist(b, s, j0 + tx * 4u); }
+    if masked { finish_tile(&scores, thread, i0 + ty * 4u, j0 + tx * 4u); }
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-      let row = i0 + (ty + i * GROUPS_M) * 4u;
-      for (var r = 0u; r < 4u; r++) {  // unroll
-        if masked {
-          scores[i * 4u + r] = finish(scores[i * 4u + r], exist, row + r, j0 + tx * 4u);
-        } else {
-          scores[i * 4u + r] = scale_scores(scores[i * 4u + r], vec4<f32>(0.0));
+      if !masked {
+        for (var r = 0u; r < 4u; r++) {  // unroll
+          scores[i * 4u + r] = fma(vec4<f32>(params.attention.scale), scores[i * 4u + r], vec4<f32>(0.0));
         }
       }
       let t = transpose(mat4x4<f32>(shown(scores[i * 4u]), shown(scores[i * 4u + 1u]), shown(scores[i * 4u + 2u]),
