@@ -146,14 +146,11 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
   }
   for (var c = start + GROUPS * STEP; live && c < params.columns; c += STEP) {
     let d = centred(s4(row, c) - shift, total, reciprocal);
-    var v = d * inverse;
-    if params.bias == 0u {
-      if params.weight != 0u { v *= weight4(c); }
-    } else if params.weight == 0u {
-      v = fma(d, vec4<f32>(inverse), bias4(c));
-    } else {
-      v = fma(v, weight4(c), bias4(c));
-    }
+    var gain = vec4<f32>(1.0);
+    var offset = vec4<f32>(0.0);
+    if params.weight != 0u { gain = weight4(c); }
+    if params.bias != 0u { offset = bias4(c); }
+    let v = fma(d * inverse, gain, offset);
     store(row, c, v);
   }
 }
