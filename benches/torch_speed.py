@@ -1,7 +1,7 @@
 """Times the rows of the speed table (rows.rs, under the same ids) with PyTorch, for a side-by-side reading on the same device.
 
 usage: python3 torch_speed.py [--device cuda|cpu] [--small] [--compile] [--rows id,id]
-Prints one JSON object a line: {"id", "dtype", "ms", "how"}; "tokens_per_s" for decoding. --small is the list for CPU adapters.
+Prints one JSON object a line: {"id", "dtype", "ms", "how"}; for decoding "ms" is a step, and there is "tokens_per_s". --small is the list for CPU adapters.
 
 On CUDA every row is captured into a graph of at least 20 calls that rotate over enough copies of its tensors to overflow the 60 MB
 L2, so that neither Python's launches nor the cache flatter or punish anyone. f32 is plain f32, without TF32.
@@ -141,10 +141,10 @@ def layers(dtype):
 
 def decode(id, dtype, n, c, h, ff, vocab, ctx, new, batches):
     """A decoder step with a static cache (learned positions, GELU); on CUDA the step is captured once and replayed, as a fast engine would."""
-    id += "-small" * args.small
-    if wanted and id not in wanted:
-        return
     for batch in batches:
+        row_id = f"{id}@b{batch}" + "-small" * args.small
+        if wanted and row_id not in wanted:
+            continue
         S = ctx + new
         wte, wpe = rand(vocab, c, dtype=dtype) * 0.02, rand(S + 8, c, dtype=dtype) * 0.02
         L = [[rand(3 * c, c, dtype=dtype) * .02, rand(c, c, dtype=dtype) * .02, rand(ff, c, dtype=dtype) * .02,
@@ -187,7 +187,8 @@ def decode(id, dtype, n, c, h, ff, vocab, ctx, new, batches):
                     run()
                 if cuda: torch.cuda.synchronize()
                 rates.append(batch * new / (time.perf_counter() - s))
-        print(json.dumps({"id": f"{id}@b{batch}", "dtype": str(dtype).split(".")[-1], "tokens_per_s": round(statistics.median(rates[1:]), 1), "how": how}), flush=True)
+        rate = statistics.median(rates[1:])
+        print(json.dumps({"id": row_id, "dtype": str(dtype).split(".")[-1], "ms": round(1e3 * batch / rate, 5), "tokens_per_s": round(rate, 1), "how": how}), flush=True)
 
 
 if __name__ == "__main__":

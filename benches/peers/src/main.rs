@@ -173,10 +173,10 @@ fn line(json: &mut Option<File>, value: &Value) -> io::Result<()> {
     json.as_mut().map_or(Ok(()), |file| writeln!(file, "{value}"))
 }
 
-/// Calls that are timed as one: at least [`rows::CALLS`], and for 20 ms, but no longer than half a second.
+/// Calls that are timed as one: at least [`clock::CALLS`], and for 20 ms, but no longer than half a second.
 fn calls(seconds: f64, load: &Load) -> u64 {
     let fit = |time: f64| (time / seconds.max(1e-9)) as u64;
     // Every output of a batch is alive at once, so that no call is left out.
     let most = fit(0.5).min((2 << 30) / load.output_bytes.max(1));
-    rows::CALLS.max(fit(0.02)).min(most).max(3.min(fit(2.0)).max(1))
+    clock::CALLS.max(fit(0.02)).min(most).max(3.min(fit(2.0)).max(1))
 }
