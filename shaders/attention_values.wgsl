@@ -96,7 +96,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   for (var i = 0u; i < THREAD_M; i++) {
     var sums = take_row(&sum);
     let row = i0 + tile_row(thread, i);
-    for (var j = 0u; j < COLUMN_GROUPS; j++) {
+    for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
       let d = d0 + tile_column(thread, j);
       if row < s.q_len && d < params.head_size {
         let at = params.out_offset + (s.q_start + row) * params.out_row + h * params.out_head + d;

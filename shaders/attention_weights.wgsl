@@ -80,7 +80,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
 
   for (var i = 0u; i < THREAD_M; i++) {
     var sums = take_row(&sum);
-    for (var j = 0u; j < COLUMN_GROUPS; j++) {
+    for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
       store_weights(sums[j], b, h, s, i0 + tile_row(thread, i), j0 + tile_column(thread, j));
     }
   }

@@ -20,9 +20,9 @@ fn work(id: vec3<u32>, thread: u32) {
   for (var i = 0u; i < THREAD_M; i++) {
     var sums = take_row(&sum);
     let row = m0 + tile_row(thread, i);
-    for (var j = 0u; j < COLUMN_GROUPS; j++) {
+    for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
       let column = n0 + tile_column(thread, j);
-      store(row, column, epilogue(sums[j], row, column));
+      if row < params.rows && column < params.d_out { store(row, column, epilogue(sums[j], row, column)); }
     }
   }
 }

@@ -54,8 +54,12 @@ fn weight_at(n: u32, k: u32) -> vec4<f32> {
 // The thread's share of the tiles at k0.
 fn fetch(to: ptr<function, Fetched>, thread: u32, m0: u32, n0: u32, k0: u32) {
   let k = k0 + thread % GROUPS * 4u;
-  for (var i = 0u; i < LOADS_A; i++) { (*to)[i] = x_at(m0 + thread / GROUPS + i * STEP, k); }
-  for (var i = 0u; i < LOADS_B; i++) { (*to)[LOADS_A + i] = weight_at(n0 + thread / GROUPS + i * STEP, k); }
+  for (var i = 0u; i < LOADS_A; i++) {  // unroll
+    (*to)[i] = x_at(m0 + thread / GROUPS + i * STEP, k);
+  }
+  for (var i = 0u; i < LOADS_B; i++) {  // unroll
+    (*to)[LOADS_A + i] = weight_at(n0 + thread / GROUPS + i * STEP, k);
+  }
 }
 
 // v to the nearest f16, as f32. By integers: a conversion there and back is one that compilers may leave out.
@@ -68,7 +72,7 @@ fn rounded(v: vec4<f32>) -> vec4<f32> {
 
 fn place(fetched: ptr<function, Fetched>, maxima: ptr<function, Maxima>, thread: u32) {
   let at = thread / GROUPS * ROW + thread % GROUPS * 4u;
-  for (var i = 0u; i < LOADS; i++) {
+  for (var i = 0u; i < LOADS; i++) {  // unroll
     let v = (*fetched)[i];
     let bits = bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu);
     (*maxima)[i] = max((*maxima)[i], max(max(bits.x, bits.y), max(bits.z, bits.w)));
@@ -82,7 +86,8 @@ fn place(fetched: ptr<function, Fetched>, maxima: ptr<function, Maxima>, thread:
 fn multiply_tiles(sum: ptr<function, Accumulator>, part: u32) {
   let a_at = part % PARTS_M * PART_M * ROW;
   let b_at = B_AT + part / PARTS_M * PART_N * ROW;
-  for (var k = 0u; k < TILE_K; k += MATRIX) {
+  for (var step = 0u; step < TILE_K / MATRIX; step++) {  // unroll
+    let k = step * MATRIX;
     for (var i = 0u; i < BLOCKS_M; i++) {  // unroll
       let high_a = load_a(a_at + i * MATRIX * ROW + k, ROW);
       let low_a = load_a(LOW + a_at + i * MATRIX * ROW + k, ROW);
@@ -139,7 +144,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       if working { multiply_tiles(&sum, part); }
       workgroupBarrier();
     }
-    for (var i = 0u; i < LOADS; i++) { atomicMax(&largest[thread / GROUPS + i * STEP], maxima[i]); }
+    for (var i = 0u; i < LOADS; i++) {  // unroll
+      atomicMax(&largest[thread / GROUPS + i * STEP], maxima[i]);
+    }
 
     for (var block = 0u; block < BLOCKS_M * BLOCKS_N; block++) {
       // One store for each matrix, of which one runs: no index that is only known at run time.

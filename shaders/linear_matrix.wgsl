@@ -7,14 +7,15 @@
 // load. The next tile of operands is on its way to registers while one is multiplied. Rows and columns past the edge repeat the
 // last one's data and are not stored; past d_in there are zeros. Sums run over k in order, so a row's bits do not depend on
 // other rows. A matrix shows its elements in workgroup memory only: sums pass through it to the epilogue, one matrix of each
-// part at a time.
-// Workgroup memory: STAGES · (TILE_M + TILE_N) · (TILE_K + 8) · 2 bytes of operands, PARTS · MATRIX² · 4 bytes of sums.
-// Loops: k up to d_in. Parameters, bindings and epilogue: shared/linear*.wgsl. Matrices: shared/matrix_16.wgsl or matrix_8.wgsl.
+// part at a time. What the epilogue reads is there before it is needed, as a wait for each matrix would cost as much as the products:
+// biases in place of the operands, residuals a matrix ahead.
+// Workgroup memory: (TILE_M + TILE_N) · (TILE_K + 8) · 2 bytes of operands, PARTS · MATRIX² · 4 bytes of sums.
+// Loops: k up to d_in, or the part of it that shared/linear_parts.wgsl gives a workgroup, in place of shared/linear_whole.wgsl.
+// Parameters, bindings and epilogue: shared/linear*.wgsl. Matrices: shared/matrix_16.wgsl or matrix_8.wgsl.
 
 const ROW: u32 = TILE_K + 8u;                    // between rows of a tile; the padding spreads them over the banks
 const B_AT: u32 = TILE_M * ROW;                  // where the tile of W begins, behind that of x
-const STAGE: u32 = (TILE_M + TILE_N) * ROW;
-const OPERANDS: u32 = STAGES * STAGE;
+const OPERANDS: u32 = (TILE_M + TILE_N) * ROW;
 
 const PART_M: u32 = BLOCKS_M * MATRIX;
 const PART_N: u32 = BLOCKS_N * MATRIX;
@@ -22,18 +23,21 @@ const PARTS_M: u32 = TILE_M / PART_M;
 const PARTS: u32 = PARTS_M * (TILE_N / PART_N);
 const SQUARE: u32 = MATRIX * MATRIX;
 const SUMS: u32 = PARTS * SQUARE;
+const ITEMS: u32 = (SUMS / 4u + THREADS - 1u) / THREADS;  // groups of four sums for a thread
 
 const GROUPS: u32 = TILE_K / 4u;                 // groups of four in a row of a tile
 const STEP: u32 = THREADS / GROUPS;              // rows that all threads load at once
 const LOADS_A: u32 = TILE_M / STEP;
 const LOADS_B: u32 = TILE_N / STEP;
+const LOADS: u32 = LOADS_A + LOADS_B;
 
 alias Accumulator = array<MatrixC, BLOCKS_M * BLOCKS_N>;
-alias Fetched = array<vec4<f16>, LOADS_A + LOADS_B>;
+alias Fetched = array<vec4<f16>, LOADS>;
+alias Residuals = array<vec4<f32>, ITEMS>;
 
-// What of four operands at k lies inside the row.
+// What of four operands at k lies inside the part of the row.
 fn inside(v: vec4<f16>, k: u32) -> vec4<f16> {
-  return select(vec4<f16>(0.0), v, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(params.d_in));
+  return select(vec4<f16>(0.0), v, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(last_k()));
 }
 
 fn x_at(m: u32, k: u32) -> vec4<f16> {
@@ -51,27 +55,40 @@ fn fetch(to: ptr<function, Fetched>, thread: u32, m0: u32, n0: u32, k0: u32) {
   let k = k0 + thread % GROUPS * 4u;
   let m = m0 + thread / GROUPS;
   let n = n0 + thread / GROUPS;
-  if k0 + TILE_K <= params.d_in {
-    for (var i = 0u; i < LOADS_A; i++) { (*to)[i] = x_at(m + i * STEP, k); }
-    for (var i = 0u; i < LOADS_B; i++) { (*to)[LOADS_A + i] = weight_at(n + i * STEP, k); }
-  } else if k < params.d_in {
-    for (var i = 0u; i < LOADS_A; i++) { (*to)[i] = inside(x_at(m + i * STEP, k), k); }
-    for (var i = 0u; i < LOADS_B; i++) { (*to)[LOADS_A + i] = inside(weight_at(n + i * STEP, k), k); }
+  if k0 + TILE_K <= last_k() {
+    for (var i = 0u; i < LOADS_A; i++) {  // unroll
+      (*to)[i] = x_at(m + i * STEP, k);
+    }
+    for (var i = 0u; i < LOADS_B; i++) {  // unroll
+      (*to)[LOADS_A + i] = weight_at(n + i * STEP, k);
+    }
+  } else if k < last_k() {
+    for (var i = 0u; i < LOADS_A; i++) {  // unroll
+      (*to)[i] = inside(x_at(m + i * STEP, k), k);
+    }
+    for (var i = 0u; i < LOADS_B; i++) {  // unroll
+      (*to)[LOADS_A + i] = inside(weight_at(n + i * STEP, k), k);
+    }
   } else {
     *to = Fetched();
   }
 }
 
-fn place(fetched: ptr<function, Fetched>, thread: u32, stage: u32) {
-  let at = stage * STAGE + thread / GROUPS * ROW + thread % GROUPS * 4u;
-  for (var i = 0u; i < LOADS_A; i++) { put_operands(at + i * STEP * ROW, (*fetched)[i]); }
-  for (var i = 0u; i < LOADS_B; i++) { put_operands(at + B_AT + i * STEP * ROW, (*fetched)[LOADS_A + i]); }
+fn place(fetched: ptr<function, Fetched>, thread: u32) {
+  let at = thread / GROUPS * ROW + thread % GROUPS * 4u;
+  for (var i = 0u; i < LOADS_A; i++) {  // unroll
+    put_operands(at + i * STEP * ROW, (*fetched)[i]);
+  }
+  for (var i = 0u; i < LOADS_B; i++) {  // unroll
+    put_operands(at + B_AT + i * STEP * ROW, (*fetched)[LOADS_A + i]);
+  }
 }
 
-fn multiply_stage(sum: ptr<function, Accumulator>, part: u32, stage: u32) {
-  let a_at = stage * STAGE + part % PARTS_M * PART_M * ROW;
-  let b_at = stage * STAGE + B_AT + part / PARTS_M * PART_N * ROW;
-  for (var k = 0u; k < TILE_K; k += MATRIX) {
+fn multiply_tiles(sum: ptr<function, Accumulator>, part: u32) {
+  let a_at = part % PARTS_M * PART_M * ROW;
+  let b_at = B_AT + part / PARTS_M * PART_N * ROW;
+  for (var step = 0u; step < TILE_K / MATRIX; step++) {  // unroll
+    let k = step * MATRIX;
     var b: array<MatrixB, BLOCKS_N>;
     for (var j = 0u; j < BLOCKS_N; j++) {  // unroll
       b[j] = load_b_transposed(b_at + j * MATRIX * ROW + k, ROW);
@@ -85,34 +102,56 @@ fn multiply_stage(sum: ptr<function, Accumulator>, part: u32, stage: u32) {
   }
 }
 
+// Row and column, inside the tile, of a thread's item `i` when matrix number `block` of each part is shown.
+fn place_of(thread: u32, i: u32, block: u32) -> vec2<u32> {
+  let at = (thread + i * THREADS) * 4u;
+  let part = at / SQUARE;
+  return vec2<u32>(part % PARTS_M * PART_M + block / BLOCKS_N * MATRIX + at % SQUARE / MATRIX,
+                   part / PARTS_M * PART_N + block % BLOCKS_N * MATRIX + at % MATRIX);
+}
+
+fn residuals_of(to: ptr<function, Residuals>, thread: u32, m0: u32, n0: u32, block: u32) {
+  if params.residual == 0u || block >= BLOCKS_M * BLOCKS_N { return; }
+  for (var i = 0u; i < ITEMS; i++) {  // unroll
+    let place = place_of(thread, i, block);
+    let n = n0 + place.y;
+    (*to)[i] = residual4(min(m0 + place.x, params.rows - 1u), select(0u, n, n < params.d_out));
+  }
+}
+
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32,
         @builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32) {
   let tiles_m = (params.rows + TILE_M - 1u) / TILE_M;
   let tiles_n = (params.d_out + TILE_N - 1u) / TILE_N;
-  let tile = workgroup_number(id);
-  if tile >= tiles_m * tiles_n { return; }
-  let m0 = tile % tiles_m * TILE_M;
-  let n0 = tile / tiles_m * TILE_N;
+  let number = workgroup_number(id);
+  if number >= tiles_m * tiles_n * parts_of_k() { return; }
+  let m0 = number % tiles_m * TILE_M;
+  let n0 = number / tiles_m % tiles_n * TILE_N;
+  begin_part(number / tiles_m / tiles_n);
 
   for (var first = 0u; first < PARTS; first += subgroups) {
     let part = first + subgroup;
     let working = part < PARTS;
     var sum = Accumulator();
     var fetched: Fetched;
-    var stage = 0u;
-    fetch(&fetched, thread, m0, n0, 0u);
-    place(&fetched, thread, stage);
+    fetch(&fetched, thread, m0, n0, first_k());
+    place(&fetched, thread);
     workgroupBarrier();
-    for (var k0 = 0u; k0 < params.d_in; k0 += TILE_K) {
+    for (var k0 = first_k(); k0 < last_k(); k0 += TILE_K) {
       fetch(&fetched, thread, m0, n0, k0 + TILE_K);
-      if working { multiply_stage(&sum, part, stage); }
-      if STAGES == 1u { workgroupBarrier(); }
-      stage = (stage + 1u) % STAGES;
-      place(&fetched, thread, stage);
+      if working { multiply_tiles(&sum, part); }
+      workgroupBarrier();
+      place(&fetched, thread);
       workgroupBarrier();
     }
 
+    for (var i = thread; i < TILE_N / 4u; i += THREADS) {
+      let n = n0 + i * 4u;
+      put_operands(i * 4u, vec4<f16>(bias4(select(0u, n, n < params.d_out))));
+    }
+    var residuals: Residuals;
+    residuals_of(&residuals, thread, m0, n0, 0u);
     for (var block = 0u; block < BLOCKS_M * BLOCKS_N; block++) {
       // One store for each matrix, of which one runs: no index that is only known at run time.
       for (var i = 0u; i < BLOCKS_M; i++) {  // unroll
@@ -120,12 +159,16 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
           if working && i * BLOCKS_N + j == block { store_c(sum[i * BLOCKS_N + j], part * SQUARE, MATRIX); }
         }
       }
+      let known = residuals;
+      residuals_of(&residuals, thread, m0, n0, block + 1u);
       workgroupBarrier();
-      for (var at = thread * 4u; at < SUMS; at += THREADS * 4u) {
-        let owner = at / SQUARE;
-        let m = m0 + owner % PARTS_M * PART_M + block / BLOCKS_N * MATRIX + at % SQUARE / MATRIX;
-        let n = n0 + owner / PARTS_M * PART_N + block % BLOCKS_N * MATRIX + at % MATRIX;
-        if owner >= first && owner < first + subgroups { store(m, n, epilogue(get_sums(at), m, n)); }
+      for (var i = 0u; i < ITEMS; i++) {  // unroll
+        let at = (thread + i * THREADS) * 4u;
+        let place = place_of(thread, i, block);
+        if at < SUMS && at / SQUARE >= first && at / SQUARE < first + subgroups {
+          let sums = get_sums(at) + vec4<f32>(get_operands(place.y));
+          store(m0 + place.x, n0 + place.y, activate_onto(sums, params.activation, known[i]));
+        }
       }
       workgroupBarrier();
     }

@@ -22,7 +22,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   for (var i = 0u; i < THREAD_M; i++) {
     var sums = take_row(&sum);
     let row = m0 + tile_row(thread, i);
-    for (var j = 0u; j < COLUMN_GROUPS; j++) {
+    for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
       let column = n0 + tile_column(thread, j);
       if row < params.rows && column < params.d_out {
         let at = params.partial_offset + (s * params.rows + row) * params.partial_row + column;

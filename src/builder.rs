@@ -11,7 +11,7 @@ use crate::shape::Layout;
 use crate::storage::Storage;
 use crate::tensor::Element;
 use crate::tuning::{self, Case, Choice};
-use crate::variant::{Binding, GRID_FOLD, Variant};
+use crate::variant::{Binding, GRID_FOLD, Load, Variant};
 
 /// What a kernel asks a builder to append.
 pub(crate) struct Launch<'a, P> {
@@ -329,6 +329,9 @@ impl Builder {
             let step = self.kernels.tensor_step(self.element(tensor));
             operand.binding.write_offset(bytemuck::bytes_of_mut(&mut params), tensor.offset % step);
             self.check_binding(label, tensor, operand.binding)?;
+            let whole =
+                operand.binding.load == Load::Single || !variant.storage.in_fours() || tensor.extent().is_multiple_of(4);
+            debug_assert!(whole, "{label}: the last group of {} is part of its binding", self.tensor_name(tensor));
             if operand.binding.writes && !tensor.layout.is_disjoint() {
                 let expected = format!("no two elements in one place, as {label} writes it");
                 return Err(Error::shape(self.tensor_name(tensor), expected, tensor.layout));

@@ -26,43 +26,43 @@ macro_rules! class {
     };
 }
 
-/// A class of shared/tile.wgsl: outputs of a workgroup and k at a time, outputs of a thread, tiles in workgroup memory at once, how
+/// A class of shared/tile.wgsl: outputs of a workgroup and k at a time, outputs of a thread, how
 /// many k of the product are unrolled, and whether the loads of the next tile go ahead of it.
 macro_rules! tile {
-    ($name:literal, [$m:expr, $n:expr, $k:expr], [$row:expr, $column:expr], $stages:expr, $unroll:expr, $ahead:expr) => {
+    ($name:literal, [$m:expr, $n:expr, $k:expr], [$row:expr, $column:expr], $unroll:expr, $ahead:expr) => {
         class!(
             $name,
-            TILE_M: $m, TILE_N: $n, TILE_K: $k, THREAD_M: $row, THREAD_N: $column, STAGES: $stages, UNROLL: $unroll, AHEAD: $ahead
+            TILE_M: $m, TILE_N: $n, TILE_K: $k, THREAD_M: $row, THREAD_N: $column, UNROLL: $unroll, AHEAD: $ahead
         )
     };
 }
 
-/// 256 threads, 8×8 outputs each, two tiles in 32 KiB: a barrier less a tile, and the least traffic from the cache for large
-/// products: 8 bytes a clock for a core of 128 multiply-adds.
-pub(crate) const TILE_128: Class = tile!("128x128x16-double", [128, 128, 16], [8, 8], 2, 4, 1);
+/// 256 threads, 8×8 outputs each, in 16 KiB: the least traffic from the cache for large products, 8 bytes a clock for a core of 128
+/// multiply-adds. All k of a tile are written out, so that places in workgroup memory are constants.
+pub(crate) const TILE_128: Class = tile!("128x128x16", [128, 128, 16], [8, 8], 16, 1);
 
 /// 128 threads, 8×8 outputs each, in 12 KiB: twice the workgroups, at 12 bytes a clock.
-pub(crate) const TILE_128X64: Class = tile!("128x64x16", [128, 64, 16], [8, 8], 1, 4, 1);
+pub(crate) const TILE_128X64: Class = tile!("128x64x16", [128, 64, 16], [8, 8], 16, 1);
 
 /// 64 threads, 8×8 outputs each, in 8 KiB: four times the workgroups, where parts of k are shared out too.
-pub(crate) const TILE_64: Class = tile!("64x64x16", [64, 64, 16], [8, 8], 1, 4, 1);
+pub(crate) const TILE_64: Class = tile!("64x64x16", [64, 64, 16], [8, 8], 16, 1);
 
 /// 64 threads, 4×4 outputs each, k by 32: few rows, where the way through memory counts and not the product.
-pub(crate) const TILE_32: Class = tile!("32x32x32", [32, 32, 32], [4, 4], 1, 4, 1);
+pub(crate) const TILE_32: Class = tile!("32x32x32", [32, 32, 32], [4, 4], 4, 1);
 
 /// The same loops as a CPU adapter wants them: it keeps no registers over a barrier, so that nothing is loaded ahead, and unrolls
 /// too much as it is. 128×128 outputs have half the barriers of 64×64 for the work.
-pub(crate) const PLAIN_128: Class = tile!("128x128x16-plain", [128, 128, 16], [8, 8], 1, 1, 0);
+pub(crate) const PLAIN_128: Class = tile!("128x128x16-plain", [128, 128, 16], [8, 8], 1, 0);
 
 /// 64×64 outputs, 64 threads of 8×8: any device, any storage.
-pub(crate) const PLAIN_64: Class = tile!("64x64x16-plain", [64, 64, 16], [8, 8], 1, 1, 0);
+pub(crate) const PLAIN_64: Class = tile!("64x64x16-plain", [64, 64, 16], [8, 8], 1, 0);
 
 /// 128 threads of 16×8 outputs in quads that have the same rows: a CPU adapter goes through workgroup memory lane by lane, and through
 /// broadcasts in a vector at once.
-pub(crate) const QUADS_128: Class = tile!("128x128x16-quads", [128, 128, 16], [16, 8], 1, 1, 0);
+pub(crate) const QUADS_128: Class = tile!("128x128x16-quads", [128, 128, 16], [16, 8], 1, 0);
 
 /// 64×64 outputs, 32 threads.
-pub(crate) const QUADS_64: Class = tile!("64x64x16-quads", [64, 64, 16], [16, 8], 1, 1, 0);
+pub(crate) const QUADS_64: Class = tile!("64x64x16-quads", [64, 64, 16], [16, 8], 1, 0);
 
 /// One row without a norm, 32 columns by eight threads, each of which goes along k by itself: a single vector of a CPU adapter, which
 /// has nothing to add up and no barrier, before which it would have to keep its registers in memory.
@@ -141,27 +141,34 @@ pub(crate) const CHOOSE_256: Class = class!("row256", THREADS: 256, SHARE: 16);
 /// Eight threads a row, a part each: a single vector of a CPU adapter, which a barrier does not suspend.
 pub(crate) const CHOOSE_8: Class = class!("row8", THREADS: 8, SHARE: 1);
 
-/// 128×128 outputs a workgroup, 32×64 a subgroup of 32 threads, two tiles of operands in 48 KiB of workgroup memory.
-pub(crate) const MATRIX_128: Class = class!(
-    "128x128x32m16",
-    MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 128, TILE_K: 32, STAGES: 2, BLOCKS_M: 2, BLOCKS_N: 4
-);
+/// A class of linear_matrix.wgsl: size of matrices, outputs of a workgroup and k at a time, threads, matrices of a subgroup.
+macro_rules! matrix {
+    ($name:literal, $size:expr, [$m:expr, $n:expr, $k:expr], $threads:expr, [$blocks_m:expr, $blocks_n:expr]) => {
+        class!(
+            $name,
+            MATRIX: $size, THREADS: $threads, TILE_M: $m, TILE_N: $n, TILE_K: $k, BLOCKS_M: $blocks_m, BLOCKS_N: $blocks_n
+        )
+    };
+}
 
-/// 64×64 outputs a workgroup, 32×32 a subgroup.
-pub(crate) const MATRIX_64: Class =
-    class!("64x64x32m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, STAGES: 2, BLOCKS_M: 2, BLOCKS_N: 2);
+/// 128×128 outputs a workgroup, 64×64 a subgroup of 32 threads, in 24 KiB: the most products for an operand of which two workgroups
+/// fit a core that has 50.
+pub(crate) const MATRIX_128: Class = matrix!("128x128x32m16", 16, [128, 128, 32], 128, [4, 4]);
 
-/// 32×64 outputs a workgroup, 16×32 a subgroup, with half as many barriers along k.
-pub(crate) const MATRIX_32: Class =
-    class!("32x64x64m16", MATRIX: 16, THREADS: 128, TILE_M: 32, TILE_N: 64, TILE_K: 64, STAGES: 2, BLOCKS_M: 1, BLOCKS_N: 2);
+/// 64×64 outputs a workgroup, 32×32 a subgroup, in 14 KiB: three workgroups.
+pub(crate) const MATRIX_64: Class = matrix!("64x64x32m16", 16, [64, 64, 32], 128, [2, 2]);
+
+/// 32×32 outputs a workgroup, 16×16 a subgroup.
+pub(crate) const MATRIX_32: Class = matrix!("32x32x64m16", 16, [32, 32, 64], 128, [1, 1]);
+
+/// The same with a deep tile: few workgroups, each of which waits less often for memory.
+pub(crate) const MATRIX_32_DEEP: Class = matrix!("32x32x256m16", 16, [32, 32, 256], 128, [1, 1]);
 
 /// As [`MATRIX_64`], of smaller matrices.
-pub(crate) const MATRIX_64_M8: Class =
-    class!("64x64x32m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 64, TILE_K: 32, STAGES: 2, BLOCKS_M: 4, BLOCKS_N: 4);
+pub(crate) const MATRIX_64_M8: Class = matrix!("64x64x32m8", 8, [64, 64, 32], 128, [4, 4]);
 
 /// As [`MATRIX_32`], of smaller matrices.
-pub(crate) const MATRIX_32_M8: Class =
-    class!("32x64x64m8", MATRIX: 8, THREADS: 128, TILE_M: 32, TILE_N: 64, TILE_K: 64, STAGES: 2, BLOCKS_M: 2, BLOCKS_N: 4);
+pub(crate) const MATRIX_32_M8: Class = matrix!("32x64x64m8", 8, [32, 64, 64], 128, [2, 4]);
 
 /// f32 products of two halves each: 128×128 outputs a workgroup, 32×64 a subgroup.
 pub(crate) const HALVES_128: Class =
@@ -193,27 +200,11 @@ pub(crate) const MATRIX_HEADS_64: Class =
 pub(crate) const MATRIX_HEADS_128: Class =
     class!("64x16.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 16, BLOCKS: 1, HEAD_BLOCKS: 8);
 
-/// As [`MATRIX_HEADS_64`], with twice as many keys between barriers.
-pub(crate) const MATRIX_HEADS_64_KEYS: Class =
-    class!("64x64.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 64, BLOCKS: 1, HEAD_BLOCKS: 4);
-
-/// As [`MATRIX_HEADS_64`], eight subgroups that share every key.
+/// Eight subgroups of 16 queries that share every key, in 23 KiB.
 pub(crate) const MATRIX_HEADS_64_QUERIES: Class =
-    class!("128x32.h64m16", MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 4);
+    class!("128x16.h64m16", MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 16, BLOCKS: 1, HEAD_BLOCKS: 4);
 
-/// As [`MATRIX_HEADS_64`], 32 queries a subgroup, which takes every key from workgroup memory half as often.
-pub(crate) const MATRIX_HEADS_64_BLOCKS: Class =
-    class!("128x32b2.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 128, TILE_N: 32, BLOCKS: 2, HEAD_BLOCKS: 4);
-
-/// As [`MATRIX_HEADS_128`], with twice as many keys between barriers.
-pub(crate) const MATRIX_HEADS_128_KEYS: Class =
-    class!("64x32.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 8);
-
-/// With three times as many.
-pub(crate) const MATRIX_HEADS_128_MORE_KEYS: Class =
-    class!("64x48.h128m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 48, BLOCKS: 1, HEAD_BLOCKS: 8);
-
-/// As [`MATRIX_HEADS_128_KEYS`], eight subgroups that share every key.
+/// Heads of up to 128, eight subgroups that share every key.
 pub(crate) const MATRIX_HEADS_128_QUERIES: Class =
     class!("128x32.h128m16", MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 8);
 

@@ -96,9 +96,11 @@ impl Tensor {
         if dim >= sizes.len() || size == 0 || from.checked_add(size).is_none_or(|end| end > sizes[dim]) {
             return Err(Error::option("range", format!("a part of {}", self.layout), found()));
         }
+        // The room behind rows is that of their end.
+        let rows_end = dim + 1 < sizes.len() || (from.is_multiple_of(4) && from + size == sizes[dim]);
         sizes[dim] = size;
         let offset = self.offset + (from * strides[dim]) as u64;
-        let padded = self.padded && dim + 1 < sizes.len();
+        let padded = self.padded && rows_end;
         Ok(Self { offset, layout: Layout::strided(&sizes, strides)?, padded, ..*self })
     }
 

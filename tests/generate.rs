@@ -10,7 +10,7 @@ use tileformer::layers::StepShape;
 use tileformer::spec::cache::{CachedRows, DecodeProgress, DecodeRow, DecodeState, STATE_WORDS};
 use tileformer::spec::generator::Generator;
 use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
-use tileformer::{Element, Kernels, Plan};
+use tileformer::{Element, Kernels, Options, Plan};
 
 const STEPS: usize = 10;
 
@@ -253,4 +253,40 @@ fn a_row_of_many_is_itself_alone() {
     prefill(&session, &all[..1], 3);
     let alone = decode(&session, &all[..1], &seeds[..1], 5);
     assert_eq!((&alone.ids[0], &alone.log_probs[0]), (&together.ids[0], &together.log_probs[0]));
+}
+
+/// Rule: where f16 logits of many rows are made on matrix units, they are those of the form for few rows, and no less wide; a
+/// vocabulary that is no multiple of four has no more tokens for it.
+#[test]
+fn logits_of_many_rows_on_matrix_units() {
+    // In tiles of 32 rows, and of 64.
+    logits_on_matrix_units::<12>();
+    logits_on_matrix_units::<45>();
+}
+
+fn logits_on_matrix_units<const ROWS: usize>() {
+    let (name, generator) = generators().swap_remove(0);
+    assert!(!generator.embedding.vocabulary.is_multiple_of(4));
+    let decoded = |kernels: &Kernels| {
+        let mut rng = seeded(name, 3);
+        let session = session_of(kernels, &generator, Element::F16, ROWS, &mut rng);
+        let lengths: Vec<usize> = (0..ROWS).map(|i| 1 + i % 9).collect();
+        let texts = texts(&generator, &lengths, &[], &mut rng);
+        let all: Vec<_> = texts.iter().map(Some).collect();
+        prefill(&session, &all, 64);
+        let greedy = [Sampling::greedy(); ROWS];
+        let plan = plan(&session, &all, &greedy);
+        let wide = plan.program().variants().iter().any(|variant| variant.name().starts_with("linear_wide"));
+        (wide, decode(&session, &all, &greedy, 8))
+    };
+    let (wide, few) = decoded(&Kernels::new(&gpu().device, Options::default()).unwrap());
+    assert!(!wide, "there are no matrix units");
+    let (wide, matrices) = decoded(&Kernels::new(&gpu().device, common::matrices::emulating()).unwrap());
+    assert!(wide, "{name} has another form");
+    for (b, (few, matrices)) in few.log_probs.iter().zip(&matrices.log_probs).enumerate() {
+        let [few, matrices] = [few[0], matrices[0]].map(f32::from_bits);
+        assert!((few - matrices).abs() < 5e-3, "row {b}: {few} and {matrices}");
+    }
+    let alike = few.ids.iter().zip(&matrices.ids).filter(|(few, matrices)| few[0] == matrices[0]).count();
+    assert!(alike >= ROWS - 2, "{alike} of {ROWS} first tokens are the same");
 }

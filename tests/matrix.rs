@@ -31,7 +31,9 @@ const ACTIVATIONS: [Activation; 6] =
 /// Runs a case and compares it with the twins on what the variant's storage left of the inputs. `scale` is that of x, and its
 /// inverse that of the weight.
 fn check_linear(variant: &Variant, on: &On, seed: &str, number: u64, case: Case, scale: f32) -> String {
-    let case = Case { d_in: case.d_in.min(deepest()), ..case };
+    // Parts of k are short, whatever its length.
+    let deepest = if variant.name().starts_with("linear_matrix_split") { usize::MAX } else { deepest() };
+    let case = Case { d_in: case.d_in.min(deepest), ..case };
     let Case { rows, d_in, d_out, activation, .. } = case;
     let element = if variant.name().starts_with("linear_halves") { Element::F32 } else { Element::F16 };
     let mut rng = seeded(seed, number);
@@ -121,6 +123,22 @@ fn check_linear_class(variant: &Variant, on: &On) {
 #[test]
 fn linear_on_matrices() {
     on_each_class("linear_matrix", &["64x64x32m16"], check_linear_class);
+}
+
+/// Rule: parts of k on matrices are each right where they begin and end, and are added up once.
+#[test]
+fn linear_in_parts_on_matrices() {
+    on_each_class("linear_matrix_split", &[], |variant, on| {
+        check_linear_class(variant, on);
+        for (number, [rows, d_in, d_out]) in
+            [[33, 700, 40], [20, 257, 65], [64, 1025, 32], [9, 1000, 36]].into_iter().enumerate()
+        {
+            let activation = ACTIVATIONS[number + 1];
+            let place = Place::ALL[number];
+            let case = Case { rows, d_in, d_out, bias: true, activation, residual: number % 2 == 0, place };
+            check_linear(variant, on, "parts", number as u64, case, 1.0);
+        }
+    });
 }
 
 fn check_halves(variant: &Variant, on: &On) {

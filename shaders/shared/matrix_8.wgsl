@@ -15,6 +15,10 @@ fn put_operands(at: u32, v: vec4<f16>) {
   operands[at + 3u] = v.w;
 }
 
+fn get_operands(at: u32) -> vec4<f16> {
+  return vec4<f16>(operands[at], operands[at + 1u], operands[at + 2u], operands[at + 3u]);
+}
+
 fn put_sums(at: u32, v: vec4<f32>) {
   sums[at] = v.x;
   sums[at + 1u] = v.y;

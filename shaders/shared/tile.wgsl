@@ -1,11 +1,12 @@
 // A register-tiled matrix product: the workgroup makes TILE_M × TILE_N outputs, TILE_K at a time through workgroup memory
-// (STAGES · TILE_K · (TILE_M + TILE_N) · 4 bytes), each thread THREAD_M × THREAD_N of them in registers.
+// (TILE_K · (TILE_M + TILE_N) · 4 bytes), each thread THREAD_M × THREAD_N of them in registers.
 //
 // The kernel defines where operands come from, four rows of A or four columns of B at a time:
 //   fn a_rows(m: u32) -> vec4<u32>                                  where rows m .. m + 3 of A begin
 //   fn a_block(rows: vec4<u32>, k: u32, tail: bool) -> mat4x4<f32>  column c: those rows at k + c
-// and b_rows, b_block for columns of B; shared/product.wgsl or shared/product_quads.wgsl multiply. `tail` is a constant where they are called: whether k may pass the last one, behind
-// which are zeros. With AHEAD the loads of the next TILE_K are under way while the ones before are multiplied.
+// and b_rows, b_block for columns of B; shared/product.wgsl or shared/product_quads.wgsl multiply. `tail` is a constant where they are
+// called: whether k may pass the last one, behind which are zeros. With AHEAD the loads of the next TILE_K are under way while the
+// ones before are multiplied. What a thread holds is in registers: its loops are written out.
 
 const GROUPS_M: u32 = TILE_M / THREAD_M;  // threads along m
 const GROUPS_N: u32 = TILE_N / THREAD_N;
@@ -19,9 +20,9 @@ const BLOCKS: u32 = (BLOCKS_AB + THREADS - 1u) / THREADS;  // those of a thread
 
 alias Accumulator = array<vec4<f32>, THREAD_M * COLUMN_GROUPS>;  // [row of the thread][group of columns]
 
-// [stage][k / UNROLL][k % UNROLL][m / 4], the groups of m in an order of their own: swizzle_a.
-var<workgroup> a_tile: array<array<array<vec4<f32>, TILE_M / 4u>, UNROLL>, STAGES * TILE_K / UNROLL>;
-var<workgroup> b_tile: array<array<array<vec4<f32>, TILE_N / 4u>, UNROLL>, STAGES * TILE_K / UNROLL>;
+// [k / UNROLL][k % UNROLL][m / 4], the groups of m in an order of their own: swizzle_a.
+var<workgroup> a_tile: array<array<array<vec4<f32>, TILE_M / 4u>, UNROLL>, TILE_K / UNROLL>;
+var<workgroup> b_tile: array<array<array<vec4<f32>, TILE_N / 4u>, UNROLL>, TILE_K / UNROLL>;
 
 // The blocks that a thread carries from memory to workgroup memory.
 struct Carried {
@@ -34,7 +35,7 @@ fn swizzle_a(group: u32, k4: u32) -> u32 { return group ^ ((k4 * (32u / TILE_K))
 fn swizzle_b(group: u32, k4: u32) -> u32 { return group ^ ((k4 * (32u / TILE_K)) & (min(TILE_N / 4u, 8u) - 1u)); }
 
 fn find_rows(carried: ptr<function, Carried>, thread: u32, m0: u32, n0: u32) {
-  for (var i = 0u; i < BLOCKS; i++) {
+  for (var i = 0u; i < BLOCKS; i++) {  // unroll
     let group = (thread + i * THREADS) / K4;
     if only_a(i) || (!only_b(i) && group < TILE_M / 4u) {
       (*carried).rows[i] = a_rows(m0 + group * 4u);
@@ -49,7 +50,7 @@ fn only_a(i: u32) -> bool { return (i + 1u) * THREADS <= BLOCKS_A; }
 fn only_b(i: u32) -> bool { return i * THREADS >= BLOCKS_A; }
 
 fn load_blocks(carried: ptr<function, Carried>, thread: u32, k0: u32, tail: bool) {
-  for (var i = 0u; i < BLOCKS; i++) {
+  for (var i = 0u; i < BLOCKS; i++) {  // unroll
     let block = thread + i * THREADS;
     let k = k0 + block % K4 * 4u;
     if only_a(i) || (!only_b(i) && block < BLOCKS_A) {
@@ -65,17 +66,21 @@ fn load(carried: ptr<function, Carried>, thread: u32, k0: u32, end: u32) {
   if AHEAD != 0u && k0 + TILE_K <= end { load_blocks(carried, thread, k0, false); } else if k0 < end { load_blocks(carried, thread, k0, true); }
 }
 
-fn store_blocks(carried: ptr<function, Carried>, thread: u32, stage: u32) {
-  for (var i = 0u; i < BLOCKS; i++) {
+fn store_blocks(carried: ptr<function, Carried>, thread: u32) {
+  for (var i = 0u; i < BLOCKS; i++) {  // unroll
     let block = thread + i * THREADS;
     let k4 = block % K4;
     let v = (*carried).block[i];
     if only_a(i) || (!only_b(i) && block < BLOCKS_A) {
       let m = swizzle_a(block / K4, k4);
-      for (var c = 0u; c < 4u; c++) { a_tile[(stage + k4 * 4u + c) / UNROLL][c % UNROLL][m] = v[c]; }
+      for (var c = 0u; c < 4u; c++) {  // unroll
+        a_tile[(k4 * 4u + c) / UNROLL][(k4 * 4u + c) % UNROLL][m] = v[c];
+      }
     } else if block < BLOCKS_AB {
       let n = swizzle_b(block / K4 - TILE_M / 4u, k4);
-      for (var c = 0u; c < 4u; c++) { b_tile[(stage + k4 * 4u + c) / UNROLL][c % UNROLL][n] = v[c]; }
+      for (var c = 0u; c < 4u; c++) {  // unroll
+        b_tile[(k4 * 4u + c) / UNROLL][(k4 * 4u + c) % UNROLL][n] = v[c];
+      }
     }
   }
 }
@@ -85,18 +90,16 @@ fn store_blocks(carried: ptr<function, Carried>, thread: u32, stage: u32) {
 fn multiply(sum: ptr<function, Accumulator>, thread: u32, m0: u32, n0: u32, begin: u32, end: u32) {
   var carried: Carried;
   find_rows(&carried, thread, m0, n0);
-  var stage = 0u;
   // Each round multiplies the tile of the round before: the first has none yet, and the one past the end loads no more.
   for (var k0 = begin; k0 < end + TILE_K; k0 += TILE_K) {
     if AHEAD != 0u { load(&carried, thread, k0, end); }
     if k0 > begin {
-      multiply_tiles(sum, tile_x(thread), tile_y(thread), stage);
-      if STAGES == 2u { stage = TILE_K - stage; } else { workgroupBarrier(); }
+      multiply_tiles(sum, tile_x(thread), tile_y(thread));
+      workgroupBarrier();
     }
     if k0 < end {
       if AHEAD == 0u { load(&carried, thread, k0, end); }
-      // With two stages this one was last read before the barrier of the round before.
-      store_blocks(&carried, thread, stage);
+      store_blocks(&carried, thread);
       workgroupBarrier();
     }
   }
@@ -108,8 +111,12 @@ alias RowOfSums = array<vec4<f32>, COLUMN_GROUPS>;
 // finishes one row after the other, is too long to unroll.
 fn take_row(sum: ptr<function, Accumulator>) -> RowOfSums {
   var row: RowOfSums;
-  for (var j = 0u; j < COLUMN_GROUPS; j++) { row[j] = (*sum)[j]; }
-  for (var at = COLUMN_GROUPS; at < THREAD_M * COLUMN_GROUPS; at++) { (*sum)[at - COLUMN_GROUPS] = (*sum)[at]; }
+  for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
+    row[j] = (*sum)[j];
+  }
+  for (var at = 0u; at < (THREAD_M - 1u) * COLUMN_GROUPS; at++) {  // unroll
+    (*sum)[at] = (*sum)[at + COLUMN_GROUPS];
+  }
   return row;
 }
 

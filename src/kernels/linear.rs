@@ -1,5 +1,6 @@
 //! y = activation(x · Wᵀ + bias) + residual: `linear` as tiles, `linear_split` and `linear_sum` where too few tiles would keep a device
-//! busy. Few rows are `linear_few`'s.
+//! busy; on matrix units `linear_matrix`, `linear_matrix_split`, `linear_wide` into f32, and `linear_halves` from it. Few rows are
+//! `linear_few`'s.
 
 use super::linear_few::{self, LinearFew, part_rows};
 use super::stride;
@@ -8,6 +9,7 @@ use crate::classes::{self, Class, FLAT};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::Activation;
+use crate::storage::{Storage, Tier};
 use crate::tensor::Element;
 use crate::tuning::{Case, Choice, Operation};
 use crate::variant::{ACTIVATE, Binding, Kernel, PRODUCT, Source, THREADS, THREADS_QUADS, TILE, Variant, wgsl};
@@ -41,17 +43,22 @@ const PRODUCT_QUADS: Source = wgsl!("shared/product_quads.wgsl");
 const PARAMS: Source = wgsl!("shared/linear.wgsl");
 const OPERANDS: Source = wgsl!("shared/linear_operands.wgsl");
 const EPILOGUE: Source = wgsl!("shared/linear_epilogue.wgsl");
+const STORE: Source = wgsl!("shared/linear_store.wgsl");
+const WHOLE: Source = wgsl!("shared/linear_whole.wgsl");
+const PARTS: Source = wgsl!("shared/linear_parts.wgsl");
+const STORE_WIDE: Source = wgsl!("shared/linear_store_wide.wgsl");
 
 const WEIGHT: Binding = Binding::read("weight", 0, 1, offset_of!(Params, weight_offset));
 const BIAS: Binding = Binding::read("bias", 0, 2, offset_of!(Params, bias_offset));
 const X: Binding = Binding::read("x", 1, 0, offset_of!(Params, x_offset));
 const RESIDUAL: Binding = Binding::read("residual", 1, 1, offset_of!(Params, residual_offset));
 const Y: Binding = Binding::write("y", 2, offset_of!(Params, y_offset));
+const WIDE_BINDINGS: &[Binding] = &[WEIGHT, BIAS, X, RESIDUAL, Binding::write("y", 2, offset_of!(Params, y_offset)).wide()];
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear",
-    shared: &[&THREADS, &TILE, &PRODUCT, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
-    subgroups: &[&THREADS_QUADS, &TILE, &PRODUCT_QUADS, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
+    shared: &[&THREADS, &TILE, &PRODUCT, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
+    subgroups: &[&THREADS_QUADS, &TILE, &PRODUCT_QUADS, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
     parts: &[],
     source: wgsl!("linear.wgsl"),
     bindings: &[WEIGHT, BIAS, X, RESIDUAL, Y],
@@ -70,7 +77,7 @@ pub(super) static KERNEL_SPLIT: Kernel = Kernel {
 
 pub(super) static KERNEL_SUM: Kernel = Kernel {
     name: "linear_sum",
-    shared: &[&ACTIVATE, &PARAMS, &EPILOGUE],
+    shared: &[&ACTIVATE, &PARAMS, &EPILOGUE, &STORE],
     subgroups: &[],
     source: wgsl!("linear_sum.wgsl"),
     bindings: &[BIAS, Binding::read("partial", 1, 0, offset_of!(Params, partial_offset)).wide(), RESIDUAL, Y],
@@ -79,14 +86,39 @@ pub(super) static KERNEL_SUM: Kernel = Kernel {
 
 pub(super) static KERNEL_MATRIX: Kernel = Kernel {
     name: "linear_matrix",
-    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE],
+    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE, &WHOLE],
     subgroups: &[],
     source: wgsl!("linear_matrix.wgsl"),
     ..KERNEL
 };
 
-pub(super) static KERNEL_HALVES: Kernel =
-    Kernel { name: "linear_halves", source: wgsl!("linear_halves.wgsl"), ..KERNEL_MATRIX };
+/// Into f32, as logits are whatever the storage.
+pub(super) static KERNEL_WIDE: Kernel = Kernel {
+    name: "linear_wide",
+    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE_WIDE, &WHOLE],
+    bindings: WIDE_BINDINGS,
+    subgroups: &[],
+    source: wgsl!("linear_matrix.wgsl"),
+    ..KERNEL
+};
+
+/// Parts of k side by side.
+pub(super) static KERNEL_MATRIX_SPLIT: Kernel = Kernel {
+    name: "linear_matrix_split",
+    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &PARTS],
+    subgroups: &[],
+    source: wgsl!("linear_matrix.wgsl"),
+    bindings: WIDE_BINDINGS,
+    ..KERNEL
+};
+
+pub(super) static KERNEL_HALVES: Kernel = Kernel {
+    name: "linear_halves",
+    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
+    subgroups: &[],
+    source: wgsl!("linear_halves.wgsl"),
+    ..KERNEL
+};
 
 /// y = activation(x · Wᵀ + bias) + residual: all but the product in its epilogue.
 #[doc(alias("matmul", "gemm"))]
@@ -111,6 +143,30 @@ impl Linear {
     #[must_use]
     pub fn new(x: Tensor, weight: Tensor, y: Tensor) -> Self {
         Self { x, weight, bias: None, activation: Activation::Identity, residual: None, y }
+    }
+
+    /// Rows, d_in and d_out of what has been checked.
+    fn sizes(&self) -> (usize, usize, usize) {
+        let [rows, d_in] = [0, 1].map(|dim| self.x.layout().sizes()[dim]);
+        (rows, d_in, self.y.layout().sizes()[1])
+    }
+
+    fn params(&self) -> Params {
+        let &Self { x, weight, bias, activation, residual, y } = self;
+        let (rows, d_in, d_out) = self.sizes();
+        Params {
+            rows: rows as u32,
+            d_in: d_in as u32,
+            d_out: d_out as u32,
+            x_row: x.layout().stride(0),
+            weight_row: weight.layout().stride(0),
+            residual_row: stride(residual, 0),
+            y_row: y.layout().stride(0),
+            activation: activation as u32,
+            bias: u32::from(bias.is_some()),
+            residual: u32::from(residual.is_some()),
+            ..Params::default()
+        }
     }
 }
 
@@ -159,9 +215,8 @@ impl Builder {
     }
 
     fn linear_part(&mut self, label: &str, linear: &Linear) -> Result<()> {
-        let &Linear { x, weight, bias, activation, residual, y } = linear;
-        let (x_layout, y_layout) = (x.layout(), y.layout());
-        let (rows, d_in, d_out) = (x_layout.sizes()[0], x_layout.sizes()[1], y_layout.sizes()[1]);
+        let &Linear { x, weight, bias, residual, y, .. } = linear;
+        let (rows, d_in, d_out) = linear.sizes();
         let invariant = self.batch_invariant();
         let storage = self.storage_of(label, self.element(x), &[Some(x), Some(weight), bias, residual, Some(y)], &[])?;
         let case = Case {
@@ -176,57 +231,104 @@ impl Builder {
             cached: false,
         };
         let choice = self.choice(&case);
-        let params = Params {
-            rows: rows as u32,
-            d_in: d_in as u32,
-            d_out: d_out as u32,
-            x_row: x_layout.stride(0),
-            weight_row: weight.layout().stride(0),
-            residual_row: stride(residual, 0),
-            y_row: y_layout.stride(0),
-            activation: activation as u32,
-            bias: u32::from(bias.is_some()),
-            residual: u32::from(residual.is_some()),
-            ..Params::default()
-        };
-        let flops = 2 * rows as u64 * d_in as u64 * d_out as u64;
-        if choice.kernel == KERNEL_SPLIT.name {
-            return self.linear_split(label, linear, &case, &choice, params);
+        match choice.kernel {
+            name if name == KERNEL_SPLIT.name || name == KERNEL_MATRIX_SPLIT.name => {
+                self.linear_split(label, linear, &case, &choice)
+            }
+            name if name == linear_few::KERNEL.name => {
+                self.launch_few(label, &LinearFew::new(*linear), (0, d_out), &choice, storage)
+            }
+            name => {
+                let kernels = [&KERNEL_MATRIX, &KERNEL_HALVES];
+                let kernel = kernels.into_iter().find(|k| k.name == name).unwrap_or(&KERNEL);
+                self.launch_tiles(label, linear, Variant::of(kernel, &choice, storage, 0))
+            }
         }
-        if choice.kernel == linear_few::KERNEL.name {
-            return self.launch_few(label, &LinearFew::new(*linear), (0, d_out), &choice, storage);
-        }
-        let kernels = [&KERNEL_MATRIX, &KERNEL_HALVES];
-        let kernel = kernels.into_iter().find(|k| k.name == choice.kernel).unwrap_or(&KERNEL);
+    }
+
+    /// One dispatch for all of k.
+    fn launch_tiles(&mut self, label: &str, linear: &Linear, variant: Variant) -> Result<()> {
+        let &Linear { x, weight, bias, residual, y, .. } = linear;
+        let (rows, d_in, d_out) = linear.sizes();
         let launch = Launch {
             label,
-            variant: Variant::of(kernel, &choice, storage, 0),
-            workgroups: tiles(choice.class, rows, d_out),
-            params,
+            variant,
+            workgroups: tiles(variant.class, rows, d_out),
+            params: linear.params(),
             operands: &[Some(weight), bias, Some(x), residual, Some(y)],
-            flops,
+            flops: 2 * rows as u64 * d_in as u64 * d_out as u64,
             bytes: None,
         };
-        self.launch_in_forms(launch, tiles(classes::unaligned(choice.class), rows, d_out))
+        self.launch_in_forms(launch, tiles(classes::unaligned(variant.class), rows, d_out))
+    }
+
+    /// Whether there is a form for many rows of f16 into f32, as logits are: on matrix units.
+    pub(crate) fn has_linear_wide(&self, rows: usize, weight: Tensor) -> bool {
+        let storage = Storage::of(self.element(weight), self.kernels().class().f16(), true);
+        let &[columns, depth] = weight.layout().sizes() else { return false };
+        self.unmeasured_choice(&self.wide_case(storage, [rows, columns, depth])).tier == Tier::Matrix
+    }
+
+    /// [`Builder::linear`] from f16 into a y in f32 whose rows have room for whole groups of four, where there is a form for it.
+    pub(crate) fn linear_wide(&mut self, label: &str, linear: &Linear) -> Result<()> {
+        let &Linear { x, weight, bias, y, .. } = linear;
+        let (rows, depth, d_out) = linear.sizes();
+        debug_assert!(linear.residual.is_none(), "{label}: logits have no residual");
+        let storage = self.storage_of(label, self.element(x), &[Some(x), Some(weight)], &[Some(y)])?;
+        let part_rows = part_rows(self, weight);
+        for first in (0..d_out).step_by(part_rows) {
+            let columns = part_rows.min(d_out - first);
+            let choice = self.choice(&self.wide_case(storage, [rows, columns, depth]));
+            let part = Linear {
+                weight: weight.narrow(0, first, columns)?,
+                bias: bias.map(|b| b.narrow(0, first, columns)).transpose()?,
+                y: y.narrow(1, first, columns)?,
+                ..*linear
+            };
+            self.launch_tiles(label, &part, Variant::of(&KERNEL_WIDE, &choice, storage, 0))?;
+        }
+        Ok(())
+    }
+
+    fn wide_case(&self, storage: Storage, [rows, columns, depth]: [usize; 3]) -> Case {
+        Case {
+            operation: Operation::LinearWide,
+            kernel: KERNEL_WIDE.name,
+            storage,
+            rows,
+            columns,
+            depth,
+            ragged_columns: false,
+            invariant: self.batch_invariant(),
+            cached: false,
+        }
     }
 
     /// Parts of k side by side into scratch, then their sum with all that follows it.
-    fn linear_split(&mut self, label: &str, linear: &Linear, case: &Case, choice: &Choice, params: Params) -> Result<()> {
+    fn linear_split(&mut self, label: &str, linear: &Linear, case: &Case, choice: &Choice) -> Result<()> {
         let &Linear { x, weight, bias, residual, y, .. } = linear;
         let &Case { rows, columns, depth, storage, .. } = case;
         let row = columns.next_multiple_of(4);
         let most = self.binding_elements(Element::F32) / (rows as u64 * row as u64).max(1);
         let (split, splits) = case.split(choice.class, most as usize);
         let partial = self.scratch_rows("partial", &[splits, rows, columns])?;
-        let params = Params { split: split as u32, splits: splits as u32, partial_row: row as u32, ..params };
+        let params = Params { split: split as u32, splits: splits as u32, partial_row: row as u32, ..linear.params() };
         let outputs = rows as u64 * columns as u64;
         let workgroups = |class| tiles(class, rows, columns) * splits as u64;
+        // On matrix units the parts are a y of their own, without what follows their sum.
+        let parts = Params { y_row: row as u32, activation: 0, bias: 0, residual: 0, ..params };
+        let matrix_operands = [Some(weight), None, Some(x), None, Some(partial)];
+        let operands = [Some(weight), Some(x), Some(partial)];
+        let (kernel, own, operands): (_, _, &[_]) = match choice.tier {
+            Tier::Matrix => (&KERNEL_MATRIX_SPLIT, parts, &matrix_operands),
+            _ => (&KERNEL_SPLIT, params, &operands),
+        };
         let launch = Launch {
             label,
-            variant: Variant::of(&KERNEL_SPLIT, choice, storage, 0),
+            variant: Variant::of(kernel, choice, storage, 0),
             workgroups: workgroups(choice.class),
-            params,
-            operands: &[Some(weight), Some(x), Some(partial)],
+            params: own,
+            operands,
             flops: 2 * outputs * depth as u64,
             bytes: None,
         };

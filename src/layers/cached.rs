@@ -61,9 +61,14 @@ impl Builder {
         let &[rows, vocabulary] = linear.y.layout().sizes() else {
             return Err(Error::shape(label, "logits (rows, V)", linear.y.layout()));
         };
-        if self.storage() == Element::F32 && !self.few_rows(rows, vocabulary, true) {
-            let x = self.norm_before(before, linear.x)?;
-            self.linear(label, &Linear { x, ..*linear })?;
+        let in_f32 = self.storage() == Element::F32;
+        if !self.few_rows(rows, vocabulary, true) && (in_f32 || self.has_linear_wide(rows, linear.weight)) {
+            let linear = Linear { x: self.norm_before(before, linear.x)?, ..*linear };
+            if in_f32 {
+                self.linear(label, &linear)?;
+            } else {
+                self.linear_wide(label, &linear)?;
+            }
             return Ok(None);
         }
         let norm = self.fused_norm(before, linear.x)?;

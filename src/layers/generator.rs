@@ -278,8 +278,7 @@ impl Generator {
             None => None,
         };
         let before = self.final_norm().map(|norm| (format!("{}norm.", self.stack_prefix), norm));
-        let logits = b.scratch("logits", Element::F32, Layout::contiguous(&[batch, vocabulary.next_multiple_of(4)])?)?;
-        let logits = logits.narrow(1, 0, vocabulary)?;
+        let logits = b.scratch_rows("logits", &[batch, vocabulary])?;
         let linear = Linear { bias, ..Linear::new(x, weight, logits) };
         b.logits("head", before, &linear, sequences).map(|maxima| (logits, maxima))
     }

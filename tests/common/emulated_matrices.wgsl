@@ -18,6 +18,7 @@ var<workgroup> operands: array<vec4<f16>, OPERANDS / 4u>;
 var<workgroup> sums: array<f32, SUMS>;
 
 fn put_operands(at: u32, v: vec4<f16>) { operands[at / 4u] = v; }
+fn get_operands(at: u32) -> vec4<f16> { return operands[at / 4u]; }
 
 fn put_sums(at: u32, v: vec4<f32>) {
   sums[at] = v.x;
@@ -41,9 +42,10 @@ fn load(at: u32, down: u32, along: u32) -> MatrixA {
   return m;
 }
 
-fn load_a(at: u32, stride: u32) -> MatrixA { return load(at, stride, 1u); }
-fn load_b(at: u32, stride: u32) -> MatrixB { return load(at, stride, 1u); }
-fn load_b_transposed(at: u32, stride: u32) -> MatrixB { return load(at, 1u, stride); }
+// Operands begin at multiples of eight, as matrix units load them.
+fn load_a(at: u32, stride: u32) -> MatrixA { return load(at / 8u * 8u, stride, 1u); }
+fn load_b(at: u32, stride: u32) -> MatrixB { return load(at / 8u * 8u, stride, 1u); }
+fn load_b_transposed(at: u32, stride: u32) -> MatrixB { return load(at / 8u * 8u, 1u, stride); }
 
 fn load_c(at: u32, stride: u32) -> MatrixC {
   var c: MatrixC;
