@@ -1,5 +1,9 @@
 //! The table of variants: which compiled form of a kernel serves which shape on which device, and why.
 
+mod case;
+#[cfg(test)]
+mod tests;
+
 use crate::classes::{
     CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
@@ -9,65 +13,8 @@ use crate::classes::{
 };
 use crate::storage::{DeviceClass, MatrixSize, Storage, Tier};
 use crate::variant::Variant;
-
-/// What a row of the table is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
-pub(crate) enum Operation {
-    Linear,
-    /// Many rows of f16 into f32: on matrix units alone.
-    LinearWide,
-    /// `linear_few` without a norm, as if there were few rows whatever their number: the classes of a device sum in one order.
-    LinearFew,
-    /// The same of `linear_few` with a norm, `linear_append` and `linear_logits`.
-    LinearNormed,
-    /// Columns are those of a value head, the depth is a key head's.
-    Attention,
-    AttentionWeights,
-    AttentionScores,
-    AttentionValues,
-    /// `masked_softmax`, `layer_norm` and `argmax`: reductions over rows.
-    Rows,
-    /// `choose` and `beam_candidates`: the next tokens of rows of logits.
-    Choose,
-}
-
-/// One dispatch that needs a variant.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Case {
-    pub(crate) operation: Operation,
-    /// The kernel, where several of one operation are no alternatives of each other.
-    pub(crate) kernel: &'static str,
-    pub(crate) storage: Storage,
-    /// Rows of the output: those of a projection, the longest query.
-    pub(crate) rows: usize,
-    /// Columns of the output; for reductions, of the input.
-    pub(crate) columns: usize,
-    /// What is summed over.
-    pub(crate) depth: usize,
-    /// Whether `columns` depend on a batch, as a longest key does: with `invariant` they must not decide then.
-    pub(crate) ragged_columns: bool,
-    /// Forbids choices by what a batch changes: `rows`, and ragged columns.
-    pub(crate) invariant: bool,
-    /// Whether rows are new ones of texts in a cache: with `invariant` one row and many must sum in one order, that of few rows.
-    pub(crate) cached: bool,
-}
-
-impl Case {
-    /// Whether neither columns nor their alignment may decide: a batch changes both.
-    fn ragged(&self) -> bool {
-        self.invariant && self.ragged_columns
-    }
-}
-
-/// What the table answers.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Choice {
-    /// The kernel's name.
-    pub(crate) kernel: &'static str,
-    pub(crate) class: &'static Class,
-    pub(crate) tier: Tier,
-}
+use case::{BUSY, SHORTEST_SPLIT};
+pub(crate) use case::{Case, Choice, Operation};
 
 /// One row: where `fits` holds the choice can run, where `best` holds it is taken.
 struct Row {
@@ -84,9 +31,6 @@ struct Row {
 
 const ANY: fn(&Case, &DeviceClass) -> bool = |_, _| true;
 
-/// Workgroups that keep a large GPU busy: two for each of the 132 multiprocessors of an H100, more than any smaller one needs.
-const BUSY: usize = 264;
-
 /// From how many rows on a CPU adapter takes eight at once: that takes it 3.6 times as long as one.
 const SHARED_FROM: usize = 4;
 
@@ -96,40 +40,6 @@ const FEW_ROWS: usize = 16;
 
 /// The same of f16 where matrix units take it.
 const FEW_ROWS_BESIDE_MATRICES: usize = 8;
-
-/// The shortest part of k that is worth a workgroup of its own.
-const SHORTEST_SPLIT: usize = 128;
-
-impl Case {
-    /// Tiles of `m` × `n` that cover the output.
-    fn tiles(&self, m: usize, n: usize) -> usize {
-        self.rows.div_ceil(m).saturating_mul(self.columns.div_ceil(n))
-    }
-
-    /// Whether the rows decide, and are at most `rows`.
-    fn has_few(&self, rows: usize) -> bool {
-        !self.invariant && self.rows <= rows
-    }
-
-    /// Whether any number of rows is taken as few are: a text's bits must not depend on the pieces that it comes in.
-    fn in_steps(&self) -> bool {
-        self.invariant && self.cached
-    }
-
-    /// Whether the form for few rows is due: there are at most `rows`, or any number must be taken so.
-    fn takes_few(&self, rows: usize) -> bool {
-        self.in_steps() || self.has_few(rows)
-    }
-
-    /// How long the parts of k are, and how many, for a kernel of `class` that shares k out: as many as keep a device busy, and at
-    /// most `most`. Lengths are a multiple of the tile's, and the same for every run of a shape.
-    pub(crate) fn split(&self, class: &Class, most: usize) -> (usize, usize) {
-        let tiles = self.tiles(class.get("TILE_M") as usize, class.get("TILE_N") as usize).max(1);
-        let parts = (2 * BUSY).div_ceil(tiles).min(self.depth / SHORTEST_SPLIT).min(most).max(1);
-        let length = self.depth.div_ceil(parts).next_multiple_of(class.get("TILE_K").max(32) as usize);
-        (length, self.depth.div_ceil(length))
-    }
-}
 
 const FOURS: fn(&Case, &DeviceClass) -> bool = |c, _| c.storage.in_fours();
 const SINGLES: fn(&Case, &DeviceClass) -> bool = |c, _| !c.storage.in_fours();
@@ -685,179 +595,4 @@ pub(crate) fn best(case: &Case, device: &DeviceClass) -> Choice {
 pub(crate) fn has_row(operation: Operation, [asked, kernel, class]: [&str; 3], tier: Tier) -> bool {
     let same = |row: &Row| if row.kernel.is_empty() { asked == kernel } else { row.kernel == kernel };
     TABLE.iter().any(|row| (row.operation, row.class.name, row.tier) == (operation, class, tier) && same(row))
-}
-
-#[cfg(test)]
-#[allow(clippy::panic)]
-mod tests {
-    use super::*;
-
-    /// Rule: the table says why, and names only variants that there are.
-    #[test]
-    fn every_row_has_a_reason_and_a_variant() {
-        let all = crate::kernels::variants();
-        for row in TABLE {
-            assert!(!row.why.is_empty());
-            let there = |v: &Variant| {
-                (row.kernel.is_empty() || v.kernel.name == row.kernel)
-                    && v.class.name == row.class.name
-                    && v.tier == row.tier
-            };
-            assert!(all.iter().any(there), "no variant {} {}", row.kernel, row.class.name);
-        }
-    }
-
-    fn case(row: &Row, storage: Storage) -> Case {
-        Case {
-            operation: row.operation,
-            kernel: row.kernel,
-            storage,
-            rows: 64,
-            columns: 64,
-            depth: 64,
-            ragged_columns: false,
-            invariant: false,
-            cached: false,
-        }
-    }
-
-    /// Rule: what a row fits there is a variant for. A pin or a measurement may choose it whatever is best.
-    #[test]
-    fn every_row_fits_only_storages_that_its_variant_comes_in() {
-        let all = crate::kernels::variants();
-        let mut count = 0;
-        for row in TABLE.iter().filter(|row| !row.kernel.is_empty()) {
-            for matrix in [MatrixSize::M8, MatrixSize::M16] {
-                for &storage in Storage::ALL {
-                    let device = DeviceClass {
-                        cpu: false,
-                        features: wgpu::Features::all(),
-                        matrix: Some(matrix),
-                        f32_by_matrices: true,
-                        workgroup_bytes: 1 << 16,
-                        invocations: 256,
-                    };
-                    if !(row.fits)(&case(row, storage), &device) {
-                        continue;
-                    }
-                    // `linear_few` takes f16 in pairs on CPU adapters.
-                    let pairs = storage == Storage::F16x4 && row.class.find("K_THREADS") == Some(1);
-                    let stored = if pairs { Storage::Packedx4 } else { storage };
-                    let there = |v: &&Variant| {
-                        (v.kernel.name, v.class.name, v.storage, v.tier) == (row.kernel, row.class.name, stored, row.tier)
-                    };
-                    assert!(all.iter().any(|v| there(&v)), "{} {} {}", row.kernel, stored.name(), row.class.name);
-                    count += 1;
-                }
-            }
-        }
-        assert!(count > 0);
-    }
-
-    /// Rule: a shader that declares more workgroup memory than every device has fits only devices that have it.
-    #[test]
-    fn rows_know_their_workgroup_memory() {
-        const CORE_BYTES: u32 = 16_384;
-        for variant in crate::kernels::variants() {
-            let module = naga::front::wgsl::parse_str(&variant.source()).unwrap_or_else(|e| panic!("{variant:?}: {e}"));
-            let mut layouter = naga::proc::Layouter::default();
-            layouter.update(module.to_ctx()).unwrap_or_else(|e| panic!("{variant:?}: {e}"));
-            let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
-            let bytes: u32 = shared.map(|(_, v)| layouter[v.ty].size).sum();
-            if bytes <= CORE_BYTES {
-                continue;
-            }
-            let size = if variant.class.get("MATRIX") == 8 { MatrixSize::M8 } else { MatrixSize::M16 };
-            let device = |workgroup_bytes| DeviceClass {
-                cpu: false,
-                features: variant.features(),
-                matrix: Some(size),
-                f32_by_matrices: true,
-                workgroup_bytes,
-                invocations: 256,
-            };
-            let rows = || TABLE.iter().filter(|r| (r.kernel, r.class.name) == (variant.kernel.name, variant.class.name));
-            assert!(rows().count() > 0, "{variant:?} is in no row");
-            for row in rows() {
-                let case = case(row, variant.storage);
-                assert!(!(row.fits)(&case, &device(bytes - 1)), "{variant:?} needs {bytes} bytes");
-                assert!((row.fits)(&case, &device(49_152)), "{variant:?} fits no device");
-            }
-        }
-    }
-
-    /// Devices of each kind: CPU adapters and GPUs, with and without subgroups and matrices, with little and much workgroup memory.
-    fn devices() -> Vec<DeviceClass> {
-        let matrix = Tier::Matrix.features(Storage::F16);
-        let mut all = Vec::new();
-        for features in [wgpu::Features::empty(), Tier::Subgroups.features(Storage::F16), matrix] {
-            for size in [None, Some(MatrixSize::M16), Some(MatrixSize::M8)] {
-                if size.is_some() != features.contains(matrix) {
-                    continue;
-                }
-                for (cpu, workgroup_bytes) in [(true, 32_768), (false, 16_384), (false, 49_152)] {
-                    let f32_by_matrices = size.is_some();
-                    let invocations = 256;
-                    all.push(DeviceClass { cpu, features, matrix: size, f32_by_matrices, workgroup_bytes, invocations });
-                }
-            }
-        }
-        all
-    }
-
-    const OPERATIONS: [(Operation, &str); 11] = [
-        (Operation::Linear, ""),
-        (Operation::LinearWide, "linear_wide"),
-        (Operation::LinearFew, "linear_few"),
-        (Operation::LinearNormed, "linear_append"),
-        (Operation::Attention, ""),
-        (Operation::AttentionWeights, "attention_weights"),
-        (Operation::AttentionScores, "attention_scores"),
-        (Operation::AttentionValues, "attention_values"),
-        (Operation::Rows, "layer_norm"),
-        (Operation::Rows, "masked_softmax"),
-        (Operation::Choose, "choose"),
-    ];
-
-    /// Rule: batch invariant, nothing is chosen by the number of rows; of the forms for few rows all sum in one order.
-    #[test]
-    fn rows_decide_nothing_where_batches_must_not() {
-        for device in devices() {
-            for (operation, kernel) in OPERATIONS {
-                for (storage, cached) in Storage::ALL.iter().flat_map(|&s| [(s, false), (s, true)]) {
-                    for (columns, depth) in [(8, 64), (64, 64), (96, 128), (768, 768), (3072, 768), (50_257, 4096)] {
-                        let chosen = |rows| {
-                            let (ragged_columns, invariant) = (false, true);
-                            let case =
-                                Case { operation, kernel, storage, rows, columns, depth, ragged_columns, invariant, cached };
-                            let Choice { kernel, class, tier } = best(&case, &device);
-                            match class.find("K_THREADS") {
-                                Some(threads) => (kernel, threads.to_string(), None),
-                                None => (kernel, class.name.to_owned(), Some(tier)),
-                            }
-                        };
-                        let one = chosen(1);
-                        for rows in [2, 3, 4, 8, 9, 16, 17, 32, 33, 40, 41, 64, 65, 128, 1000, 4096] {
-                            assert_eq!(chosen(rows), one, "{operation:?} {storage:?} {columns} {depth} {rows} {device:?}");
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Rule: few rows take the form that reads each weight once and has norms and caches in it, whatever else a GPU has.
-    #[test]
-    fn few_rows_are_few_beside_matrices() {
-        for device in devices().into_iter().filter(|device| !device.cpu && device.f16()) {
-            for rows in 1..=FEW_ROWS_BESIDE_MATRICES {
-                for columns in [768, 3072, 12_288, 16_384, 50_257, 250_000] {
-                    let (operation, storage, depth) = (Operation::Linear, Storage::F16x4, 4096);
-                    let (ragged_columns, invariant, cached, kernel) = (false, false, true, "");
-                    let case = Case { operation, kernel, storage, rows, columns, depth, ragged_columns, invariant, cached };
-                    assert_eq!(best(&case, &device).kernel, "linear_few", "{rows} × {columns}, {device:?}");
-                }
-            }
-        }
-    }
 }
