@@ -260,12 +260,14 @@ fn a_row_of_many_is_itself_alone() {
 #[test]
 fn logits_of_many_rows_on_matrix_units() {
     // In tiles of 32 rows, and of 64.
-    logits_on_matrix_units::<12>();
-    logits_on_matrix_units::<45>();
+    logits_on_matrix_units::<12>(None);
+    logits_on_matrix_units::<12>(Some("head_bias"));
+    logits_on_matrix_units::<45>(None);
 }
 
-fn logits_on_matrix_units<const ROWS: usize>() {
-    let (name, generator) = generators().swap_remove(0);
+fn logits_on_matrix_units<const ROWS: usize>(bias: Option<&str>) {
+    let (name, mut generator) = generators().swap_remove(0);
+    generator.head_bias = bias.map(str::to_owned);
     assert!(!generator.embedding.vocabulary.is_multiple_of(4));
     let decoded = |kernels: &Kernels| {
         let mut rng = seeded(name, 3);

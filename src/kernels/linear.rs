@@ -274,7 +274,7 @@ impl Builder {
         let &Linear { x, weight, bias, y, .. } = linear;
         let (rows, depth, d_out) = linear.sizes();
         debug_assert!(linear.residual.is_none(), "{label}: logits have no residual");
-        let storage = self.storage_of(label, self.element(x), &[Some(x), Some(weight)], &[Some(y)])?;
+        let storage = self.storage_of(label, self.element(x), &[Some(x), Some(weight), bias], &[Some(y)])?;
         let part_rows = part_rows(self, weight);
         for first in (0..d_out).step_by(part_rows) {
             let columns = part_rows.min(d_out - first);
