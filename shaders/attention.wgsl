@@ -5,7 +5,7 @@
 // A workgroup makes TILE_M queries of one head of one sequence and walks over the keys that any of them can see by position,
 // TILE_N at a time; scores are never stored. Thread (tx, ty) holds the groups of four rows ty + i · GROUPS_M, and of them
 // four scores and VALUE_SIZE / GROUPS_N columns of out in registers. A tile whose keys all its queries see looks at no option.
-// Workgroup memory: A_TILE + B_TILE groups of 16 bytes: slices of q and k, then of weights and v, each [depth][row or column].
+// Workgroup memory: (A_ROWS · TILE_M + B_ROWS · TILE_N) · 4 bytes: slices of q and k, then of weights and v, each [depth][row or column].
 // Running maxima start at a finite value, and no infinity is computed with; keys past the length or hidden by the key mask are
 // zeros in v, so that NaN in them never arrives. Each thread keeps its share of a row's sum until the end.
 // Loops: keys up to k_len ≤ S, head_size. Parameters and bindings: shared/fused.wgsl. (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691)
@@ -15,18 +15,24 @@ const TILE_N: u32 = GROUPS_N * 4u;                   // keys
 const TILE_P: u32 = WRITERS * 4u;                    // keys of a slice of weights, those of WRITERS values of tx
 const VALUE_SIZE: u32 = GROUPS_N * VALUE_GROUPS * 4u;
 const THREADS: u32 = GROUPS_M * GROUPS_N;
-const TOPS_AT: u32 = TILE_P * TILE_M / 4u;           // behind the weights
-const A_TILE: u32 = max(max(TILE_K, TILE_P + 1u), GROUPS_N) * TILE_M / 4u;
-const PASSED: u32 = min(A_TILE / THREADS, 4u);       // rows of a thread that pass through it at once
-const B_TILE: u32 = max(TILE_K * TILE_N, TILE_P * VALUE_SIZE) / 4u;
+const A_ROWS: u32 = max(max(TILE_K, TILE_P + 1u), GROUPS_N);
+const B_ROWS: u32 = max(TILE_K, TILE_P * VALUE_GROUPS);
+const PASSED: u32 = min(A_ROWS * TILE_M / 4u / THREADS, 4u);  // rows of a thread that pass through a_tile at once
 
 const_assert 4u % PASSED == 0u;
 
 alias Scores = array<vec4<f32>, ROW_GROUPS * 4u>;                  // rows of the thread, keys tx · 4 .. tx · 4 + 3
 alias Output = array<vec4<f32>, ROW_GROUPS * 4u * VALUE_GROUPS>;   // [row of the thread][group of columns]
 
-var<workgroup> a_tile: array<vec4<f32>, A_TILE>;  // q or weights: [k][m / 4]; what threads found of rows: [thread][m / 4]
-var<workgroup> b_tile: array<vec4<f32>, B_TILE>;  // k: [k][n / 4], or v: [key][column / 4]
+var<workgroup> a_tile: array<array<vec4<f32>, TILE_M / 4u>, A_ROWS>;  // q or weights: [k][m / 4]; what threads found of rows: [tx][m / 4]
+var<workgroup> b_tile: array<array<vec4<f32>, GROUPS_N>, B_ROWS>;     // k: [k][n / 4], or v: [key · VALUE_GROUPS + j][tx]
+
+// Threads that store at neighbouring depths at once meet in the same banks, unless the groups of each four depths have an order of their
+// own: an exclusive or with what is below the largest power of two that divides their number.
+const ORDERS_A: u32 = min(TILE_M / 4u, 8u);
+const ORDERS_B: u32 = min(GROUPS_N & (~GROUPS_N + 1u), 8u);
+fn swizzle_a(group: u32, depth4: u32) -> u32 { return group ^ (depth4 * (32u / TILE_K) % ORDERS_A); }
+fn swizzle_b(group: u32, depth4: u32) -> u32 { return group ^ (depth4 * (32u / TILE_K) % ORDERS_B); }
 
 // For the loads: set once, from uniform values.
 var<private> q_first: u32;
@@ -57,34 +63,38 @@ fn load_scores(thread: u32, i0: u32, j0: u32, d0: u32) {
     let m = block / (TILE_K / 4u);
     let i = i0 + m * 4u;
     let t = transpose(mat4x4<f32>(q4(i, d0 + d), q4(i + 1u, d0 + d), q4(i + 2u, d0 + d), q4(i + 3u, d0 + d)));
-    let at = d * (TILE_M / 4u) + m;
-    a_tile[at] = t[0];
-    a_tile[at + TILE_M / 4u] = t[1];
-    a_tile[at + TILE_M / 2u] = t[2];
-    a_tile[at + TILE_M / 4u * 3u] = t[3];
+    let at = swizzle_a(m, d / 4u);
+    a_tile[d][at] = t[0];
+    a_tile[d + 1u][at] = t[1];
+    a_tile[d + 2u][at] = t[2];
+    a_tile[d + 3u][at] = t[3];
   }
   for (var block = thread; block < TILE_N * TILE_K / 16u; block += THREADS) {
     let d = block % (TILE_K / 4u) * 4u;
     let n = block / (TILE_K / 4u);
     let j = j0 + n * 4u;
     let t = transpose(mat4x4<f32>(k4(j, d0 + d), k4(j + 1u, d0 + d), k4(j + 2u, d0 + d), k4(j + 3u, d0 + d)));
-    let at = d * (TILE_N / 4u) + n;
-    b_tile[at] = t[0];
-    b_tile[at + TILE_N / 4u] = t[1];
-    b_tile[at + TILE_N / 2u] = t[2];
-    b_tile[at + TILE_N / 4u * 3u] = t[3];
+    let at = swizzle_b(n, d / 4u);
+    b_tile[d][at] = t[0];
+    b_tile[d + 1u][at] = t[1];
+    b_tile[d + 2u][at] = t[2];
+    b_tile[d + 3u][at] = t[3];
   }
 }
 
-// Values of the keys j0 .. j0 + TILE_P; `masked` where some of them may not exist.
-fn load_values(thread: u32, j0: u32, masked: bool) {
+// Values of the keys j0 .. j0 + TILE_P, zeros from `end` on; `masked` where some of them may not exist.
+fn load_values(thread: u32, j0: u32, end: u32, masked: bool) {
   for (var item = thread; item < TILE_P * VALUE_SIZE / 4u; item += THREADS) {
     let j = j0 + item / (VALUE_SIZE / 4u);
     var found = vec4<f32>(0.0);
-    if !masked || key_exists(batch_index, current, j) { found = v4(j, item % (VALUE_SIZE / 4u) * 4u); }
-    b_tile[item] = found;
+    if !masked || (j < end && key_exists(batch_index, current, j)) { found = v4(j, item % (VALUE_SIZE / 4u) * 4u); }
+    b_tile[item / GROUPS_N][item % GROUPS_N] = found;
   }
 }
+
+// Place number `i` of a_tile, whatever its rows.
+fn passed(i: u32) -> vec4<f32> { return a_tile[i / (TILE_M / 4u)][i % (TILE_M / 4u)]; }
+fn pass_on(i: u32, v: vec4<f32>) { a_tile[i / (TILE_M / 4u)][i % (TILE_M / 4u)] = v; }
 
 // Finishes the thread's scores, of rows from `first` and keys j .. j + 3, by the bits of −∞ where one is hidden. They pass through
 // workgroup memory, a few rows after the other: written out for all rows, what options need would take the registers of the loops.
@@ -93,15 +103,16 @@ fn finish_tile(scores: ptr<function, Scores>, thread: u32, first: u32, j: u32) {
   for (var turn = 0u; turn < ROW_GROUPS * 4u / PASSED; turn++) {  // unroll
     let row = first + turn * PASSED / 4u * GROUPS_M * 4u + turn * PASSED % 4u;
     for (var r = 0u; r < PASSED; r++) {  // unroll
-      a_tile[thread * PASSED + r] = (*scores)[turn * PASSED + r];
+      pass_on(thread * PASSED + r, (*scores)[turn * PASSED + r]);
     }
     // Rows that the sequence lacks are never stored.
     for (var r = 0u; r < min(PASSED, current.q_len - min(row, current.q_len)); r++) {
       let at = thread * PASSED + r;
-      a_tile[at] = bitcast<vec4<f32>>(finish_scores(a_tile[at], exist, batch_index, head_index, current, row + r, j));
+      let score = finish_scores(passed(at), exist, batch_index, head_index, current, row + r, j);
+      pass_on(at, bitcast<vec4<f32>>(score));
     }
     for (var r = 0u; r < PASSED; r++) {  // unroll
-      (*scores)[turn * PASSED + r] = a_tile[thread * PASSED + r];
+      (*scores)[turn * PASSED + r] = passed(thread * PASSED + r);
     }
   }
   workgroupBarrier();
@@ -168,17 +179,17 @@ fn work(id: vec3<u32>, thread: u32) {
       }
       let t = transpose(mat4x4<f32>(shown(scores[i * 4u]), shown(scores[i * 4u + 1u]), shown(scores[i * 4u + 2u]),
                                     shown(scores[i * 4u + 3u])));
-      a_tile[tx * (TILE_M / 4u) + ty + i * GROUPS_M] = max(largest[i], max(max(t[0], t[1]), max(t[2], t[3])));
+      a_tile[tx][ty + i * GROUPS_M] = max(largest[i], max(max(t[0], t[1]), max(t[2], t[3])));
     }
     workgroupBarrier();
     if thread < TILE_M / 4u {
-      var top = a_tile[thread];
-      for (var t = thread + TILE_M / 4u; t < GROUPS_N * TILE_M / 4u; t += TILE_M / 4u) { top = max(top, a_tile[t]); }
-      a_tile[TOPS_AT + thread] = top;  // of the same four rows, which no other thread looks at here
+      var top = a_tile[0][thread];
+      for (var t = 1u; t < GROUPS_N; t++) { top = max(top, a_tile[t][thread]); }
+      a_tile[TILE_P][thread] = top;  // of the same four rows, which no other thread looks at here
     }
     workgroupBarrier();
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-      let top = a_tile[TOPS_AT + ty + i * GROUPS_M];
+      let top = a_tile[TILE_P][ty + i * GROUPS_M];
       let factor = exp0(largest[i] - top);
       largest[i] = top;
       scores[i * 4u] = weight4(scores[i * 4u], top.x);
@@ -205,14 +216,15 @@ fn work(id: vec3<u32>, thread: u32) {
     for (var first = 0u; first < keys; first += TILE_P) {
       if tx / WRITERS == first / TILE_P {
         for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-          let to = tx % WRITERS * TILE_M + ty + i * GROUPS_M;
-          a_tile[to] = scores[i * 4u];
-          a_tile[to + TILE_M / 4u] = scores[i * 4u + 1u];
-          a_tile[to + TILE_M / 2u] = scores[i * 4u + 2u];
-          a_tile[to + TILE_M / 4u * 3u] = scores[i * 4u + 3u];
+          let to = swizzle_a(ty + i * GROUPS_M, tx % WRITERS);
+          let key = tx % WRITERS * 4u;
+          a_tile[key][to] = scores[i * 4u];
+          a_tile[key + 1u][to] = scores[i * 4u + 1u];
+          a_tile[key + 2u][to] = scores[i * 4u + 2u];
+          a_tile[key + 3u][to] = scores[i * 4u + 3u];
         }
       }
-      load_values(thread, j0 + first, masked);
+      load_values(thread, j0 + first, end, masked);
       workgroupBarrier();
       add_values(&sum, tx, ty, min(TILE_P, keys - first));
       workgroupBarrier();
@@ -220,17 +232,17 @@ fn work(id: vec3<u32>, thread: u32) {
   }
 
   for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-    a_tile[tx * (TILE_M / 4u) + ty + i * GROUPS_M] = total[i];
+    a_tile[tx][ty + i * GROUPS_M] = total[i];
   }
   workgroupBarrier();
   if thread < TILE_M / 4u {
-    var all = a_tile[thread];
-    for (var t = thread + TILE_M / 4u; t < GROUPS_N * TILE_M / 4u; t += TILE_M / 4u) { all += a_tile[t]; }
-    a_tile[thread] = all;
+    var all = a_tile[0][thread];
+    for (var t = 1u; t < GROUPS_N; t++) { all += a_tile[t][thread]; }
+    a_tile[0][thread] = all;
   }
   workgroupBarrier();
   for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-    let all = a_tile[ty + i * GROUPS_M];
+    let all = a_tile[0][ty + i * GROUPS_M];
     let inverse = select(vec4<f32>(0.0), 1.0 / all, all > vec4<f32>(0.0));
     let row = i0 + (ty + i * GROUPS_M) * 4u;
     if tx == 0u {

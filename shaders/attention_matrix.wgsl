@@ -45,7 +45,13 @@ const EXACT: f32 = 1024.0;                   // up to here products in log2 may 
 
 alias Query = array<MatrixA, BLOCKS * HEAD_BLOCKS>;     // [block of rows][block of columns]
 alias Output = array<MatrixC, BLOCKS * HEAD_BLOCKS>;
-alias Fetched = array<vec4<f16>, LOADS>;
+
+// What a thread carries from memory to workgroup memory: groups LOAD_ROWS rows apart, and which of them count, a bit each. All are
+// loaded, from places that exist, and what does not count is dropped where it is placed: a branch around a load would wait for it.
+struct Fetched {
+  four: array<vec4<f16>, LOADS>,
+  there: u32,
+}
 
 var<workgroup> factor: array<f32, TILE_M>;              // what a row of out is to be multiplied by
 var<workgroup> grown: array<atomic<u32>, 2>;            // whether any row's reference changes; tiles take turns
@@ -68,9 +74,9 @@ fn load_query(thread: u32, i0: u32, start: u32, first: u32) {
   }
 }
 
-// Which of the keys j, j + LOAD_ROWS, … a thread is to load, a bit each.
-fn keys_to_load(j: u32, masked: bool) -> u32 {
-  if !masked { return 0xffffffffu; }
+// Which keys of the tile at j0 that a thread loads, from j on, may be read, a bit each.
+fn keys_there(j0: u32, j: u32) -> u32 {
+  if (params.attention.flags & KEY_MASK) == 0u && j0 + TILE_N <= current.k_len { return 0xffffffffu; }
   var bits = 0u;
   for (var i = 0u; i < LOADS; i++) {
     if key_exists(batch_index, current, j + i * LOAD_ROWS) { bits |= 1u << i; }
@@ -78,38 +84,31 @@ fn keys_to_load(j: u32, masked: bool) -> u32 {
   return bits;
 }
 
-fn fetch_keys(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32, masked: bool) {
+// Of a sequence that has keys.
+fn fetch_keys(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32) {
   let j = j0 + thread / GROUPS;
   let d = thread % GROUPS * 4u;
-  let there = select(0u, keys_to_load(j, masked), d < params.head_size);
+  (*to).there = select(0u, keys_there(j0, j), d < params.head_size);
   for (var i = 0u; i < LOADS; i++) {  // unroll
-    var four = vec4<f16>(0.0);
-    if (there & (1u << i)) != 0u {
-      let at = first + (j + i * LOAD_ROWS) * params.k_row + d;
-      four = inside(half4(k[at / LANES], k[(at + 1u) / LANES], k[(at + 2u) / LANES], k[(at + 3u) / LANES]), d, params.head_size);
-    }
-    (*to)[i] = four;
+    let at = first + min(j + i * LOAD_ROWS, current.k_len - 1u) * params.k_row + select(0u, d, d < params.head_size);
+    (*to).four[i] = inside(half4(k[at / LANES], k[(at + 1u) / LANES], k[(at + 2u) / LANES], k[(at + 3u) / LANES]), d, params.head_size);
   }
 }
 
-fn fetch_values(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32, masked: bool) {
+fn fetch_values(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32) {
   let j = j0 + thread / GROUPS;
   let d = thread % GROUPS * 4u;
-  let there = select(0u, keys_to_load(j, masked), d < params.value_size);
+  (*to).there = select(0u, keys_there(j0, j), d < params.value_size);
   for (var i = 0u; i < LOADS; i++) {  // unroll
-    var four = vec4<f16>(0.0);
-    if (there & (1u << i)) != 0u {
-      let at = first + (j + i * LOAD_ROWS) * params.v_row + d;
-      four = inside(half4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]), d, params.value_size);
-    }
-    (*to)[i] = four;
+    let at = first + min(j + i * LOAD_ROWS, current.k_len - 1u) * params.v_row + select(0u, d, d < params.value_size);
+    (*to).four[i] = inside(half4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]), d, params.value_size);
   }
 }
 
 fn place(fetched: ptr<function, Fetched>, thread: u32, at: u32) {
   let to = at + thread / GROUPS * ROW + thread % GROUPS * 4u;
   for (var i = 0u; i < LOADS; i++) {  // unroll
-    put_operands(to + i * LOAD_ROWS * ROW, (*fetched)[i]);
+    put_operands(to + i * LOAD_ROWS * ROW, select(vec4<f16>(0.0), (*fetched).four[i], ((*fetched).there & (1u << i)) != 0u));
   }
 }
 
@@ -333,10 +332,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_id) subgroup: u3
     var keys: Fetched;
     var values: Fetched;
     var turn = 0u;
-    fetch_keys(&keys, thread, begin, k_first, true);
-    place(&keys, thread, K_AT);
-    fetch_values(&values, thread, begin, v_first, true);
-    fetch_keys(&keys, thread, begin + TILE_N, k_first, true);
+    if begin < end {
+      fetch_keys(&keys, thread, begin, k_first);
+      place(&keys, thread, K_AT);
+      fetch_values(&values, thread, begin, v_first);
+      fetch_keys(&keys, thread, begin + TILE_N, k_first);
+    }
     workgroupBarrier();
     for (var j0 = begin; j0 < end; j0 += TILE_N) {
       if working { multiply_keys(&query, part); }
@@ -354,11 +355,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_id) subgroup: u3
       place(&values, thread, V_AT);
       place(&keys, thread, K_AT);
       workgroupBarrier();
+      fetch_values(&values, thread, j0 + TILE_N, v_first);
+      fetch_keys(&keys, thread, j0 + 2u * TILE_N, k_first);
       if subgroupBroadcastFirst(atomicLoad(&grown[turn])) != 0u { scale_rows(&sum, thread, part, working); }
       turn = 1u - turn;
       if thread == 0u { atomicStore(&grown[turn], 0u); }
-      fetch_values(&values, thread, j0 + TILE_N, v_first, is_masked(j0 + TILE_N, plain, options));
-      fetch_keys(&keys, thread, j0 + 2u * TILE_N, k_first, is_masked(j0 + 2u * TILE_N, plain, options));
       if working { add_values(&sum, part); }
     }
 

@@ -29,58 +29,93 @@ const GROUPS: u32 = TILE_K / 4u;                 // groups of four in a row of a
 const STEP: u32 = THREADS / GROUPS;              // rows that all threads load at once
 const LOADS_A: u32 = TILE_M / STEP;
 const LOADS_B: u32 = TILE_N / STEP;
-const LOADS: u32 = LOADS_A + LOADS_B;
+const LOADS: u32 = LOADS_A + LOADS_B;             // rows of x and then of W, one behind the other in workgroup memory
+
+const LARGE: bool = BLOCKS_M * BLOCKS_N * MATRIX * MATRIX >= 4096u;  // sums are half of all registers, or more
 
 alias Accumulator = array<MatrixC, BLOCKS_M * BLOCKS_N>;
 alias Fetched = array<vec4<f16>, LOADS>;
 alias Residuals = array<vec4<f32>, ITEMS>;
+
+// Where a thread loads from, in units of Storage: the first group of x and of W that it would in the tiles at k = 0, what lies between
+// its rows, and the group in the last row that there is, which stands in for those past it.
+struct Places {
+  x: u32,
+  x_step: u32,
+  x_last: u32,
+  weight: u32,
+  weight_step: u32,
+  weight_last: u32,
+}
+
+// The first row that a thread loads. Where sixteen threads store to two rows at once, these are four apart: neighbours would meet in
+// the same banks.
+fn own_row(thread: u32) -> u32 {
+  let row = thread / GROUPS;
+  if GROUPS != 8u { return row; }
+  return (row & 0xfffffffau) | (row & 1u) << 2u | (row >> 2u & 1u);
+}
+
+fn own_k(thread: u32) -> u32 { return thread % GROUPS * 4u; }
+
+fn places_of(thread: u32, m0: u32, n0: u32) -> Places {
+  let row = own_row(thread);
+  let k = own_k(thread);
+  return Places((params.x_offset + (m0 + row) * params.x_row + k) / LANES, STEP * params.x_row / LANES,
+                (params.x_offset + (params.rows - 1u) * params.x_row + k) / LANES,
+                (params.weight_offset + (n0 + row) * params.weight_row + k) / LANES, STEP * params.weight_row / LANES,
+                (params.weight_offset + (params.d_out - 1u) * params.weight_row + k) / LANES);
+}
+
+fn x_at(at: u32) -> vec4<f16> { return half4(x[at], x[at + 1u / LANES], x[at + 2u / LANES], x[at + 3u / LANES]); }
+
+fn weight_at(at: u32) -> vec4<f16> {
+  return half4(weight[at], weight[at + 1u / LANES], weight[at + 2u / LANES], weight[at + 3u / LANES]);
+}
+
+// The thread's share of two tiles, so many units of Storage after its places.
+fn fetch_at(to: ptr<function, Fetched>, places: Places, along: u32) {
+  for (var i = 0u; i < LOADS_A; i++) {  // unroll
+    (*to)[i] = x_at(min(places.x + i * places.x_step, places.x_last) + along);
+  }
+  for (var i = 0u; i < LOADS_B; i++) {  // unroll
+    (*to)[LOADS_A + i] = weight_at(min(places.weight + i * places.weight_step, places.weight_last) + along);
+  }
+}
 
 // What of four operands at k lies inside the part of the row.
 fn inside(v: vec4<f16>, k: u32) -> vec4<f16> {
   return select(vec4<f16>(0.0), v, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(last_k()));
 }
 
-fn x_at(m: u32, k: u32) -> vec4<f16> {
-  let at = params.x_offset + min(m, params.rows - 1u) * params.x_row + k;
-  return half4(x[at / LANES], x[(at + 1u) / LANES], x[(at + 2u) / LANES], x[(at + 3u) / LANES]);
-}
-
-fn weight_at(n: u32, k: u32) -> vec4<f16> {
-  let at = params.weight_offset + min(n, params.d_out - 1u) * params.weight_row + k;
-  return half4(weight[at / LANES], weight[(at + 1u) / LANES], weight[(at + 2u) / LANES], weight[(at + 3u) / LANES]);
-}
-
-// The thread's share of the tiles at k0.
-fn fetch(to: ptr<function, Fetched>, thread: u32, m0: u32, n0: u32, k0: u32) {
-  let k = k0 + thread % GROUPS * 4u;
-  let m = m0 + thread / GROUPS;
-  let n = n0 + thread / GROUPS;
-  if k0 + TILE_K <= last_k() {
-    for (var i = 0u; i < LOADS_A; i++) {  // unroll
-      (*to)[i] = x_at(m + i * STEP, k);
-    }
-    for (var i = 0u; i < LOADS_B; i++) {  // unroll
-      (*to)[LOADS_A + i] = weight_at(n + i * STEP, k);
-    }
+// The share of the tiles at k0. Where sums leave registers free, what lies past the part of the row is loaded from its beginning and
+// dropped where it is placed: without a branch around them loads move between products.
+fn fetch(to: ptr<function, Fetched>, places: Places, thread: u32, k0: u32) {
+  let k = k0 + own_k(thread);
+  if !LARGE {
+    fetch_at(to, places, select(0u - own_k(thread) / LANES, k0 / LANES, k < last_k()));
+  } else if k0 + TILE_K <= last_k() {
+    fetch_at(to, places, k0 / LANES);
   } else if k < last_k() {
-    for (var i = 0u; i < LOADS_A; i++) {  // unroll
-      (*to)[i] = inside(x_at(m + i * STEP, k), k);
-    }
-    for (var i = 0u; i < LOADS_B; i++) {  // unroll
-      (*to)[LOADS_A + i] = inside(weight_at(n + i * STEP, k), k);
+    fetch_at(to, places, k0 / LANES);
+    for (var i = 0u; i < LOADS; i++) {  // unroll
+      (*to)[i] = inside((*to)[i], k);
     }
   } else {
     *to = Fetched();
   }
 }
 
-fn place(fetched: ptr<function, Fetched>, thread: u32) {
-  let at = thread / GROUPS * ROW + thread % GROUPS * 4u;
-  for (var i = 0u; i < LOADS_A; i++) {  // unroll
-    put_operands(at + i * STEP * ROW, (*fetched)[i]);
-  }
-  for (var i = 0u; i < LOADS_B; i++) {  // unroll
-    put_operands(at + B_AT + i * STEP * ROW, (*fetched)[LOADS_A + i]);
+fn place(fetched: ptr<function, Fetched>, thread: u32, k0: u32) {
+  let at = own_row(thread) * ROW + own_k(thread);
+  if LARGE || k0 + TILE_K <= last_k() {
+    for (var i = 0u; i < LOADS; i++) {  // unroll
+      put_operands(at + i * STEP * ROW, (*fetched)[i]);
+    }
+  } else {
+    for (var i = 0u; i < LOADS; i++) {  // unroll
+      put_operands(at + i * STEP * ROW, inside((*fetched)[i], k0 + own_k(thread)));
+    }
   }
 }
 
@@ -135,14 +170,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let working = part < PARTS;
     var sum = Accumulator();
     var fetched: Fetched;
-    fetch(&fetched, thread, m0, n0, first_k());
-    place(&fetched, thread);
+    let places = places_of(thread, m0, n0);
+    fetch(&fetched, places, thread, first_k());
+    place(&fetched, thread, first_k());
     workgroupBarrier();
     for (var k0 = first_k(); k0 < last_k(); k0 += TILE_K) {
-      fetch(&fetched, thread, m0, n0, k0 + TILE_K);
+      fetch(&fetched, places, thread, k0 + TILE_K);
       if working { multiply_tiles(&sum, part); }
       workgroupBarrier();
-      place(&fetched, thread);
+      place(&fetched, thread, k0 + TILE_K);
       workgroupBarrier();
     }
 

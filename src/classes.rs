@@ -158,6 +158,9 @@ pub(crate) const MATRIX_128: Class = matrix!("128x128x32m16", 16, [128, 128, 32]
 /// 64×64 outputs a workgroup, 32×32 a subgroup, in 14 KiB: three workgroups.
 pub(crate) const MATRIX_64: Class = matrix!("64x64x32m16", 16, [64, 64, 32], 128, [2, 2]);
 
+/// The same with a deeper tile in 22 KiB: two workgroups, with half the barriers.
+pub(crate) const MATRIX_64_DEEP: Class = matrix!("64x64x64m16", 16, [64, 64, 64], 128, [2, 2]);
+
 /// 32×32 outputs a workgroup, 16×16 a subgroup.
 pub(crate) const MATRIX_32: Class = matrix!("32x32x64m16", 16, [32, 32, 64], 128, [1, 1]);
 
@@ -192,9 +195,9 @@ pub(crate) const SPLIT_8: Class = class!("8x128", THREADS: 64, QUERIES: 8, KEYS:
 /// `attention_reduce`: four columns a thread, of parts of 128 keys.
 pub(crate) const REDUCE: Class = class!("flat", THREADS: 64, KEYS: 128);
 
-/// `attention_matrix` with heads of up to 64: 64 queries × 32 keys, four subgroups of 32 threads with 16 queries each.
+/// `attention_matrix` with heads of up to 64: 64 queries × 16 keys, four subgroups of 32 threads with 16 queries each, in 14 KiB.
 pub(crate) const MATRIX_HEADS_64: Class =
-    class!("64x32.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 4);
+    class!("64x16.h64m16", MATRIX: 16, THREADS: 128, TILE_M: 64, TILE_N: 16, BLOCKS: 1, HEAD_BLOCKS: 4);
 
 /// Heads of up to 128: 64 queries × 16 keys, since with 32 RDNA3 has too few registers.
 pub(crate) const MATRIX_HEADS_128: Class =
@@ -208,7 +211,7 @@ pub(crate) const MATRIX_HEADS_64_QUERIES: Class =
 pub(crate) const MATRIX_HEADS_128_QUERIES: Class =
     class!("128x32.h128m16", MATRIX: 16, THREADS: 256, TILE_M: 128, TILE_N: 32, BLOCKS: 1, HEAD_BLOCKS: 8);
 
-/// As [`MATRIX_HEADS_64`], of smaller matrices.
+/// As [`MATRIX_HEADS_64`] with 32 keys, of smaller matrices.
 pub(crate) const MATRIX_HEADS_64_M8: Class =
     class!("64x32.h64m8", MATRIX: 8, THREADS: 128, TILE_M: 64, TILE_N: 32, BLOCKS: 2, HEAD_BLOCKS: 8);
 

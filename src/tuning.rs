@@ -7,13 +7,13 @@ mod tests;
 use crate::classes::{
     CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256,
-    MATRIX_32, MATRIX_32_DEEP, MATRIX_32_M8, MATRIX_64, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8,
-    MATRIX_HEADS_64_QUERIES, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_128_QUERIES, PLAIN_64, PLAIN_128, QUADS_64,
-    QUADS_128, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
+    MATRIX_32, MATRIX_32_DEEP, MATRIX_32_M8, MATRIX_64, MATRIX_64_DEEP, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64,
+    MATRIX_HEADS_64_M8, MATRIX_HEADS_64_QUERIES, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_128_QUERIES, PLAIN_64,
+    PLAIN_128, QUADS_64, QUADS_128, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64,
 };
 use crate::storage::{DeviceClass, MatrixSize, Storage, Tier};
 use crate::variant::Variant;
-use case::{BUSY, SHORTEST_SPLIT};
+use case::{BUSY, MatrixTile, SHORTEST_SPLIT};
 pub(crate) use case::{Case, Choice, Operation};
 
 /// One row: where `fits` holds the choice can run, where `best` holds it is taken.
@@ -129,16 +129,26 @@ static TABLE: &[Row] = &[
         "linear_matrix",
         &MATRIX_128,
         on_matrices::<16, 24_576>,
-        |c, _| c.columns >= 128 && (c.invariant || (c.rows > 64 && c.tiles(128, 128) >= BUSY / 2)),
-        "a tile for every core of an H100: 1.8 times as fast there as the next for 4096³, 1.06 times for 1024×768×3072",
+        |c, _| c.columns >= 128 && (c.invariant || (c.fills_matrix_tiles() && c.soonest_on_matrices() == MatrixTile::M128)),
+        "1.6 times as fast on an H100 as the next for 4096³, 1.05 times for 1024×768×3072, where a core has no tile left over",
+    ),
+    matrix(
+        Operation::Linear,
+        "linear_matrix",
+        &MATRIX_64_DEEP,
+        on_matrices::<16, 22_528>,
+        |c, _| {
+            c.columns >= 64 && (c.invariant || (c.fills_matrix_tiles() && c.soonest_on_matrices() == MatrixTile::M64Deep))
+        },
+        "four times as many tiles, where larger ones would leave cores idle",
     ),
     matrix(
         Operation::Linear,
         "linear_matrix",
         &MATRIX_64,
         on_matrices::<16, 14_336>,
-        |c, _| c.columns >= 64 && (c.invariant || (c.rows > 32 && c.tiles(64, 64) >= BUSY / 2)),
-        "four times as many tiles, where larger ones would leave cores idle",
+        |c, _| c.columns >= 64 && (c.invariant || c.fills_matrix_tiles()),
+        "short sums, of which a core makes three tiles at once; and what fits the least workgroup memory that there is",
     ),
     matrix(
         Operation::Linear,
@@ -259,7 +269,7 @@ static TABLE: &[Row] = &[
         "linear",
         &TILE_128,
         FOURS,
-        |c, d| !d.cpu && !c.invariant && c.tiles(128, 128) >= BUSY,
+        |c, d| !d.cpu && !c.invariant && c.tiles(128, 64) >= BUSY * 3 / 4 && c.larger_tiles_are_sooner(),
         "large products that keep a large GPU busy at two workgroups a core",
     ),
     row(
@@ -403,9 +413,9 @@ static TABLE: &[Row] = &[
         Operation::Attention,
         "attention_matrix",
         &MATRIX_HEADS_64,
-        |c, d| c.columns.max(c.depth) <= 64 && on_matrices::<16, 24_840>(c, d),
+        |c, d| c.columns.max(c.depth) <= 64 && on_matrices::<16, 14_336>(c, d),
         MANY_QUERIES,
-        "fewer queries, or less workgroup memory; six waves on RDNA3",
+        "fewer queries, or less workgroup memory",
     ),
     matrix(
         Operation::Attention,

@@ -181,7 +181,7 @@ fn growing_rows(variant: &Variant, on: &On) {
 /// Rule: options combine freely, every edge of a tile is right, and sums survive any growth of a row's maximum.
 #[test]
 fn attention_on_matrices() {
-    on_each_class("attention_matrix", &["64x32.h64m16"], |variant, on| {
+    on_each_class("attention_matrix", &["64x16.h64m16"], |variant, on| {
         growing_rows(variant, on);
         edges(variant, on);
         options_at_random(variant, on, 70);

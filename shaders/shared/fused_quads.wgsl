@@ -6,10 +6,10 @@ fn add_scores(scores: ptr<function, Scores>, tx: u32, ty: u32, depth: u32) {
   for (var d = 0u; d < depth; d += 4u) {
     var a4: array<vec4<f32>, ROW_GROUPS>;
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-      a4[i] = a_tile[(d + place) * (TILE_M / 4u) + ty + i * GROUPS_M];
+      a4[i] = a_tile[d + place][swizzle_a(ty + i * GROUPS_M, d / 4u)];
     }
     for (var c = 0u; c < 4u; c++) {  // unroll
-      let b = b_tile[(d + c) * (TILE_N / 4u) + tx];
+      let b = b_tile[d + c][swizzle_b(tx, d / 4u)];
       for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
         let a = quadBroadcast(a4[i], c);
         (*scores)[i * 4u] = fma(vec4<f32>(a.x), b, (*scores)[i * 4u]);
@@ -25,12 +25,12 @@ fn add_values(sum: ptr<function, Output>, tx: u32, ty: u32, depth: u32) {
   for (var key = 0u; key < depth; key += 4u) {
     var a4: array<vec4<f32>, ROW_GROUPS>;
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-      a4[i] = a_tile[(key + place) * (TILE_M / 4u) + ty + i * GROUPS_M];
+      a4[i] = a_tile[key + place][swizzle_a(ty + i * GROUPS_M, key / 4u)];
     }
     for (var c = 0u; c < 4u; c++) {  // unroll
       var b: array<vec4<f32>, VALUE_GROUPS>;
       for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
-        b[j] = b_tile[(key + c) * (VALUE_SIZE / 4u) + tx + j * GROUPS_N];
+        b[j] = b_tile[(key + c) * VALUE_GROUPS + j][tx];
       }
       for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
         let a = quadBroadcast(a4[i], c);

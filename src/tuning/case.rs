@@ -55,8 +55,19 @@ pub(crate) struct Choice {
     pub(crate) tier: Tier,
 }
 
-/// Workgroups that keep a large GPU busy: two for each of the 132 multiprocessors of an H100, more than any smaller one needs.
-pub(super) const BUSY: usize = 264;
+/// Multiprocessors of an H100, the largest GPU that the table was measured on.
+const CORES: usize = 132;
+
+/// Workgroups that keep a large GPU busy: two for each core of an H100, more than any smaller one needs.
+pub(super) const BUSY: usize = 2 * CORES;
+
+/// A tile of `linear_matrix` for many rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MatrixTile {
+    M128,
+    M64Deep,
+    M64,
+}
 
 /// The shortest part of k that is worth a workgroup of its own.
 pub(super) const SHORTEST_SPLIT: usize = 128;
@@ -70,6 +81,38 @@ impl Case {
     /// Tiles of `m` × `n` that cover the output.
     pub(super) fn tiles(&self, m: usize, n: usize) -> usize {
         self.rows.div_ceil(m).saturating_mul(self.columns.div_ceil(n))
+    }
+
+    /// Whether there are tiles of 64×64 for every core of a large GPU, more than half full.
+    pub(super) fn fills_matrix_tiles(&self) -> bool {
+        self.rows > 32 && self.tiles(64, 64) >= CORES
+    }
+
+    /// Which tile an H100 takes least time with on matrix units. A core makes so many tiles at once, each such round has a beginning and
+    /// an end that cost more the larger a tile is, and so the last round, which may be nearly empty, weighs as much as the depth. The
+    /// times are fitted to eight shapes, which they meet within a tenth.
+    pub(super) fn soonest_on_matrices(&self) -> MatrixTile {
+        [
+            (MatrixTile::M128, 128, 2, 11_600, 29),
+            (MatrixTile::M64Deep, 64, 2, 2_600, 13),
+            (MatrixTile::M64, 64, 3, 1_800, 23),
+        ]
+        .into_iter()
+        .min_by_key(|&(_, size, each, start, step)| {
+            self.tiles(size, size).div_ceil(CORES * each).saturating_mul(step * self.depth + start)
+        })
+        .map_or(MatrixTile::M64, |(tile, ..)| tile)
+    }
+
+    /// Whether an H100 takes less time for an f32 product in tiles of 128×128 than of 128×64: by how long a core takes for one, two, ...
+    /// of them at once, of 768×128×128 and 768×128×64 products, in µs.
+    pub(super) fn larger_tiles_are_sooner(&self) -> bool {
+        let time = |tiles: usize, times: &[usize]| {
+            let each = tiles.div_ceil(CORES);
+            let rest = each % times.len();
+            each / times.len() * times[times.len() - 1] + if rest > 0 { times[rest - 1] } else { 0 }
+        };
+        time(self.tiles(128, 128), &[100, 156]) < time(self.tiles(128, 64), &[60, 100, 135])
     }
 
     /// Whether the rows decide, and are at most `rows`.
