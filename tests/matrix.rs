@@ -7,7 +7,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::matrices::{deepest, on_each_class};
+use common::matrices::{by_fewer_subgroups, deepest, on_each_class};
 use common::{
     On, Place, Run, activation_floor, assert_close, floats, pick, seeded, storage_floor, stored, sum_floor, widen,
 };
@@ -123,6 +123,12 @@ fn check_linear_class(variant: &Variant, on: &On) {
 #[test]
 fn linear_on_matrices() {
     on_each_class("linear_matrix", &["64x64x32m16"], check_linear_class);
+}
+
+/// Rule: parts of a tile for which there is no subgroup are made by the ones that there are.
+#[test]
+fn linear_by_fewer_subgroups_than_parts() {
+    by_fewer_subgroups("linear_matrix.f16x4.64x64x32m16.matrix", check_linear_class);
 }
 
 /// Rule: parts of k on matrices are each right where they begin and end, and are added up once.

@@ -4,7 +4,7 @@
 mod common;
 
 use common::attention::{Case, Data, FACTORS, Levels, MaskData, SENTINEL, assert_scores, random_levels, softmax_errors};
-use common::matrices::{deepest, on_each_class};
+use common::matrices::{by_fewer_subgroups, deepest, on_each_class};
 use common::{EPS, On, Place, Run, assert_close, largest, pick, seeded, storage_floor, stored, sum_floor};
 use rand::RngExt;
 use tileformer::kernels::FusedAttention;
@@ -185,5 +185,14 @@ fn attention_on_matrices() {
         growing_rows(variant, on);
         edges(variant, on);
         options_at_random(variant, on, 70);
+    });
+}
+
+/// Rule: queries for which there is no subgroup are walked through by the ones that there are.
+#[test]
+fn attention_by_fewer_subgroups_than_parts() {
+    by_fewer_subgroups("attention_matrix.f16x4.64x16.h64m16.matrix", |variant, on| {
+        growing_rows(variant, on);
+        edges(variant, on);
     });
 }

@@ -55,6 +55,28 @@ fn emulated_in_loops(text: &str) -> String {
     emulated(&text.replace("{  // unroll", "{"))
 }
 
+/// The same where a workgroup has three subgroups for its parts, fewer than any class of 128 threads has parts on matrix units: the others
+/// only help to load.
+fn emulated_by_three(text: &str) -> String {
+    let mut fewer = text.to_owned();
+    for (all, three) in [
+        ("let part = first + subgroup;", "let part = first + select(subgroup, PARTS, subgroup >= 3u);"),
+        ("first += subgroups", "first += 3u"),
+        ("first + subgroups", "first + 3u"),
+    ] {
+        assert!(fewer.contains(all), "no {all:?} in the kernel");
+        fewer = fewer.replace(all, three);
+    }
+    emulated_in_loops(&fewer)
+}
+
+/// Calls `check` with a variant and a crate that prefers it, where there are fewer subgroups than parts.
+pub fn by_fewer_subgroups(name: &str, check: impl Fn(&Variant, &On)) {
+    let variant = kernels::variants().into_iter().find(|v| v.name() == name).expect(name);
+    let options = Options::default().with_emulated_matrices(16, emulated_by_three);
+    check(&variant, &On::new(open(), options.with_pinned(variant)));
+}
+
 /// A crate on the device that all tests share, with matrices of 16 emulated: f16 products run as on matrix units.
 pub fn emulating() -> Options {
     Options::default().with_emulated_matrices(16, emulated_in_loops)
