@@ -122,7 +122,7 @@ What RADV's compiler says of every variant, with no GPU there: `python3 benches/
 {datetime.date.today()}. Scratch and LDS are bytes, latency and inverse throughput the compiler's estimates in cycles of one wave, waves those
 that fit a SIMD at once. Index checks are on.
 
-Where waves are fewer than {ENOUGH_WAVES} the last column says what bounds them, and `src/tuning.rs` and docs/ what that is for. Classes `1x1`, `row8` and
+Where waves are fewer than {ENOUGH_WAVES} the last column says what bounds them, and `src/tuning/` and docs/ what that is for. Classes `1x1`, `row8` and
 `…-quads` are CPU adapters' alone.
 
 {len(rows)} variants; {len(rows) - len(good)} do not compile; {flagged} with spills, scratch or fewer than {ENOUGH_WAVES} waves.{lacking}
