@@ -8,6 +8,8 @@
 // Workgroup memory: (A_ROWS · TILE_M + B_ROWS · TILE_N) · 4 bytes: slices of q and k, then of weights and v, each [depth][row or column].
 // Running maxima start at a finite value, and no infinity is computed with; keys past the length or hidden by the key mask are
 // zeros in v, so that NaN in them never arrives. Each thread keeps its share of a row's sum until the end.
+// Tile A has rows of TILE_M / 4 groups: q or weights [depth][m / 4], or what threads found of rows [tx][m / 4]; tile B rows of GROUPS_N: k
+// [depth][n / 4] or v [key · VALUE_GROUPS + j][tx]. They are in shared/fused_products.wgsl or shared/fused_quads.wgsl: a_at, put_a, b_at, put_b.
 // Loops: keys up to k_len ≤ S, head_size. Parameters and bindings: shared/fused.wgsl. (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691)
 
 const TILE_M: u32 = GROUPS_M * ROW_GROUPS * 4u;      // queries
@@ -17,15 +19,12 @@ const VALUE_SIZE: u32 = GROUPS_N * VALUE_GROUPS * 4u;
 const THREADS: u32 = GROUPS_M * GROUPS_N;
 const A_ROWS: u32 = max(max(TILE_K, TILE_P + 1u), GROUPS_N);
 const B_ROWS: u32 = max(TILE_K, TILE_P * VALUE_GROUPS);
-const PASSED: u32 = min(A_ROWS * TILE_M / 4u / THREADS, 4u);  // rows of a thread that pass through a_tile at once
+const PASSED: u32 = min(A_ROWS * TILE_M / 4u / THREADS, 4u);  // rows of a thread that pass through tile A at once
 
 const_assert 4u % PASSED == 0u;
 
 alias Scores = array<vec4<f32>, ROW_GROUPS * 4u>;                  // rows of the thread, keys tx · 4 .. tx · 4 + 3
 alias Output = array<vec4<f32>, ROW_GROUPS * 4u * VALUE_GROUPS>;   // [row of the thread][group of columns]
-
-var<workgroup> a_tile: array<array<vec4<f32>, TILE_M / 4u>, A_ROWS>;  // q or weights: [k][m / 4]; what threads found of rows: [tx][m / 4]
-var<workgroup> b_tile: array<array<vec4<f32>, GROUPS_N>, B_ROWS>;     // k: [k][n / 4], or v: [key · VALUE_GROUPS + j][tx]
 
 // Threads that store at neighbouring depths at once meet in the same banks, unless the groups of each four depths have an order of their
 // own: an exclusive or with what is below the largest power of two that divides their number.
@@ -64,10 +63,10 @@ fn load_scores(thread: u32, i0: u32, j0: u32, d0: u32) {
     let i = i0 + m * 4u;
     let t = transpose(mat4x4<f32>(q4(i, d0 + d), q4(i + 1u, d0 + d), q4(i + 2u, d0 + d), q4(i + 3u, d0 + d)));
     let at = swizzle_a(m, d / 4u);
-    a_tile[d][at] = t[0];
-    a_tile[d + 1u][at] = t[1];
-    a_tile[d + 2u][at] = t[2];
-    a_tile[d + 3u][at] = t[3];
+    put_a(d, at, t[0]);
+    put_a(d + 1u, at, t[1]);
+    put_a(d + 2u, at, t[2]);
+    put_a(d + 3u, at, t[3]);
   }
   for (var block = thread; block < TILE_N * TILE_K / 16u; block += THREADS) {
     let d = block % (TILE_K / 4u) * 4u;
@@ -75,10 +74,10 @@ fn load_scores(thread: u32, i0: u32, j0: u32, d0: u32) {
     let j = j0 + n * 4u;
     let t = transpose(mat4x4<f32>(k4(j, d0 + d), k4(j + 1u, d0 + d), k4(j + 2u, d0 + d), k4(j + 3u, d0 + d)));
     let at = swizzle_b(n, d / 4u);
-    b_tile[d][at] = t[0];
-    b_tile[d + 1u][at] = t[1];
-    b_tile[d + 2u][at] = t[2];
-    b_tile[d + 3u][at] = t[3];
+    put_b(d, at, t[0]);
+    put_b(d + 1u, at, t[1]);
+    put_b(d + 2u, at, t[2]);
+    put_b(d + 3u, at, t[3]);
   }
 }
 
@@ -88,13 +87,13 @@ fn load_values(thread: u32, j0: u32, end: u32, masked: bool) {
     let j = j0 + item / (VALUE_SIZE / 4u);
     var found = vec4<f32>(0.0);
     if !masked || (j < end && key_exists(batch_index, current, j)) { found = v4(j, item % (VALUE_SIZE / 4u) * 4u); }
-    b_tile[item / GROUPS_N][item % GROUPS_N] = found;
+    put_b(item / GROUPS_N, item % GROUPS_N, found);
   }
 }
 
-// Place number `i` of a_tile, whatever its rows.
-fn passed(i: u32) -> vec4<f32> { return a_tile[i / (TILE_M / 4u)][i % (TILE_M / 4u)]; }
-fn pass_on(i: u32, v: vec4<f32>) { a_tile[i / (TILE_M / 4u)][i % (TILE_M / 4u)] = v; }
+// Place number `i` of tile A, whatever its rows.
+fn passed(i: u32) -> vec4<f32> { return a_at(i / (TILE_M / 4u), i % (TILE_M / 4u)); }
+fn pass_on(i: u32, v: vec4<f32>) { put_a(i / (TILE_M / 4u), i % (TILE_M / 4u), v); }
 
 // Finishes the thread's scores, of rows from `first` and keys j .. j + 3, by the bits of −∞ where one is hidden. They pass through
 // workgroup memory, a few rows after the other: written out for all rows, what options need would take the registers of the loops.
@@ -179,17 +178,17 @@ fn work(id: vec3<u32>, thread: u32) {
       }
       let t = transpose(mat4x4<f32>(shown(scores[i * 4u]), shown(scores[i * 4u + 1u]), shown(scores[i * 4u + 2u]),
                                     shown(scores[i * 4u + 3u])));
-      a_tile[tx][ty + i * GROUPS_M] = max(largest[i], max(max(t[0], t[1]), max(t[2], t[3])));
+      put_a(tx, ty + i * GROUPS_M, max(largest[i], max(max(t[0], t[1]), max(t[2], t[3]))));
     }
     workgroupBarrier();
     if thread < TILE_M / 4u {
-      var top = a_tile[0][thread];
-      for (var t = 1u; t < GROUPS_N; t++) { top = max(top, a_tile[t][thread]); }
-      a_tile[TILE_P][thread] = top;  // of the same four rows, which no other thread looks at here
+      var top = a_at(0u, thread);
+      for (var t = 1u; t < GROUPS_N; t++) { top = max(top, a_at(t, thread)); }
+      put_a(TILE_P, thread, top);  // of the same four rows, which no other thread looks at here
     }
     workgroupBarrier();
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-      let top = a_tile[TILE_P][ty + i * GROUPS_M];
+      let top = a_at(TILE_P, ty + i * GROUPS_M);
       let factor = exp0(largest[i] - top);
       largest[i] = top;
       scores[i * 4u] = weight4(scores[i * 4u], top.x);
@@ -218,10 +217,10 @@ fn work(id: vec3<u32>, thread: u32) {
         for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
           let to = swizzle_a(ty + i * GROUPS_M, tx % WRITERS);
           let key = tx % WRITERS * 4u;
-          a_tile[key][to] = scores[i * 4u];
-          a_tile[key + 1u][to] = scores[i * 4u + 1u];
-          a_tile[key + 2u][to] = scores[i * 4u + 2u];
-          a_tile[key + 3u][to] = scores[i * 4u + 3u];
+          put_a(key, to, scores[i * 4u]);
+          put_a(key + 1u, to, scores[i * 4u + 1u]);
+          put_a(key + 2u, to, scores[i * 4u + 2u]);
+          put_a(key + 3u, to, scores[i * 4u + 3u]);
         }
       }
       load_values(thread, j0 + first, end, masked);
@@ -232,17 +231,17 @@ fn work(id: vec3<u32>, thread: u32) {
   }
 
   for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-    a_tile[tx][ty + i * GROUPS_M] = total[i];
+    put_a(tx, ty + i * GROUPS_M, total[i]);
   }
   workgroupBarrier();
   if thread < TILE_M / 4u {
-    var all = a_tile[0][thread];
-    for (var t = 1u; t < GROUPS_N; t++) { all += a_tile[t][thread]; }
-    a_tile[0][thread] = all;
+    var all = a_at(0u, thread);
+    for (var t = 1u; t < GROUPS_N; t++) { all += a_at(t, thread); }
+    put_a(0u, thread, all);
   }
   workgroupBarrier();
   for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-    let all = a_tile[0][ty + i * GROUPS_M];
+    let all = a_at(0u, ty + i * GROUPS_M);
     let inverse = select(vec4<f32>(0.0), 1.0 / all, all > vec4<f32>(0.0));
     let row = i0 + (ty + i * GROUPS_M) * 4u;
     if tx == 0u {

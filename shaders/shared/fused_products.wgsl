@@ -1,13 +1,21 @@
-// The products of the tiles of attention.wgsl, each thread for itself: scores += q · kᵀ and sum += weights · v. Tiles are taken whole,
+// The tiles of attention.wgsl and their products, each thread for itself: scores += q · kᵀ and sum += weights · v. Tiles are taken whole,
 // as compilers unroll a loop of known length: behind `depth` are zeros, or weights of 0.
+
+var<workgroup> a_tile: array<array<vec4<f32>, TILE_M / 4u>, A_ROWS>;
+var<workgroup> b_tile: array<array<vec4<f32>, GROUPS_N>, B_ROWS>;
+
+fn a_at(row: u32, group: u32) -> vec4<f32> { return a_tile[row][group]; }
+fn b_at(row: u32, group: u32) -> vec4<f32> { return b_tile[row][group]; }
+fn put_a(row: u32, group: u32, v: vec4<f32>) { a_tile[row][group] = v; }
+fn put_b(row: u32, group: u32, v: vec4<f32>) { b_tile[row][group] = v; }
 
 fn add_scores(scores: ptr<function, Scores>, tx: u32, ty: u32, depth: u32) {
   for (var d4 = 0u; d4 < TILE_K / 4u; d4++) {
     for (var c = 0u; c < 4u; c++) {  // unroll
       let d = d4 * 4u + c;
-      let b = b_tile[d][swizzle_b(tx, d4)];
+      let b = b_at(d, swizzle_b(tx, d4));
       for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-        let a = a_tile[d][swizzle_a(ty + i * GROUPS_M, d4)];
+        let a = a_at(d, swizzle_a(ty + i * GROUPS_M, d4));
         (*scores)[i * 4u] = fma(vec4<f32>(a.x), b, (*scores)[i * 4u]);
         (*scores)[i * 4u + 1u] = fma(vec4<f32>(a.y), b, (*scores)[i * 4u + 1u]);
         (*scores)[i * 4u + 2u] = fma(vec4<f32>(a.z), b, (*scores)[i * 4u + 2u]);
@@ -23,10 +31,10 @@ fn add_values(sum: ptr<function, Output>, tx: u32, ty: u32, depth: u32) {
       let key = key4 * 4u + c;
       var b: array<vec4<f32>, VALUE_GROUPS>;
       for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
-        b[j] = b_tile[key * VALUE_GROUPS + j][tx];
+        b[j] = b_at(key * VALUE_GROUPS + j, tx);
       }
       for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-        let a = a_tile[key][swizzle_a(ty + i * GROUPS_M, key4)];
+        let a = a_at(key, swizzle_a(ty + i * GROUPS_M, key4));
         for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
           let at = i * 4u * VALUE_GROUPS + j;
           (*sum)[at] = fma(vec4<f32>(a.x), b[j], (*sum)[at]);
