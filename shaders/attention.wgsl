@@ -27,7 +27,7 @@ alias Scores = array<vec4<f32>, ROW_GROUPS * 4u>;                  // rows of th
 alias Output = array<vec4<f32>, ROW_GROUPS * 4u * VALUE_GROUPS>;   // [row of the thread][group of columns]
 
 // Threads that store at neighbouring depths at once meet in the same banks, unless the groups of each four depths have an order of their
-// own: an exclusive or with what is below the largest power of two that divides their number.
+// own: an exclusive or with what is below the largest power of two that divides their number, which is not all for 10 or 12 groups.
 const ORDERS_A: u32 = min(TILE_M / 4u, 8u);
 const ORDERS_B: u32 = min(GROUPS_N & (~GROUPS_N + 1u), 8u);
 fn swizzle_a(group: u32, depth4: u32) -> u32 { return group ^ (depth4 * (32u / TILE_K) % ORDERS_A); }

@@ -31,14 +31,16 @@ const LOADS_A: u32 = TILE_M / STEP;
 const LOADS_B: u32 = TILE_N / STEP;
 const LOADS: u32 = LOADS_A + LOADS_B;             // rows of x and then of W, one behind the other in workgroup memory
 
-const LARGE: bool = BLOCKS_M * BLOCKS_N * MATRIX * MATRIX >= 4096u;  // sums are half of all registers, or more
+// Whether loads keep behind a branch: moved between products they would take registers that sums, or the loads themselves, have.
+const APART: bool = BLOCKS_M * BLOCKS_N * SQUARE >= 4096u || LOADS >= 32u;
 
 alias Accumulator = array<MatrixC, BLOCKS_M * BLOCKS_N>;
 alias Fetched = array<vec4<f16>, LOADS>;
 alias Residuals = array<vec4<f32>, ITEMS>;
 
-// Where a thread loads from, in units of Storage: the first group of x and of W that it would in the tiles at k = 0, what lies between
-// its rows, and the group in the last row that there is, which stands in for those past it.
+// Where a thread loads from, in units of Storage: where its first row of x and of W begins, what lies between its rows, and where the
+// last row that there is begins, which stands in for those past it. Places of these may be past 2³²: they are some place before the
+// last one's then, and what is loaded there is not stored.
 struct Places {
   x: u32,
   x_step: u32,
@@ -53,14 +55,14 @@ struct Places {
 fn own_row(thread: u32) -> u32 {
   let row = thread / GROUPS;
   if GROUPS != 8u { return row; }
-  return (row & 0xfffffffau) | (row & 1u) << 2u | (row >> 2u & 1u);
+  return (row & 0xfffffffau) | ((row & 1u) << 2u) | ((row >> 2u) & 1u);
 }
 
 fn own_k(thread: u32) -> u32 { return thread % GROUPS * 4u; }
 
 fn places_of(thread: u32, m0: u32, n0: u32) -> Places {
   let row = own_row(thread);
-  let k = own_k(thread);
+  let k = select(0u, own_k(thread), APART);  // in the place, where all of it is known to be there
   return Places((params.x_offset + (m0 + row) * params.x_row + k) / LANES, STEP * params.x_row / LANES,
                 (params.x_offset + (params.rows - 1u) * params.x_row + k) / LANES,
                 (params.weight_offset + (n0 + row) * params.weight_row + k) / LANES, STEP * params.weight_row / LANES,
@@ -88,12 +90,12 @@ fn inside(v: vec4<f16>, k: u32) -> vec4<f16> {
   return select(vec4<f16>(0.0), v, vec4<u32>(k, k + 1u, k + 2u, k + 3u) < vec4<u32>(last_k()));
 }
 
-// The share of the tiles at k0. Where sums leave registers free, what lies past the part of the row is loaded from its beginning and
-// dropped where it is placed: without a branch around them loads move between products.
+// The share of the tiles at k0. Without a branch around them, what lies past the part of the row is loaded from its beginning and dropped
+// where it is placed.
 fn fetch(to: ptr<function, Fetched>, places: Places, thread: u32, k0: u32) {
   let k = k0 + own_k(thread);
-  if !LARGE {
-    fetch_at(to, places, select(0u - own_k(thread) / LANES, k0 / LANES, k < last_k()));
+  if !APART {
+    fetch_at(to, places, select(0u, k / LANES, k < last_k()));
   } else if k0 + TILE_K <= last_k() {
     fetch_at(to, places, k0 / LANES);
   } else if k < last_k() {
@@ -108,7 +110,7 @@ fn fetch(to: ptr<function, Fetched>, places: Places, thread: u32, k0: u32) {
 
 fn place(fetched: ptr<function, Fetched>, thread: u32, k0: u32) {
   let at = own_row(thread) * ROW + own_k(thread);
-  if LARGE || k0 + TILE_K <= last_k() {
+  if APART || k0 + TILE_K <= last_k() {
     for (var i = 0u; i < LOADS; i++) {  // unroll
       put_operands(at + i * STEP * ROW, (*fetched)[i]);
     }

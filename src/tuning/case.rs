@@ -89,8 +89,8 @@ impl Case {
     }
 
     /// Which tile an H100 takes least time with on matrix units. A core makes so many tiles at once, each such round has a beginning and
-    /// an end that cost more the larger a tile is, and so the last round, which may be nearly empty, weighs as much as the depth. The
-    /// times are fitted to eight shapes, which they meet within a tenth.
+    /// an end that cost more the larger a tile is, and the last round, which may be nearly empty, takes as long as a full one. The
+    /// times are fitted to eight shapes without an activation, which they meet within a tenth.
     pub(super) fn soonest_on_matrices(&self) -> MatrixTile {
         [
             (MatrixTile::M128, 128, 2, 11_600, 29),
@@ -98,8 +98,10 @@ impl Case {
             (MatrixTile::M64, 64, 3, 1_800, 23),
         ]
         .into_iter()
+        .filter(|&(_, size, ..)| size <= self.columns)
         .min_by_key(|&(_, size, each, start, step)| {
-            self.tiles(size, size).div_ceil(CORES * each).saturating_mul(step * self.depth + start)
+            let round = self.depth.saturating_mul(step).saturating_add(start);
+            self.tiles(size, size).div_ceil(CORES * each).saturating_mul(round)
         })
         .map_or(MatrixTile::M64, |(tile, ..)| tile)
     }

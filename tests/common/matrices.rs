@@ -55,14 +55,13 @@ fn emulated_in_loops(text: &str) -> String {
     emulated(&text.replace("{  // unroll", "{"))
 }
 
-/// The same where a workgroup has three subgroups for its parts, fewer than any class of 128 threads has parts on matrix units: the others
-/// only help to load.
+/// The same where a workgroup has three subgroups at most for its parts, of which there are four: the others only help to load.
 fn emulated_by_three(text: &str) -> String {
     let mut fewer = text.to_owned();
     for (all, three) in [
         ("let part = first + subgroup;", "let part = first + select(subgroup, PARTS, subgroup >= 3u);"),
-        ("first += subgroups", "first += 3u"),
-        ("first + subgroups", "first + 3u"),
+        ("first += subgroups", "first += min(subgroups, 3u)"),
+        ("first + subgroups", "first + min(subgroups, 3u)"),
     ] {
         assert!(fewer.contains(all), "no {all:?} in the kernel");
         fewer = fewer.replace(all, three);
