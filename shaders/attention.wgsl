@@ -4,26 +4,27 @@
 //
 // A workgroup makes TILE_M queries of one head of one sequence and walks over the keys that any of them can see by position,
 // TILE_N at a time; scores are never stored. Thread (tx, ty) holds the groups of four rows ty + i · GROUPS_M, and of them
-// four scores and VALUE_SIZE / GROUPS_N columns of out in registers. A tile whose keys all its queries see looks at no option.
-// Workgroup memory: (A_ROWS · TILE_M + B_ROWS · TILE_N) · 4 bytes: slices of q and k, then of weights and v, each [depth][row or column].
+// SCORE_GROUPS groups of four scores and VALUE_SIZE / GROUPS_N columns of out in registers. A tile whose keys all its queries see looks at no option.
+// Workgroup memory: (A_ROWS · TILE_M + B_ROWS · GROUP_KEYS) · 4 bytes: slices of q and k, then of weights and v, each [depth][row or column].
 // Running maxima start at a finite value, and no infinity is computed with; keys past the length or hidden by the key mask are
 // zeros in v, so that NaN in them never arrives. Each thread keeps its share of a row's sum until the end.
 // Tile A has rows of TILE_M / 4 groups: q or weights [depth][m / 4], or what threads found of rows [tx][m / 4]; tile B rows of GROUPS_N: k
-// [depth][n / 4] or v [key · VALUE_GROUPS + j][tx]. They are in shared/fused_products.wgsl or shared/fused_quads.wgsl: a_at, put_a, b_at, put_b.
+// [depth · SCORE_GROUPS + g][tx] or v [key · VALUE_GROUPS + j][tx]. They are in shared/fused_products.wgsl or shared/fused_quads.wgsl: a_at, put_a, b_at, put_b.
 // Loops: keys up to k_len ≤ S, head_size. Parameters and bindings: shared/fused.wgsl. (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691)
 
 const TILE_M: u32 = GROUPS_M * ROW_GROUPS * 4u;      // queries
-const TILE_N: u32 = GROUPS_N * 4u;                   // keys
+const GROUP_KEYS: u32 = GROUPS_N * 4u;               // keys of one group of scores of all threads along them
+const TILE_N: u32 = GROUP_KEYS * SCORE_GROUPS;       // keys
 const TILE_P: u32 = WRITERS * 4u;                    // keys of a slice of weights, those of WRITERS values of tx
 const VALUE_SIZE: u32 = GROUPS_N * VALUE_GROUPS * 4u;
 const THREADS: u32 = GROUPS_M * GROUPS_N;
 const A_ROWS: u32 = max(max(TILE_K, TILE_P + 1u), GROUPS_N);
-const B_ROWS: u32 = max(TILE_K, TILE_P * VALUE_GROUPS);
+const B_ROWS: u32 = max(TILE_K * SCORE_GROUPS, TILE_P * VALUE_GROUPS);
 const PASSED: u32 = min(A_ROWS * TILE_M / 4u / THREADS, 4u);  // rows of a thread that pass through tile A at once
 
 const_assert 4u % PASSED == 0u;
 
-alias Scores = array<vec4<f32>, ROW_GROUPS * 4u>;                  // rows of the thread, keys tx · 4 .. tx · 4 + 3
+alias Scores = array<vec4<f32>, ROW_GROUPS * 4u * SCORE_GROUPS>;   // [row of the thread][group of keys: tx · 4 .. + 3, and GROUP_KEYS on]
 alias Output = array<vec4<f32>, ROW_GROUPS * 4u * VALUE_GROUPS>;   // [row of the thread][group of columns]
 
 // Threads that store at neighbouring depths at once meet in the same banks, unless the groups of each four depths have an order of their
@@ -73,11 +74,12 @@ fn load_scores(thread: u32, i0: u32, j0: u32, d0: u32) {
     let n = block / (TILE_K / 4u);
     let j = j0 + n * 4u;
     let t = transpose(mat4x4<f32>(k4(j, d0 + d), k4(j + 1u, d0 + d), k4(j + 2u, d0 + d), k4(j + 3u, d0 + d)));
-    let at = swizzle_b(n, d / 4u);
-    put_b(d, at, t[0]);
-    put_b(d + 1u, at, t[1]);
-    put_b(d + 2u, at, t[2]);
-    put_b(d + 3u, at, t[3]);
+    let at = swizzle_b(n % GROUPS_N, d / 4u);
+    let row = d * SCORE_GROUPS + n / GROUPS_N;
+    put_b(row, at, t[0]);
+    put_b(row + SCORE_GROUPS, at, t[1]);
+    put_b(row + SCORE_GROUPS * 2u, at, t[2]);
+    put_b(row + SCORE_GROUPS * 3u, at, t[3]);
   }
 }
 
@@ -95,14 +97,14 @@ fn load_values(thread: u32, j0: u32, end: u32, masked: bool) {
 fn passed(i: u32) -> vec4<f32> { return a_at(i / (TILE_M / 4u), i % (TILE_M / 4u)); }
 fn pass_on(i: u32, v: vec4<f32>) { put_a(i / (TILE_M / 4u), i % (TILE_M / 4u), v); }
 
-// Finishes the thread's scores, of rows from `first` and keys j .. j + 3, by the bits of −∞ where one is hidden. They pass through
-// workgroup memory, a few rows after the other: written out for all rows, what options need would take the registers of the loops.
-fn finish_tile(scores: ptr<function, Scores>, thread: u32, first: u32, j: u32) {
+// Finishes the thread's scores of group `g`, of rows from `first` and keys j .. j + 3, by the bits of −∞ where one is hidden. They pass
+// through workgroup memory, a few rows after the other: written out for all rows, what options need would take the registers of the loops.
+fn finish_group(scores: ptr<function, Scores>, g: u32, thread: u32, first: u32, j: u32) {
   let exist = keys_exist(batch_index, current, j);
   for (var turn = 0u; turn < ROW_GROUPS * 4u / PASSED; turn++) {  // unroll
     let row = first + turn * PASSED / 4u * GROUPS_M * 4u + turn * PASSED % 4u;
     for (var r = 0u; r < PASSED; r++) {  // unroll
-      pass_on(thread * PASSED + r, (*scores)[turn * PASSED + r]);
+      pass_on(thread * PASSED + r, (*scores)[(turn * PASSED + r) * SCORE_GROUPS + g]);
     }
     // Rows that the sequence lacks are never stored.
     for (var r = 0u; r < min(PASSED, current.q_len - min(row, current.q_len)); r++) {
@@ -111,10 +113,9 @@ fn finish_tile(scores: ptr<function, Scores>, thread: u32, first: u32, j: u32) {
       pass_on(at, bitcast<vec4<f32>>(score));
     }
     for (var r = 0u; r < PASSED; r++) {  // unroll
-      (*scores)[turn * PASSED + r] = passed(thread * PASSED + r);
+      (*scores)[(turn * PASSED + r) * SCORE_GROUPS + g] = passed(thread * PASSED + r);
     }
   }
-  workgroupBarrier();
 }
 
 // A score that takes part in a maximum.
@@ -169,16 +170,26 @@ fn work(id: vec3<u32>, thread: u32) {
       add_scores(&scores, tx, ty, min(TILE_K, params.head_size - d0));
       workgroupBarrier();
     }
-    if masked { finish_tile(&scores, thread, i0 + ty * 4u, j0 + tx * 4u); }
-    for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-      if !masked {
-        for (var r = 0u; r < 4u; r++) {  // unroll
-          scores[i * 4u + r] = fma(vec4<f32>(params.attention.scale), scores[i * 4u + r], vec4<f32>(0.0));
-        }
+    if masked {
+      for (var g = 0u; g < SCORE_GROUPS; g++) {  // unroll
+        finish_group(&scores, g, thread, i0 + ty * 4u, j0 + tx * 4u + g * GROUP_KEYS);
       }
-      let t = transpose(mat4x4<f32>(shown(scores[i * 4u]), shown(scores[i * 4u + 1u]), shown(scores[i * 4u + 2u]),
-                                    shown(scores[i * 4u + 3u])));
-      put_a(tx, ty + i * GROUPS_M, max(largest[i], max(max(t[0], t[1]), max(t[2], t[3]))));
+      workgroupBarrier();
+    }
+    for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+      var top = largest[i];
+      for (var g = 0u; g < SCORE_GROUPS; g++) {  // unroll
+        let at = i * 4u * SCORE_GROUPS + g;
+        if !masked {
+          for (var r = 0u; r < 4u; r++) {  // unroll
+            scores[at + r * SCORE_GROUPS] = fma(vec4<f32>(params.attention.scale), scores[at + r * SCORE_GROUPS], vec4<f32>(0.0));
+          }
+        }
+        let t = transpose(mat4x4<f32>(shown(scores[at]), shown(scores[at + SCORE_GROUPS]), shown(scores[at + SCORE_GROUPS * 2u]),
+                                      shown(scores[at + SCORE_GROUPS * 3u])));
+        top = max(top, max(max(t[0], t[1]), max(t[2], t[3])));
+      }
+      put_a(tx, ty + i * GROUPS_M, top);
     }
     workgroupBarrier();
     if thread < TILE_M / 4u {
@@ -191,17 +202,18 @@ fn work(id: vec3<u32>, thread: u32) {
       let top = a_at(TILE_P, ty + i * GROUPS_M);
       let factor = exp0(largest[i] - top);
       largest[i] = top;
-      scores[i * 4u] = weight4(scores[i * 4u], top.x);
-      scores[i * 4u + 1u] = weight4(scores[i * 4u + 1u], top.y);
-      scores[i * 4u + 2u] = weight4(scores[i * 4u + 2u], top.z);
-      scores[i * 4u + 3u] = weight4(scores[i * 4u + 3u], top.w);
-      let t = transpose(mat4x4<f32>(scores[i * 4u], scores[i * 4u + 1u], scores[i * 4u + 2u], scores[i * 4u + 3u]));
-      total[i] = fma(total[i], factor, (t[0] + t[1]) + (t[2] + t[3]));
-      // From here on the four rows of a group are the components, ready to be stored.
-      scores[i * 4u] = t[0];
-      scores[i * 4u + 1u] = t[1];
-      scores[i * 4u + 2u] = t[2];
-      scores[i * 4u + 3u] = t[3];
+      var weights = vec4<f32>(0.0);
+      for (var g = 0u; g < SCORE_GROUPS; g++) {  // unroll
+        let at = i * 4u * SCORE_GROUPS + g;
+        let t = transpose(mat4x4<f32>(weight4(scores[at], top.x), weight4(scores[at + SCORE_GROUPS], top.y),
+                                      weight4(scores[at + SCORE_GROUPS * 2u], top.z), weight4(scores[at + SCORE_GROUPS * 3u], top.w)));
+        weights += (t[0] + t[1]) + (t[2] + t[3]);
+        // From here on the four rows of a group are the components, ready to be stored.
+        for (var r = 0u; r < 4u; r++) {  // unroll
+          scores[at + r * SCORE_GROUPS] = t[r];
+        }
+      }
+      total[i] = fma(total[i], factor, weights);
       for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
         let at = i * 4u * VALUE_GROUPS + j;
         sum[at] *= factor.x;
@@ -213,14 +225,14 @@ fn work(id: vec3<u32>, thread: u32) {
 
     let keys = min(TILE_N, end - j0);
     for (var first = 0u; first < keys; first += TILE_P) {
-      if tx / WRITERS == first / TILE_P {
-        for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
-          let to = swizzle_a(ty + i * GROUPS_M, tx % WRITERS);
-          let key = tx % WRITERS * 4u;
-          put_a(key, to, scores[i * 4u]);
-          put_a(key + 1u, to, scores[i * 4u + 1u]);
-          put_a(key + 2u, to, scores[i * 4u + 2u]);
-          put_a(key + 3u, to, scores[i * 4u + 3u]);
+      for (var g = 0u; g < SCORE_GROUPS; g++) {  // unroll
+        if first / GROUP_KEYS == g && tx / WRITERS == first % GROUP_KEYS / TILE_P {
+          for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
+            let to = swizzle_a(ty + i * GROUPS_M, tx % WRITERS);
+            for (var r = 0u; r < 4u; r++) {  // unroll
+              put_a(tx % WRITERS * 4u + r, to, scores[(i * 4u + r) * SCORE_GROUPS + g]);
+            }
+          }
         }
       }
       load_values(thread, j0 + first, end, masked);

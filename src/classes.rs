@@ -92,31 +92,34 @@ pub(crate) const FEW_4_WIDE: Class = class!("4x64", THREADS: 64, K_THREADS: 64, 
 
 /// `attention` with value heads of up to 32: 64 queries × 32 keys, 64 threads, 8×4 scores and 8×4 values each.
 pub(crate) const HEADS_32: Class =
-    class!("64x32.v32", GROUPS_M: 8, GROUPS_N: 8, ROW_GROUPS: 2, VALUE_GROUPS: 1, TILE_K: 16, WRITERS: 4);
+    class!("64x32.v32", GROUPS_M: 8, GROUPS_N: 8, SCORE_GROUPS: 1, ROW_GROUPS: 2, VALUE_GROUPS: 1, TILE_K: 16, WRITERS: 4);
 
 /// Value heads of up to 64: 64 threads, 8×4 scores and 8×8 values each.
 pub(crate) const HEADS_64: Class =
-    class!("64x32.v64", GROUPS_M: 8, GROUPS_N: 8, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
+    class!("64x32.v64", GROUPS_M: 8, GROUPS_N: 8, SCORE_GROUPS: 1, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
+
+/// The same with 64 keys a tile: 8×8 scores each, of which a load from workgroup memory serves more.
+pub(crate) const HEADS_64_KEYS: Class =
+    class!("64x64.v64", GROUPS_M: 8, GROUPS_N: 8, SCORE_GROUPS: 2, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
 
 /// Value heads of up to 80: 160 threads, five whole subgroups of 32, 4×4 scores and 4×8 values each.
 pub(crate) const HEADS_80: Class =
-    class!("64x40.v80", GROUPS_M: 16, GROUPS_N: 10, ROW_GROUPS: 1, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 5);
+    class!("64x40.v80", GROUPS_M: 16, GROUPS_N: 10, SCORE_GROUPS: 1, ROW_GROUPS: 1, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 5);
 
 /// Value heads of up to 96: 96 threads, 8×4 scores and 8×8 values each.
 pub(crate) const HEADS_96: Class =
-    class!("64x48.v96", GROUPS_M: 8, GROUPS_N: 12, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
+    class!("64x48.v96", GROUPS_M: 8, GROUPS_N: 12, SCORE_GROUPS: 1, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
 
 /// Value heads of up to 128: 128 threads, 8×4 scores and 8×8 values each.
 pub(crate) const HEADS_128: Class =
-    class!("64x64.v128", GROUPS_M: 8, GROUPS_N: 16, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
+    class!("64x64.v128", GROUPS_M: 8, GROUPS_N: 16, SCORE_GROUPS: 1, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 16, WRITERS: 4);
 
 /// Value heads of up to 256: 256 threads, 8×4 scores and 8×8 values each, in slices of eight so that they fit 16 KiB.
 pub(crate) const HEADS_256: Class =
-    class!("64x128.v256", GROUPS_M: 8, GROUPS_N: 32, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 8, WRITERS: 2);
+    class!("64x128.v256", GROUPS_M: 8, GROUPS_N: 32, SCORE_GROUPS: 1, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 8, WRITERS: 2);
 
 /// [`HEADS_64`] for CPU adapters, in 24 KiB: all of a head and of a tile's weights at once, for a third of the barriers.
-pub(crate) const HEADS_64_QUADS: Class =
-    class!("64x32.v64-quads", GROUPS_M: 8, GROUPS_N: 8, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 64, WRITERS: 8);
+pub(crate) const HEADS_64_QUADS: Class = class!("64x32.v64-quads", GROUPS_M: 8, GROUPS_N: 8, SCORE_GROUPS: 1, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 64, WRITERS: 8);
 
 /// Queries of a tile of `attention`, in every class: a plan may take another one for views that are not aligned.
 pub(crate) const HEADS_QUERIES: u32 = 64;
@@ -228,7 +231,7 @@ pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
         _ if same(&[&FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_4_WIDE,
         _ if same(&[&ROW_128]) => &ROWS_32,
         _ if same(&[&SPLIT_1]) => &SPLIT_8,
-        _ if same(&[&HEADS_32, &HEADS_64_QUADS]) => &HEADS_64,
+        _ if same(&[&HEADS_32, &HEADS_64_KEYS, &HEADS_64_QUADS]) => &HEADS_64,
         _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128]) => &HEADS_256,
         _ => class,
     }

@@ -15,7 +15,7 @@ use common::{
 use rand::RngExt;
 use tileformer::kernels::{AttentionWeights, FusedAttention};
 use tileformer::reference::{self, Real};
-use tileformer::{AttentionOptions, Element, Sequence};
+use tileformer::{AttentionOptions, Element, Options, Sequence};
 
 /// Keys of the smallest tile: a row's maximum may change, and its sum be rescaled, that often.
 const TILE: usize = 32;
@@ -170,6 +170,19 @@ fn options_at_random() {
         let case = Case::of(&levels, size, &mut rng);
         let data = Data::of(&case, "random data", number);
         check(&format!("random {number}"), &case, levels[13] == 1, &data);
+    }
+}
+
+/// Rule: the same of the tiles of 64 keys that GPUs take: keys of a thread in two groups finish, and pass their weights on, like one.
+#[test]
+fn options_at_random_with_more_keys() {
+    let (_, on) = on_form("attention.f32x4.64x64.v64").expect("a form of the core tier");
+    for number in 0..40 {
+        let mut rng = seeded("fused keys at random", number);
+        let mut case = Case::of(&random_levels(&mut rng), pick(&mut rng, &[2, 31, 33, 63, 64, 65, 97, 130]), &mut rng);
+        (case.head_size, case.value_head_size) = (case.head_size.min(64), case.value_head_size.min(64));
+        let data = Data::of(&case, "keys data", number);
+        check_stored(&format!("keys {number}"), &case, &on, Element::F32, &data);
     }
 }
 
@@ -328,6 +341,7 @@ fn edges_of_tiles_in_every_form() {
     for (name, sizes) in [
         ("attention.f32x4.64x40.v80", [76, 80, 80, 68]),
         ("attention.f32x4.64x32.v64", [64, 36, 64, 60]),
+        ("attention.f32x4.64x64.v64", [64, 36, 64, 60]),
         ("attention.f32x4.64x32.v64-quads.subgroups", [64, 36, 64, 60]),
     ] {
         let Some((_, on)) = on_form(name) else { continue };
@@ -371,8 +385,15 @@ fn f16_in_both_forms() {
         let case = Case::of(&random_levels(&mut rng), 20, &mut rng);
         both("f16 options", number, &case, number as usize % 4);
     }
-    for name in ["attention.f16x4.64x32.v64", "attention.f16x4.64x32.v64-quads.subgroups"] {
-        let Some((_, on)) = on_form(name) else { continue };
+    for name in [
+        "attention.f16x4.64x32.v64",
+        "attention.f16x4.64x64.v64",
+        "attention.packedx4.64x64.v64",
+        "attention.f16x4.64x32.v64-quads.subgroups",
+    ] {
+        let Some((variant, on)) = on_form(name) else { continue };
+        let packed = name.contains("packed");
+        let on = if packed { On::new(on_core().gpu.clone(), Options::default().with_pinned(variant)) } else { on };
         let case = Case::plain([1, 70, 81], [2, 1], [36, 64], Place::DENSE);
         let mut data = Data::of(&case, "f16 pinned", 0);
         for values in [&mut data.q, &mut data.k, &mut data.v] {

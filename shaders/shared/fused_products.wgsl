@@ -13,13 +13,19 @@ fn add_scores(scores: ptr<function, Scores>, tx: u32, ty: u32, depth: u32) {
   for (var d4 = 0u; d4 < TILE_K / 4u; d4++) {
     for (var c = 0u; c < 4u; c++) {  // unroll
       let d = d4 * 4u + c;
-      let b = b_at(d, swizzle_b(tx, d4));
+      var b: array<vec4<f32>, SCORE_GROUPS>;
+      for (var g = 0u; g < SCORE_GROUPS; g++) {  // unroll
+        b[g] = b_at(d * SCORE_GROUPS + g, swizzle_b(tx, d4));
+      }
       for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
         let a = a_at(d, swizzle_a(ty + i * GROUPS_M, d4));
-        (*scores)[i * 4u] = fma(vec4<f32>(a.x), b, (*scores)[i * 4u]);
-        (*scores)[i * 4u + 1u] = fma(vec4<f32>(a.y), b, (*scores)[i * 4u + 1u]);
-        (*scores)[i * 4u + 2u] = fma(vec4<f32>(a.z), b, (*scores)[i * 4u + 2u]);
-        (*scores)[i * 4u + 3u] = fma(vec4<f32>(a.w), b, (*scores)[i * 4u + 3u]);
+        for (var g = 0u; g < SCORE_GROUPS; g++) {  // unroll
+          let at = i * 4u * SCORE_GROUPS + g;
+          (*scores)[at] = fma(vec4<f32>(a.x), b[g], (*scores)[at]);
+          (*scores)[at + SCORE_GROUPS] = fma(vec4<f32>(a.y), b[g], (*scores)[at + SCORE_GROUPS]);
+          (*scores)[at + SCORE_GROUPS * 2u] = fma(vec4<f32>(a.z), b[g], (*scores)[at + SCORE_GROUPS * 2u]);
+          (*scores)[at + SCORE_GROUPS * 3u] = fma(vec4<f32>(a.w), b[g], (*scores)[at + SCORE_GROUPS * 3u]);
+        }
       }
     }
   }

@@ -2,6 +2,8 @@
 // weights, at one place for all, which reaches the others by a broadcast. Depths are taken in fours, behind them are zeros or weights
 // of 0. Sums have the bits of shared/fused_products.wgsl.
 
+const_assert SCORE_GROUPS == 1u;
+
 // Flat, as one comparison of a place with the length costs a CPU less than two.
 var<workgroup> a_tile: array<vec4<f32>, A_ROWS * TILE_M / 4u>;
 var<workgroup> b_tile: array<vec4<f32>, B_ROWS * GROUPS_N>;
