@@ -1,5 +1,5 @@
 //! What holds of every row of the table.
-#![allow(clippy::panic)]
+#![allow(clippy::panic, clippy::unwrap_used)]
 
 use super::row::FEW_ROWS_BESIDE_MATRICES;
 use super::*;
@@ -169,5 +169,39 @@ fn few_rows_are_few_beside_matrices() {
                 assert_eq!(best(&case, &device).kernel, "linear_few", "{rows} × {columns}, {device:?}");
             }
         }
+    }
+}
+
+/// Rule: of tiles on matrix units the one is taken whose rounds take an H100 least, of those that are no wider than the output; with
+/// 16 KiB of workgroup memory the one that fits. The rows are layers' projections: rows, columns, depth, tile.
+#[test]
+fn rounds_decide_between_tiles_on_matrix_units() {
+    let class = |device: &DeviceClass, [rows, columns, depth]: [usize; 3]| {
+        let (operation, storage, kernel) = (Operation::Linear, Storage::F16x4, "");
+        let (ragged_columns, invariant, cached) = (false, false, false);
+        let case = Case { operation, kernel, storage, rows, columns, depth, ragged_columns, invariant, cached };
+        best(&case, device).class.name
+    };
+    let on = |bytes| {
+        let units = |d: &DeviceClass| !d.cpu && d.matrix == Some(MatrixSize::M16) && d.workgroup_bytes == bytes;
+        devices().into_iter().find(units).unwrap()
+    };
+    let (large, small) = (on(49_152), on(16_384));
+    for (shape, tile) in [
+        ([4096, 4096, 4096], "128x128x32m16"),
+        // BERT-base: three rounds of the largest tile, and one.
+        ([4096, 3072, 768], "128x128x32m16"),
+        ([4096, 768, 3072], "128x128x32m16"),
+        // MiniLM: short sums, for which beginnings and ends weigh most.
+        ([4096, 1152, 384], "64x64x32m16"),
+        ([4096, 384, 384], "64x64x32m16"),
+        // The decoder of 2017: one round of the smaller tile, deep.
+        ([2048, 512, 512], "64x64x64m16"),
+        ([2048, 512, 2048], "64x64x64m16"),
+        // Too narrow for the largest.
+        ([200_000, 100, 4096], "64x64x64m16"),
+    ] {
+        assert_eq!(class(&large, shape), tile, "{shape:?}");
+        assert_eq!(class(&small, shape), "64x64x32m16", "{shape:?}");
     }
 }
