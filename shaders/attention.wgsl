@@ -4,12 +4,13 @@
 //
 // A workgroup makes TILE_M queries of one head of one sequence and walks over the keys that any of them can see by position,
 // TILE_N at a time; scores are never stored. Thread (tx, ty) holds the groups of four rows ty + i · GROUPS_M, and of them
-// SCORE_GROUPS groups of four scores and VALUE_SIZE / GROUPS_N columns of out in registers. A tile whose keys all its queries see looks at no option.
-// Workgroup memory: (A_ROWS · TILE_M + B_ROWS · GROUP_KEYS) · 4 bytes: slices of q and k, then of weights and v, each [depth][row or column].
+// SCORE_GROUPS groups of four scores and VALUE_SIZE / GROUPS_N columns of out in registers. A tile whose keys all its queries
+// see looks at no option.
+// Workgroup memory: (A_ROWS · TILE_M + B_ROWS · GROUP_KEYS) · 4 bytes. Tile A has rows of TILE_M / 4 groups: q or weights
+// [depth][m / 4], or what threads found of rows [tx][m / 4]; tile B rows of GROUPS_N groups: k [depth · SCORE_GROUPS + g][tx]
+// or v [key · VALUE_GROUPS + j][tx]. shared/fused_products.wgsl and shared/fused_quads.wgsl have them: a_at, put_a, b_at, put_b.
 // Running maxima start at a finite value, and no infinity is computed with; keys past the length or hidden by the key mask are
 // zeros in v, so that NaN in them never arrives. Each thread keeps its share of a row's sum until the end.
-// Tile A has rows of TILE_M / 4 groups: q or weights [depth][m / 4], or what threads found of rows [tx][m / 4]; tile B rows of GROUPS_N: k
-// [depth · SCORE_GROUPS + g][tx] or v [key · VALUE_GROUPS + j][tx]. They are in shared/fused_products.wgsl or shared/fused_quads.wgsl: a_at, put_a, b_at, put_b.
 // Loops: keys up to k_len ≤ S, head_size. Parameters and bindings: shared/fused.wgsl. (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691)
 
 const TILE_M: u32 = GROUPS_M * ROW_GROUPS * 4u;      // queries
@@ -83,12 +84,12 @@ fn load_scores(thread: u32, i0: u32, j0: u32, d0: u32) {
   }
 }
 
-// Values of the keys j0 .. j0 + TILE_P, zeros from `end` on; `masked` where some of them may not exist.
-fn load_values(thread: u32, j0: u32, end: u32, masked: bool) {
+// Values of the keys j0 .. j0 + TILE_P; `masked` where some of them may not exist.
+fn load_values(thread: u32, j0: u32, masked: bool) {
   for (var item = thread; item < TILE_P * VALUE_SIZE / 4u; item += THREADS) {
     let j = j0 + item / (VALUE_SIZE / 4u);
     var found = vec4<f32>(0.0);
-    if !masked || (j < end && key_exists(batch_index, current, j)) { found = v4(j, item % (VALUE_SIZE / 4u) * 4u); }
+    if !masked || key_exists(batch_index, current, j) { found = v4(j, item % (VALUE_SIZE / 4u) * 4u); }
     put_b(item / GROUPS_N, item % GROUPS_N, found);
   }
 }
@@ -235,7 +236,7 @@ fn work(id: vec3<u32>, thread: u32) {
           }
         }
       }
-      load_values(thread, j0 + first, end, masked);
+      load_values(thread, j0 + first, masked);
       workgroupBarrier();
       add_values(&sum, tx, ty, min(TILE_P, keys - first));
       workgroupBarrier();

@@ -9,7 +9,7 @@
 // f16; with 32 threads a subgroup these are rows of its own part. A row's reference, to which its exponentials are relative, stays
 // until the row's maximum has grown by more than 8 in log2; then the row's sums pass through workgroup memory to be scaled by an
 // exact power of two. A tile whose keys all its queries see looks at no option, and its scores stay in registers.
-// Keys past the length or hidden by the key mask are zeros in k and v.
+// Keys hidden by the key mask are zeros in k and v; those past the length are the last key again, whose weight there is 0.
 // Two barriers a tile: values of the next one and keys of the one after it are fetched ahead of the products with this one's
 // values, and placed behind the next one's softmax.
 // Workgroup memory: OPERANDS · 2 + SUMS · 4 + TILE_M · 4 + 8 bytes. Loops: keys up to k_len ≤ S.
@@ -74,9 +74,9 @@ fn load_query(thread: u32, i0: u32, start: u32, first: u32) {
   }
 }
 
-// Which keys of the tile at j0 that a thread loads, from j on, may be read, a bit each.
-fn keys_there(j0: u32, j: u32) -> u32 {
-  if (params.attention.flags & KEY_MASK) == 0u && j0 + TILE_N <= current.k_len { return 0xffffffffu; }
+// Which keys that a thread loads, from j on, may be read, a bit each. Only a key mask forbids any: past the length stands the last key.
+fn keys_there(j: u32) -> u32 {
+  if (params.attention.flags & KEY_MASK) == 0u { return 0xffffffffu; }
   var bits = 0u;
   for (var i = 0u; i < LOADS; i++) {
     if key_exists(batch_index, current, j + i * LOAD_ROWS) { bits |= 1u << i; }
@@ -88,7 +88,7 @@ fn keys_there(j0: u32, j: u32) -> u32 {
 fn fetch_keys(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32) {
   let j = j0 + thread / GROUPS;
   let d = thread % GROUPS * 4u;
-  (*to).there = select(0u, keys_there(j0, j), d < params.head_size);
+  (*to).there = select(0u, keys_there(j), d < params.head_size);
   for (var i = 0u; i < LOADS; i++) {  // unroll
     let at = first + min(j + i * LOAD_ROWS, current.k_len - 1u) * params.k_row + select(0u, d, d < params.head_size);
     (*to).four[i] = inside(half4(k[at / LANES], k[(at + 1u) / LANES], k[(at + 2u) / LANES], k[(at + 3u) / LANES]), d, params.head_size);
@@ -98,7 +98,7 @@ fn fetch_keys(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32) {
 fn fetch_values(to: ptr<function, Fetched>, thread: u32, j0: u32, first: u32) {
   let j = j0 + thread / GROUPS;
   let d = thread % GROUPS * 4u;
-  (*to).there = select(0u, keys_there(j0, j), d < params.value_size);
+  (*to).there = select(0u, keys_there(j), d < params.value_size);
   for (var i = 0u; i < LOADS; i++) {  // unroll
     let at = first + min(j + i * LOAD_ROWS, current.k_len - 1u) * params.v_row + select(0u, d, d < params.value_size);
     (*to).four[i] = inside(half4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]), d, params.value_size);
