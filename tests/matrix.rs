@@ -5,8 +5,6 @@
 
 mod common;
 
-use std::collections::BTreeSet;
-
 use common::matrices::{by_fewer_subgroups, deepest, on_each_class};
 use common::{
     On, Place, Run, activation_floor, assert_close, floats, pick, seeded, storage_floor, stored, sum_floor, widen,
@@ -89,21 +87,25 @@ fn check_linear(variant: &Variant, on: &On, seed: &str, number: u64, case: Case,
 
 /// Edges of tiles in every dimension, aligned or not, and every epilogue at shapes of no special kind.
 fn check_linear_class(variant: &Variant, on: &On) {
-    let mut reached = BTreeSet::new();
     let rows = [1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129];
     let columns = [1, 4, 15, 17, 63, 64, 66, 131, 8, 32];
     let depths = [1, 3, 4, 16, 17, 31, 32, 33, 36, 64, 65, 97];
+    // Whole groups of four.
+    let (whole_columns, whole_depths) = ([4, 132, 64, 20, 36, 68], [4, 64, 28, 72, 32, 44, 100]);
     for (i, &rows) in rows.iter().enumerate() {
+        let edges = |number: usize, d_in, d_out, place| {
+            let [bias, residual] = [number % 2 == 1, i % 2 == 1];
+            let case = Case { rows, d_in, d_out, bias, activation: Activation::Identity, residual, place };
+            check_linear(variant, on, "edges", number as u64, case, 1.0)
+        };
         for j in 0..2 {
-            let d_out = columns[(i * 3 + j * 4) % columns.len()];
-            let d_in = depths[(i * 5 + j * 7) % depths.len()];
-            let place = Place::ALL[(i + j) % 4];
-            let case =
-                Case { rows, d_in, d_out, bias: j == 1, activation: Activation::Identity, residual: i % 2 == 1, place };
-            reached.insert(check_linear(variant, on, "edges", (i * 2 + j) as u64, case, 1.0));
+            let (d_in, d_out) = (depths[(i * 5 + j * 7) % depths.len()], columns[(i * 3 + j * 4) % columns.len()]);
+            edges(i * 3 + j, d_in, d_out, Place::ALL[(i + j) % 4]);
         }
+        let place = [Place::DENSE, Place::STRIDED][i / 2 % 2];
+        let ran = edges(i * 3 + 2, whole_depths[i % 7], whole_columns[i % 6], place);
+        assert!(ran.contains("x4"), "{rows} rows ran {ran}, not in groups");
     }
-    assert!(reached.len() >= 2, "aligned and not: {reached:?}");
     for number in 0..20 {
         let mut rng = seeded("matrix epilogues", number);
         let case = Case {
