@@ -5,8 +5,10 @@
 //     -> y (rows, columns), sum (rows, columns) = s, statistics (rows, 2) = mean and 1 / √(variance + eps)
 //
 // ROW_THREADS threads share a row and keep its first GROUPS · STEP columns in registers, so that they are read once; what a row
-// has beyond is read in each pass. The row's first element is subtracted before anything is summed and the variance takes a
-// second pass, so that neither a large mean nor a constant row with a tiny eps loses digits. rms_norm has the mean 0.
+// has beyond is read in each pass. The row's first element is subtracted before the first sum and the variance takes a second pass,
+// so that neither a large mean nor a constant row with a tiny eps loses digits. The second pass also sums what is left of the
+// deviations, by which the mean was off: it is as large as rounding a far first element made it, and its digits would be missing
+// where y is near 0. rms_norm has the mean 0. (Chan, Golub and LeVeque 1983: the corrected two-pass algorithm)
 // Loops: columns. Entry point, workgroup memory: shared/rows.wgsl. (Ba et al., arXiv 1607.06450; Zhang and Sennrich, arXiv 1910.07467)
 
 struct Params {
@@ -67,8 +69,8 @@ fn s4(row: u32, c: u32) -> vec4<f32> {
   return v;
 }
 
-// d − total · reciprocal, where d are deviations from the shift, total their sum, and reciprocal 1 / columns.
-fn centred(d: vec4<f32>, total: f32, reciprocal: f32) -> vec4<f32> { return fma(vec4<f32>(-total), vec4<f32>(reciprocal), d); }
+// d − rest · reciprocal, where d are deviations from a mean, rest their sum, and reciprocal 1 / columns.
+fn centred(d: vec4<f32>, rest: f32, reciprocal: f32) -> vec4<f32> { return fma(vec4<f32>(-rest), vec4<f32>(reciprocal), d); }
 
 fn store(row: u32, c: u32, v: vec4<f32>) {
   let at = params.y_offset + row * params.y_row + c;
@@ -100,32 +102,38 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
   for (var g = 0u; g < GROUPS; g++) {
     let c = start + g * STEP;
     if live && c < params.columns { store_sum(row, c, kept[g]); }
-    kept[g] -= shift;
-    sum += select(vec4<f32>(0.0), keep(kept[g], params.columns - c), c < params.columns);
+    sum += select(vec4<f32>(0.0), keep(kept[g] - shift, params.columns - c), c < params.columns);
   }
   for (var c = start + GROUPS * STEP; c < params.columns; c += STEP) {
     let s = s4(row, c);
     if live { store_sum(row, c, s); }
     sum += keep(s - shift, params.columns - c);
   }
-  // The mean stays a sum until it is taken off: a product that feeds an addition would not have the same bits in every form.
-  var total = 0.0;
-  if params.centered != 0u { total = row_sum(0u, thread, subgroup, (sum.x + sum.y) + (sum.z + sum.w)); }
+  var mean = 0.0;
+  if params.centered != 0u { mean = fma(row_sum(0u, thread, subgroup, (sum.x + sum.y) + (sum.z + sum.w)), reciprocal, shift); }
 
+  var rests = vec4<f32>(0.0);
   var squares = vec4<f32>(0.0);
   for (var g = 0u; g < GROUPS; g++) {
     let c = start + g * STEP;
-    kept[g] = centred(kept[g], total, reciprocal);
+    kept[g] -= mean;
     let d = select(vec4<f32>(0.0), keep(kept[g], params.columns - c), c < params.columns);
+    rests += d;
     squares = fma(d, d, squares);
   }
   for (var c = start + GROUPS * STEP; c < params.columns; c += STEP) {
-    let d = keep(centred(s4(row, c) - shift, total, reciprocal), params.columns - c);
+    let d = keep(s4(row, c) - mean, params.columns - c);
+    rests += d;
     squares = fma(d, d, squares);
   }
-  let spread = fma(row_sum(1u, thread, subgroup, (squares.x + squares.y) + (squares.z + squares.w)), reciprocal, params.eps);
-  let inverse = select(0.0, inverseSqrt(spread), spread > 0.0);  // a constant row with eps 0 has no deviations to scale
-  if live && start == 0u { store_statistics(row, fma(total, reciprocal, shift), inverse); }
+  // It stays a sum until it is taken off: a product that feeds an addition would not have the same bits in every form.
+  var rest = 0.0;
+  if params.centered != 0u { rest = row_sum(1u, thread, subgroup, (rests.x + rests.y) + (rests.z + rests.w)); }
+  let square = row_sum(2u, thread, subgroup, (squares.x + squares.y) + (squares.z + squares.w));
+  let spread = fma(fma(-rest * reciprocal, rest, square), reciprocal, params.eps);
+  let inverse = select(0.0, inverse_root(spread), spread > 0.0);  // a constant row with eps 0 has no deviations to scale
+  if live && start == 0u { store_statistics(row, fma(rest, reciprocal, mean), inverse); }
+  for (var g = 0u; g < GROUPS; g++) { kept[g] = centred(kept[g], rest, reciprocal); }
 
   if params.bias == 0u {
     for (var g = 0u; g < GROUPS; g++) { kept[g] *= inverse; }
@@ -145,7 +153,7 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
     if live && c < params.columns { store(row, c, kept[g]); }
   }
   for (var c = start + GROUPS * STEP; live && c < params.columns; c += STEP) {
-    let d = centred(s4(row, c) - shift, total, reciprocal);
+    let d = centred(s4(row, c) - mean, rest, reciprocal);
     var gain = vec4<f32>(1.0);
     var offset = vec4<f32>(0.0);
     if params.weight != 0u { gain = weight4(c); }

@@ -66,7 +66,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     workgroupBarrier();
     var total = 0.0;
     for (var i = 0u; i < THREADS; i++) { total += squares[i]; }
-    scale = inverseSqrt(max(total, 1e-24));
+    scale = inverse_root(max(total, 1e-24));
   }
   for (var c = thread * 4u; c < params.columns; c += THREADS * 4u) {
     let v = mean4(first, count, c) * scale;

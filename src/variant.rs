@@ -126,6 +126,7 @@ pub(crate) const THREADS: Source = wgsl!("shared/threads.wgsl");
 pub(crate) const THREADS_QUADS: Source = wgsl!("shared/threads_quads.wgsl");
 pub(crate) const ROWS: Source = wgsl!("shared/rows.wgsl");
 pub(crate) const ROWS_SUBGROUPS: Source = wgsl!("shared/rows_subgroups.wgsl");
+pub(crate) const ROOT: Source = wgsl!("shared/root.wgsl");
 pub(crate) const ACTIVATE: Source = wgsl!("shared/activate.wgsl");
 pub(crate) const ATTENTION: Source = wgsl!("shared/attention.wgsl");
 pub(crate) const SCORES: Source = wgsl!("shared/scores.wgsl");

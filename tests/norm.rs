@@ -251,6 +251,25 @@ fn a_large_mean_costs_nothing() {
     }
 }
 
+/// Rule: a first element far from the others costs no digits, near the mean either: an element of y is off by a few roundings of
+/// its own.
+#[test]
+fn a_far_first_element_costs_nothing() {
+    for (number, on) in stored_forms("layer_norm", Element::F32).iter().enumerate() {
+        for columns in [64, 200, 768, 1027, 5000] {
+            let case = Case { rows: 6, columns, mean: number as f32 % 3.0, ..PLAIN };
+            let mut data = data(&case, "far", number as u64);
+            data.x.iter_mut().step_by(columns).for_each(|first| *first = 8.0);
+            let right = twin::<f64>(&case, &data);
+            for (i, (y, right_y)) in run(on, &case, &data).f32("y").iter().zip(&right.y).enumerate() {
+                let error = (f64::from(*y) - right_y).abs();
+                let allowed = EPS * (3.0 * right_y.abs() + 0.5 * right.inverse_deviation[i / columns]);
+                assert!(error <= allowed, "{case:?}, {i}: {y} where {right_y} is right");
+            }
+        }
+    }
+}
+
 /// Rule: eps stands inside the root, whatever its size.
 #[test]
 fn eps_stands_inside_the_root() {

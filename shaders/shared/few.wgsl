@@ -104,33 +104,33 @@ fn norm_bias4(k: u32) -> vec4<f32> {
               params.d_in - k);
 }
 
-// What is known of a row's norm: the shift, which is the row's first element; −Σ (x − shift), 0 while unknown; 1 / √(variance + eps);
-// 1 / d_in. The mean stays a sum until it is taken off.
+// What is known of a row's norm: the mean, and before that the row's first element; −Σ (x − mean), by which it is off, 0 while unknown;
+// 1 / √(variance + eps); 1 / d_in. layer_norm.wgsl says why.
 fn norm_at(shift: f32) -> vec4<f32> { return vec4<f32>(shift, 0.0, 0.0, 1.0 / f32(params.d_in)); }
 
 // x − mean, taken off in two parts so that a large mean costs no digits.
 fn centred(v: vec4<f32>, norm: vec4<f32>) -> vec4<f32> { return fma(vec4<f32>(norm.y), vec4<f32>(norm.w), v - norm.x); }
 
-// What is added to a row's sum for its mean: x − shift; or for its variance: the squares of x − mean.
-fn deviation(v: vec4<f32>, k: u32, norm: vec4<f32>, squared: bool, sum: vec4<f32>) -> vec4<f32> {
-  let d = keep(centred(v, norm), params.d_in - k);
-  return fma(d, select(vec4<f32>(1.0), d, squared), sum);
+// Sums over a row of x − mean and of its squares.
+struct Moments { rests: vec4<f32>, squares: vec4<f32> }
+
+fn with_deviation(moments: Moments, v: vec4<f32>, k: u32, norm: vec4<f32>) -> Moments {
+  let d = keep(v - norm.x, params.d_in - k);
+  return Moments(moments.rests + d, fma(d, d, moments.squares));
 }
 
-// A thread's share of that, from k = `first` on.
-fn deviations(row: u32, first: u32, norm: vec4<f32>, squared: bool, before: vec4<f32>) -> vec4<f32> {
-  let start = x_start(row);
-  var sum = before;
-  for (var k = first; k < params.d_in; k += THREADS * 4u) { sum = deviation(x4(start, k), k, norm, squared, sum); }
-  return sum;
+// A thread's, for all threads to be added up: two halves of each.
+fn halves(moments: Moments) -> vec4<f32> {
+  return vec4<f32>(moments.rests.xy + moments.rests.zw, moments.squares.xy + moments.squares.zw);
 }
 
-// What is known of a row's norm once the first or the second of its sums is there. (Ba et al., arXiv 1607.06450)
-fn norm_of(known: vec4<f32>, squared: bool, sums: vec4<f32>) -> vec4<f32> {
-  let sum = (sums.x + sums.y) + (sums.z + sums.w);
-  if !squared { return vec4<f32>(known.x, -sum, 0.0, known.w); }
-  let spread = fma(sum, known.w, params.eps);
-  return vec4<f32>(known.xy, select(0.0, inverseSqrt(spread), spread > 0.0), known.w);
+// What is known of a row's norm once the sums of the first or the second pass are there. (Ba et al., arXiv 1607.06450)
+fn norm_of(known: vec4<f32>, pass_number: u32, sums: vec4<f32>) -> vec4<f32> {
+  let sum = sums.x + sums.y;
+  if pass_number == 0u { return vec4<f32>(fma(sum, known.w, known.x), 0.0, 0.0, known.w); }
+  let rest = select(0.0, sum, params.norm == 1u);
+  let spread = fma(fma(-rest * known.w, rest, sums.z + sums.w), known.w, params.eps);
+  return vec4<f32>(known.x, -rest, select(0.0, inverse_root(spread), spread > 0.0), known.w);
 }
 
 // The norm's weight and bias for k .. k + 3.

@@ -32,17 +32,20 @@ fn fold(rows: u32, thread: u32) {
   if thread < rows * SHARES { partial[at] = sum_of_8(at, SHARES); }
 }
 
-// One of the two sums of each row's norm, over all threads.
-fn statistics(m: u32, rows: u32, squared: bool, thread: u32) {
+// One of the two passes of each row's norm, over all threads.
+fn statistics(m: u32, rows: u32, pass_number: u32, thread: u32) {
   for (var r = 0u; r < rows; r++) {
-    partial[r * THREADS + place(thread)] = deviations(m + r, thread * 4u, norms[r], squared, vec4<f32>(0.0));
+    let start = x_start(m + r);
+    var moments: Moments;
+    for (var k = thread * 4u; k < params.d_in; k += THREADS * 4u) { moments = with_deviation(moments, x4(start, k), k, norms[r]); }
+    partial[r * THREADS + place(thread)] = halves(moments);
   }
   workgroupBarrier();
   if SHARES > 1u {
     fold(rows, thread);
     workgroupBarrier();
   }
-  for (var r = thread; r < rows; r += THREADS) { norms[r] = norm_of(norms[r], squared, sum_of_8(r * THREADS, 1u)); }
+  for (var r = thread; r < rows; r += THREADS) { norms[r] = norm_of(norms[r], pass_number, sum_of_8(r * THREADS, 1u)); }
   workgroupBarrier();
 }
 
@@ -72,8 +75,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   var staged_k = 0u;  // before which norm(x) is ready
   if NORMED == 1u && params.norm != 0u {
     let live_rows = select(0u, rows, live);
-    if params.norm == 1u { statistics(m, live_rows, false, thread); }
-    statistics(m, live_rows, true, thread);
+    if params.norm == 1u { statistics(m, live_rows, 0u, thread); }
+    statistics(m, live_rows, 1u, thread);
     if CHUNK > 0u {
       staged_k = min(params.d_in, CHUNK);
       for (var k = thread * 4u; live && k < staged_k; k += THREADS * 4u) { staged[k / 4u] = normed4(m, k, norms[0], norm_affine(k)); }

@@ -109,20 +109,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_size) subgroup: 
   var norm = norm_at(0.0);
   if params.norm == 1u { norm.x = widened(x[start]).x; }
   for (var stage = select(2u, params.norm - 1u, live); stage < 2u; stage++) {
-    let squared = stage == 1u;
-    var sum = vec4<f32>(0.0);
+    var moments: Moments;
     for (var a = 0u; a < AHEAD; a++) {  // unroll
       let k = (thread + a * STEP) * LANES;
-      if k < params.d_in { sum = deviation(widened(parts[a].x), k, norm, squared, sum); }
+      if k < params.d_in { moments = with_deviation(moments, widened(parts[a].x), k, norm); }
     }
     for (var group = rest; group < groups; group += AHEAD * STEP) {
       let more = x_of(start, group);
       for (var a = 0u; a < AHEAD; a++) {  // unroll
         let k = (group + a * STEP) * LANES;
-        if k < params.d_in { sum = deviation(widened(more[a]), k, norm, squared, sum); }
+        if k < params.d_in { moments = with_deviation(moments, widened(more[a]), k, norm); }
       }
     }
-    norm = norm_of(norm, squared, meet(sum, stage, thread, subgroup));
+    norm = norm_of(norm, stage, meet(halves(moments), stage, thread, subgroup));
   }
 
   var kept: array<vec4<f32>, AHEAD>;

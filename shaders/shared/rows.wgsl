@@ -1,9 +1,9 @@
 // ROW_THREADS threads work on one row, ROWS rows in a workgroup; a thread takes groups of four columns, STEP apart, so that
 // neighbours read neighbouring groups. The kernel defines
 //   fn rows(id: vec3<u32>, thread: u32, subgroup: u32)
-// and calls each of its two reductions with a number of its own, `turn` 0 and 1: no memory serves twice, so that one barrier
+// and calls each of its up to three reductions with a number of its own, `turn` 0 to 2: no memory serves twice, so that one barrier
 // is enough, or two for rows of more than 32 threads. Every thread of the row gets the same bits, and the same as
-// shared/rows_subgroups.wgsl gives: the sum of neighbours, then of neighbouring sums. Workgroup memory: up to THREADS · 9 bytes.
+// shared/rows_subgroups.wgsl gives: the sum of neighbours, then of neighbouring sums. Workgroup memory: up to THREADS · 14 bytes.
 
 const ROWS: u32 = THREADS / ROW_THREADS;
 const STEP: u32 = ROW_THREADS * 4u;
@@ -11,8 +11,8 @@ const CLUSTER: u32 = min(ROW_THREADS, 32u);            // 8 or 32
 const CLUSTERS: u32 = THREADS / CLUSTER;
 const ROW_CLUSTERS: u32 = ROW_THREADS / CLUSTER;       // 1 or 4
 
-var<workgroup> of_thread: array<u32, THREADS * 2u>;    // by their bits
-var<workgroup> of_cluster: array<u32, CLUSTERS * 2u>;
+var<workgroup> of_thread: array<u32, THREADS * 3u>;    // by their bits
+var<workgroup> of_cluster: array<u32, CLUSTERS * 3u>;
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

@@ -2,13 +2,13 @@
 // where a row has more threads than a subgroup. Threads are numbered along subgroups, in which order WGSL does not promise
 // local_invocation_index to run. The kernel defines
 //   fn rows(id: vec3<u32>, thread: u32, subgroup: u32)
-// Sums have the bits of shared/rows.wgsl, whatever the size. Workgroup memory: THREADS · 2 bytes.
+// Sums have the bits of shared/rows.wgsl, whatever the size. Workgroup memory: THREADS · 3 bytes.
 
 const ROWS: u32 = THREADS / ROW_THREADS;
 const STEP: u32 = ROW_THREADS * 4u;
 const SUBGROUPS: u32 = THREADS / 4u;                       // of a workgroup, at most
 
-var<workgroup> of_subgroup: array<u32, SUBGROUPS * 2u>;    // by their bits
+var<workgroup> of_subgroup: array<u32, SUBGROUPS * 3u>;    // by their bits
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_size) subgroup: u32, @builtin(subgroup_id) number: u32,

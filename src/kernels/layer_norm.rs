@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::layers::Norm;
 use crate::tensor::Element;
-use crate::variant::{Binding, Kernel, ROWS, ROWS_SUBGROUPS, Variant, wgsl};
+use crate::variant::{Binding, Kernel, ROOT, ROWS, ROWS_SUBGROUPS, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -40,8 +40,8 @@ const OUTPUTS: u8 = 1;
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "layer_norm",
-    shared: &[&ROWS],
-    subgroups: &[&ROWS_SUBGROUPS],
+    shared: &[&ROOT, &ROWS],
+    subgroups: &[&ROOT, &ROWS_SUBGROUPS],
     parts: &[(OUTPUTS, wgsl!("shared/norm_no_outputs.wgsl"), wgsl!("shared/norm_outputs.wgsl"))],
     source: wgsl!("layer_norm.wgsl"),
     bindings: &[

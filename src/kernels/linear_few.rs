@@ -11,7 +11,7 @@ use crate::spec::layers::{Norm, NormKind};
 use crate::storage::Storage;
 use crate::tensor::Element;
 use crate::tuning::{Case, Choice, Operation};
-use crate::variant::{ACTIVATE, Binding, Kernel, ORDER, Source, Variant, wgsl};
+use crate::variant::{ACTIVATE, Binding, Kernel, ORDER, ROOT, Source, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -70,8 +70,8 @@ const SEQUENCES: Binding = Binding::read("sequences", 1, 3, offset_of!(Params, s
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear_few",
-    shared: &[&ACTIVATE, &FEW, &MEET],
-    subgroups: &[&ACTIVATE, &FEW, &MEET_SUBGROUPS],
+    shared: &[&ACTIVATE, &ROOT, &FEW, &MEET],
+    subgroups: &[&ACTIVATE, &ROOT, &FEW, &MEET_SUBGROUPS],
     parts: &[],
     source: wgsl!("linear_few.wgsl"),
     bindings: &[
@@ -106,8 +106,8 @@ pub(super) static KERNEL_APPEND: Kernel = Kernel {
 
 pub(super) static KERNEL_LOGITS: Kernel = Kernel {
     name: "linear_logits",
-    shared: &[&ACTIVATE, &ORDER, &FEW, &MEET],
-    subgroups: &[&ACTIVATE, &ORDER, &FEW, &MEET_SUBGROUPS],
+    shared: &[&ACTIVATE, &ORDER, &ROOT, &FEW, &MEET],
+    subgroups: &[&ACTIVATE, &ORDER, &ROOT, &FEW, &MEET_SUBGROUPS],
     source: wgsl!("linear_logits.wgsl"),
     bindings: &[
         WEIGHT,

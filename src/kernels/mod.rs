@@ -281,8 +281,9 @@ mod tests {
             ("choose", "", "a device has one class of it"),
             ("beam_candidates", "let log_prob = 2.0 * half - log_sum;", "a device has one class of it"),
             ("layer_norm", "for (var g = 0u; g < GROUPS; g++) { kept[g] += residual4(", "comes before `kept` is scaled"),
-            ("layer_norm", "kept[g] -= shift;", "comes before `kept` is scaled"),
+            ("layer_norm", "kept[g] -= mean;", "comes before `kept` is scaled"),
             ("layer_norm", "sum += ", "comes before `kept` is scaled"),
+            ("layer_norm", "rests += ", "comes before `kept` is scaled"),
             ("attention_matrix", "", "nothing else has the bits of matrices"),
             ("", "fn add_scaled(c: MatrixC,", "nothing else has the bits of matrices"),
         ];

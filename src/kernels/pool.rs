@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::{Pooling, SEQUENCE_WORDS};
 use crate::tensor::Element;
-use crate::variant::{Binding, Kernel, Variant, wgsl};
+use crate::variant::{Binding, Kernel, ROOT, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -27,7 +27,7 @@ params! {
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "pool",
-    shared: &[],
+    shared: &[&ROOT],
     subgroups: &[],
     parts: &[],
     source: wgsl!("pool.wgsl"),

@@ -38,8 +38,8 @@ pub struct LayerNormOutput<T> {
 
 /// Normalises each row: mean = Σ s / d, variance = Σ (s − mean)² / d, in two passes.
 ///
-/// The row's first element is subtracted before anything is summed, so that a constant row has a deviation of exactly 0 and
-/// gives `bias`, however small eps is, 0 included.
+/// The row's first element is subtracted before the first sum, so that a constant row has a deviation of exactly 0 and gives
+/// `bias`, however small eps is, 0 included. What the deviations then sum to is what the mean is off by, and is taken off as well.
 ///
 /// # Errors
 /// [`Error::Shape`] for a slice of another length, [`Error::Option`] for a size of 0 or an eps that is negative or not finite.
@@ -71,17 +71,19 @@ fn normalise<T: Real>(p: &LayerNorm<'_, T>, centered: bool) -> Result<LayerNormO
             total += s - first;
         }
         let mean = if centered { total / count } else { T::zero() };
-        // pass 2: the variance
-        let mut squares = T::zero();
+        let mean = first + mean;
+        // pass 2: the variance, and what the mean is off by (Chan, Golub and LeVeque 1983)
+        let (mut rest, mut squares) = (T::zero(), T::zero());
         for &s in row {
-            let deviation = (s - first) - mean;
-            squares += deviation * deviation;
+            rest += s - mean;
+            squares += (s - mean) * (s - mean);
         }
-        let spread = squares / count + T::of(p.eps);
+        let off = if centered { rest / count } else { T::zero() };
+        let spread = (squares - rest * off) / count + T::of(p.eps);
         let inverse_deviation = if spread > T::zero() { T::one() / spread.sqrt() } else { T::zero() };
         // pass 3: the output
         for (c, &s) in row.iter().enumerate() {
-            let mut y = ((s - first) - mean) * inverse_deviation;
+            let mut y = ((s - mean) - off) * inverse_deviation;
             if let Some(weight) = p.weight {
                 y *= weight[c];
             }
@@ -90,7 +92,7 @@ fn normalise<T: Real>(p: &LayerNorm<'_, T>, centered: bool) -> Result<LayerNormO
             }
             out.y.push(y);
         }
-        out.mean.push(first + mean);
+        out.mean.push(mean + off);
         out.inverse_deviation.push(inverse_deviation);
     }
     Ok(out)
