@@ -4,14 +4,16 @@
     python3 benches/compare.py [ROW ...] [--adapter NAME] [--peak-f32 TFLOPS] [--peak-f16 TFLOPS] [--out DIR]
 
 Runs the bench, torch_speed.py (plain and with torch.compile) where PyTorch is there, and the peers where they are built, and writes
-every line and the table to benches/results/<adapter>-<date>.jsonl and .md. What is not there is named. benches/README.md says what the
-numbers mean.
+every line and the table to benches/results/<adapter>-<date>.jsonl and .md, anew behind each of them: a run that is cut off leaves what it
+had. What is not there is named. benches/README.md says what the numbers mean, and how it runs where no Rust toolchain is.
 """
 import argparse, datetime, json, os, pathlib, re, subprocess, sys, tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PEERS = {"WGSL": HERE / "peers/target/release/peers", "SPIR-V": HERE / "peers/target/spirv/release/peers"}
+# What benches/pack.sh puts beside this folder: the bench, built, and the commit that it was built from.
+PACKED, COMMIT = ROOT / "speed", ROOT / "commit"
 
 
 def read(path):
@@ -21,7 +23,8 @@ def read(path):
 
 def ours(arguments, scratch):
     out = scratch / "ours.jsonl"
-    command = ["cargo", "bench", "--bench", "speed", "--", *arguments.rows, "--json", str(out)]
+    program = [str(PACKED)] if PACKED.exists() else ["cargo", "bench", "--bench", "speed", "--"]
+    command = [*program, *arguments.rows, "--json", str(out)]
     for name in ("adapter", "peak_f32", "peak_f16"):
         value = getattr(arguments, name)
         command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
@@ -31,13 +34,13 @@ def ours(arguments, scratch):
 
 
 def torch(ids, on_cpu, compiled):
-    """PyTorch's lines, or why there are none."""
+    """PyTorch's lines, and what is missing of them."""
     probe = "import torch; print(torch.cuda.is_available())"
     there = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     if there.returncode:
-        return f"PyTorch is not installed for {pathlib.Path(sys.executable).name}"
+        return [], f"PyTorch, which is not installed for {pathlib.Path(sys.executable).name}"
     if not on_cpu and there.stdout.strip() != "True":
-        return "PyTorch finds no CUDA device"
+        return [], "PyTorch, which finds no CUDA device"
     command = [sys.executable, str(HERE / "torch_speed.py"), "--rows", ",".join(sorted(ids))]
     command += ["--device", "cpu", "--small"] if on_cpu else ["--device", "cuda"]
     command += ["--compile"] if compiled else []
@@ -47,20 +50,23 @@ def torch(ids, on_cpu, compiled):
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     by = "PyTorch" + ", compiled" * compiled
     lines = [dict(line, by=f"{by}, CPU" if on_cpu else by) for line in lines]
-    # A run that broke off keeps the rows that it had.
-    return lines or f"torch_speed.py ended with status {done.returncode}"
+    return lines, f"the rest of {by}, which ended with status {done.returncode}" if done.returncode else None
 
 
 def peers(arguments, compiler, scratch):
-    """The peers' lines, or why there are none."""
+    """The peers' lines, and what is missing of them."""
     program = PEERS[compiler]
     if not program.exists():
-        return f"{program.relative_to(ROOT)} is not built"
+        return [], f"{program.relative_to(ROOT)}, which is not built"
     out = scratch / f"peers-{compiler}.jsonl"
     command = [str(program), *arguments.rows, "--json", str(out)]
     command += ["--adapter", arguments.adapter] if arguments.adapter else []
-    done = subprocess.run(command, cwd=HERE / "peers")
-    return read(out) or f"the peers with {compiler} ended with status {done.returncode}"
+    try:
+        status = subprocess.run(command, cwd=HERE / "peers", timeout=arguments.peer_seconds).returncode
+        why = f"which ended with status {status}" if status else None
+    except subprocess.TimeoutExpired:
+        why = f"which were stopped after {arguments.peer_seconds:g} s"
+    return read(out), why and f"the rest of the peers with {compiler}, {why}"
 
 
 def table(own, others):
@@ -89,6 +95,28 @@ def git(*command):
     return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True).stdout.strip()
 
 
+def report(arguments, own, others, missing):
+    """Writes the record, and says what it is and where."""
+    head, copy, empty = own[:3]
+    torches = [line for line in others if "torch" in line]
+    text = f"""# {head["device"]}, {head["date"]}
+
+Adapter {head["device"]} ({head["backend"]}), driver {head["driver"]}, commit {head["commit"]}. {arguments.note}
+
+Ours: with {head["with"]}; {head["clock"]}. Copy {copy["GB_per_s"]:.5g} GB/s ({copy["how"]}); an empty dispatch behind another {empty["us"]:.3g} µs; peaks: {head["peaks"]}.
+{"".join(f"PyTorch {line['torch']} on {line['device']}. " for line in torches[:1])}A ratio is the peer's time over ours: above 1 we are faster. Peers were
+timed in turn with ours, PyTorch after it.
+{"".join(f"{chr(10)}Missing: {what}.{chr(10)}" for what in missing)}
+{table(own, others)}
+"""
+    slug = re.sub(r"[^a-z0-9]+", "-", head["device"].lower()).strip("-")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    record = arguments.out / f"{slug}-{head['date']}.jsonl"
+    record.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*own, *others]))
+    record.with_suffix(".md").write_text(text)
+    return f"\n{text}\n{os.path.relpath(record)} and .md"
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("rows", nargs="*", metavar="ROW", help="only rows with this in their id")
@@ -96,41 +124,31 @@ def main():
     p.add_argument("--peak-f32", type=float, metavar="TFLOPS")
     p.add_argument("--peak-f16", type=float, metavar="TFLOPS")
     p.add_argument("--unchecked", action="store_true", help="ours without index checks in shaders")
+    p.add_argument("--peer-seconds", type=float, metavar="S", help="stops the peers after this, each build of them: burn tunes itself for minutes")
     p.add_argument("--note", default="", help="a sentence for the record, such as what else the machine does")
     p.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder for the record")
     arguments = p.parse_args()
 
+    if COMMIT.exists():
+        commit = COMMIT.read_text().strip()
+    else:
+        changes = git("status", "--porcelain", "--", "src", "shaders", "benches/*.rs")
+        commit = git("rev-parse", "--short", "HEAD") + " with changes" * bool(changes)
     with tempfile.TemporaryDirectory() as made:
         own = ours(arguments, pathlib.Path(made))
-        head = own[0]
+        own[0] |= {"commit": commit, "date": datetime.date.today().isoformat(), "note": arguments.note}
         ids = {line["id"] for line in own if "dtype" in line}
-        on_cpu = head["device_type"] == "Cpu"
-        runs = [torch(ids, on_cpu, False), torch(ids, on_cpu, True)]
-        runs += [peers(arguments, compiler, pathlib.Path(made)) for compiler in PEERS]
-    missing = list(dict.fromkeys(run for run in runs if isinstance(run, str)))
-    others = [line for run in runs if not isinstance(run, str) for line in run]
-
-    commit = git("rev-parse", "--short", "HEAD") + " with changes" * bool(git("status", "--porcelain", "--", "src", "shaders", "benches/*.rs"))
-    date = datetime.date.today().isoformat()
-    head |= {"commit": commit, "date": date, "note": arguments.note}
-    copy, empty = own[1], own[2]
-    torches = [line for line in others if "torch" in line]
-    text = f"""# {head["device"]}, {date}
-
-Adapter {head["device"]} ({head["backend"]}), driver {head["driver"]}, commit {commit}. {arguments.note}
-
-Ours: with {head["with"]}; {head["clock"]}. Copy {copy["GB_per_s"]:.5g} GB/s ({copy["how"]}); an empty dispatch behind another {empty["us"]:.3g} µs; peaks: {head["peaks"]}.
-{"".join(f"PyTorch {line['torch']} on {line['device']}. " for line in torches[:1])}A ratio is the peer's time over ours: above 1 we are faster. Peers were
-timed in turn with ours, PyTorch after it.
-{"".join(f"{chr(10)}Missing: {why}.{chr(10)}" for why in missing)}
-{table(own, others)}
-"""
-    slug = re.sub(r"[^a-z0-9]+", "-", head["device"].lower()).strip("-")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    record = arguments.out / f"{slug}-{date}.jsonl"
-    record.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*own, *others]))
-    record.with_suffix(".md").write_text(text)
-    print("\n" + text + f"\n{os.path.relpath(record)} and .md")
+        on_cpu = own[0]["device_type"] == "Cpu"
+        runs = [lambda compiled=compiled: torch(ids, on_cpu, compiled) for compiled in (False, True)]
+        runs += [lambda compiler=compiler: peers(arguments, compiler, pathlib.Path(made)) for compiler in PEERS]
+        others, missing = [], []
+        said = report(arguments, own, others, missing)
+        for run in runs:
+            lines, what = run()
+            others += lines
+            missing += [what] if what and what not in missing else []
+            said = report(arguments, own, others, missing)
+        print(said)
 
 
 if __name__ == "__main__":
