@@ -18,8 +18,10 @@ pub mod llama;
 pub mod marian;
 pub mod seq2seq;
 mod source;
+mod weight_map;
 mod wiring;
 
 pub use checkpoint::Checkpoint;
 pub use config::Config;
-pub use source::{HostWeights, Resolved, Source, WeightMap};
+pub use source::{Resolved, Source};
+pub use weight_map::{HostWeights, WeightMap};
