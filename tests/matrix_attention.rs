@@ -4,11 +4,11 @@
 mod common;
 
 use common::attention::{Case, Data, FACTORS, Levels, MaskData, SENTINEL, assert_scores, random_levels, softmax_errors};
+use common::fused::{run, twin};
 use common::matrices::{by_fewer_subgroups, deepest, on_each_class};
-use common::{EPS, On, Place, Run, assert_close, largest, pick, seeded, storage_floor, stored, sum_floor};
+use common::{EPS, On, Place, assert_close, largest, pick, seeded, storage_floor, stored, sum_floor};
 use rand::RngExt;
-use tileformer::kernels::FusedAttention;
-use tileformer::reference::{self, Real};
+use tileformer::reference;
 use tileformer::{Element, Mask, Variant};
 
 /// Half an ULP of a weight near 1 in f16, relative to it.
@@ -16,26 +16,6 @@ const WEIGHT: f64 = 1.0 / 2048.0;
 
 /// Keys of the smallest tile: a row's reference may change, and its sums be scaled, that often.
 const TILE: usize = 16;
-
-/// What the twins give: scores, their log-sum-exp, weights, out.
-struct Twin<T> {
-    scores: Vec<T>,
-    sums: Vec<T>,
-    probs: Vec<T>,
-    out: Vec<T>,
-}
-
-fn twin<T: Real>(case: &Case, data: &Data) -> Twin<T> {
-    let real = |values: &[f32]| values.iter().map(|&v| T::of(v)).collect::<Vec<_>>();
-    let [q, k, v] = [&data.q, &data.k, &data.v].map(|values| real(values));
-    let [batch, n, t, s] = case.score_sizes();
-    case.twin::<T, _>(|att| {
-        let (out, probs) = reference::attention(att, &q, &k, &v).unwrap();
-        let scores = reference::attention_scores(att, &q, &k).unwrap();
-        let sums = reference::log_sum_exp(&scores, batch * n * t, s).unwrap();
-        Twin { scores, sums, probs, out }
-    })
-}
 
 /// Runs a case on what f16 leaves of `data`, and compares out and log-sum-exp.
 fn check(name: &str, variant: &Variant, on: &On, case: &Case, data: &Data) {
@@ -46,22 +26,8 @@ fn check(name: &str, variant: &Variant, on: &On, case: &Case, data: &Data) {
 fn check_scores(name: &str, variant: &Variant, on: &On, case: &Case, data: &Data, exact: bool) {
     let [q, k, v] = [&data.q, &data.k, &data.v].map(|values| stored(Element::F16, values));
     let data = Data { q, k, v };
-    let mut run = Run::stored(on, "attention", case.place, Element::F16);
-    let (n, kv) = (case.n_heads, case.n_kv_heads);
-    let [batch, _, t, s] = case.score_sizes();
-    let args = FusedAttention {
-        q: run.input("q", &[case.shape.q_rows, n, case.head_size], &data.q),
-        k: run.input("k", &[case.shape.k_rows, kv, case.head_size], &data.k),
-        v: run.input("v", &[case.shape.k_rows, kv, case.value_head_size], &data.v),
-        sizes: [batch, t, s],
-        visibility: case.visibility(&mut run),
-        out: run.output("out", &[case.shape.q_rows, n, case.value_head_size]),
-        log_sum_exp: Some(run.output_as("sums", Element::F32, case.place.layout(&[batch, n, t]))),
-        statistics: None,
-        cached: false,
-    };
-    run.builder.attention("attention", &args).unwrap();
-    let done = run.go();
+    let done = run(case, on, Element::F16, &data);
+    let [.., s] = case.score_sizes();
     let name = format!("{variant:?} {name}: {:?} of {:?} {:?}", case.options, case.shape, case.place);
     let (ran, wanted) = (done.variants[0].name(), variant.name());
     let same = ran.split('.').zip(wanted.split('.')).enumerate().all(|(i, (a, b))| i == 1 || a == b);
@@ -83,7 +49,7 @@ fn check_scores(name: &str, variant: &Variant, on: &On, case: &Case, data: &Data
     assert_scores(&format!("log_sum_exp of {name}"), &sums, &twin32.sums, &twin64.sums, floor);
 
     let errors = softmax_errors(&twin64.probs, &errors, s);
-    let width = n * case.value_head_size;
+    let width = case.n_heads * case.value_head_size;
     let out = done.tensor("out").f32_where(|i| case.owns_query(i / width));
     let v: Vec<f64> = data.v.iter().map(|v| f64::from(v.abs())).collect();
     let weigh = |probs: &[f64]| case.twin::<f64, _>(|att| reference::attention_values(att, probs, &v).unwrap());

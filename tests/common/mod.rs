@@ -8,6 +8,7 @@ pub mod close;
 pub mod few;
 pub mod floors;
 pub mod forms;
+pub mod fused;
 pub mod generating;
 pub mod guarded;
 pub mod matrices;
