@@ -4,8 +4,8 @@
     python3 benches/compare.py [ROW ...] [--adapter NAME] [--peak-f32 TFLOPS] [--peak-f16 TFLOPS] [--out DIR]
 
 Runs the bench, torch_speed.py (plain and with torch.compile) where PyTorch is there, and the peers where they are built, and writes
-every line and the table to benches/results/<adapter>-<date>.jsonl and .md, anew behind each of them: a run that is cut off leaves what it
-had. What is not there is named. benches/README.md says what the numbers mean, and how it runs where no Rust toolchain is.
+every line and the table to benches/results/<adapter>-<date>.jsonl and .md, anew behind each of them: a run that is cut off leaves those that
+had ended. What is not there is named. benches/README.md says what the numbers mean, and how it runs where no Rust toolchain is.
 """
 import argparse, datetime, json, os, pathlib, re, subprocess, sys, tempfile
 
@@ -16,9 +16,25 @@ PEERS = {"WGSL": HERE / "peers/target/release/peers", "SPIR-V": HERE / "peers/ta
 PACKED, COMMIT = ROOT / "speed", ROOT / "commit"
 
 
+def objects(text):
+    """Those of its lines that are JSON objects; the last one of a program that was stopped may be a part of one."""
+    whole = (line for line in text.splitlines(keepends=True) if line.startswith("{") and line.endswith("\n"))
+    return [json.loads(line) for line in whole]
+
+
 def read(path):
     """The objects of a file of JSON lines, none of a file that is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")] if path.exists() else []
+    return objects(path.read_text()) if path.exists() else []
+
+
+def run(command, seconds, **more):
+    """The output of a command, or of as much of it as ran in so many seconds, and what to say of its end."""
+    try:
+        done = subprocess.run(command, text=True, timeout=seconds, **more)
+        return done.stdout or "", f"which ended with status {done.returncode}" if done.returncode else None
+    except subprocess.TimeoutExpired as stopped:
+        # What was read so far comes as bytes, whatever was asked for.
+        return (stopped.stdout or b"").decode(), f"which was stopped after {seconds:g} s"
 
 
 def ours(arguments, scratch):
@@ -33,7 +49,7 @@ def ours(arguments, scratch):
     return read(out) if status == 0 else sys.exit(f"compare: the bench ended with status {status}")
 
 
-def torch(ids, on_cpu, compiled):
+def torch(ids, on_cpu, compiled, seconds):
     """PyTorch's lines, and what is missing of them."""
     probe = "import torch; print(torch.cuda.is_available())"
     there = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
@@ -41,16 +57,15 @@ def torch(ids, on_cpu, compiled):
         return [], f"PyTorch, which is not installed for {pathlib.Path(sys.executable).name}"
     if not on_cpu and there.stdout.strip() != "True":
         return [], "PyTorch, which finds no CUDA device"
-    command = [sys.executable, str(HERE / "torch_speed.py"), "--rows", ",".join(sorted(ids))]
-    command += ["--device", "cpu", "--small"] if on_cpu else ["--device", "cuda"]
-    command += ["--compile"] if compiled else []
-    print("\n" + " ".join(command[1:2] + command[4:]), flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    sys.stdout.write(done.stdout)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    options = ["--device", "cpu", "--small"] if on_cpu else ["--device", "cuda"]
+    options += ["--compile"] if compiled else []
+    print("\ntorch_speed.py " + " ".join(options), flush=True)
+    command = [sys.executable, "-u", str(HERE / "torch_speed.py"), "--rows", ",".join(sorted(ids)), *options]
+    output, end = run(command, seconds, stdout=subprocess.PIPE)
+    sys.stdout.write(output)
     by = "PyTorch" + ", compiled" * compiled
-    lines = [dict(line, by=f"{by}, CPU" if on_cpu else by) for line in lines]
-    return lines, f"the rest of {by}, which ended with status {done.returncode}" if done.returncode else None
+    lines = [dict(line, by=f"{by}, CPU" if on_cpu else by) for line in objects(output)]
+    return lines, end and f"the rest of {by}, {end}"
 
 
 def peers(arguments, compiler, scratch):
@@ -61,12 +76,8 @@ def peers(arguments, compiler, scratch):
     out = scratch / f"peers-{compiler}.jsonl"
     command = [str(program), *arguments.rows, "--json", str(out)]
     command += ["--adapter", arguments.adapter] if arguments.adapter else []
-    try:
-        status = subprocess.run(command, cwd=HERE / "peers", timeout=arguments.peer_seconds).returncode
-        why = f"which ended with status {status}" if status else None
-    except subprocess.TimeoutExpired:
-        why = f"which were stopped after {arguments.peer_seconds:g} s"
-    return read(out), why and f"the rest of the peers with {compiler}, {why}"
+    _, end = run(command, arguments.seconds, cwd=HERE / "peers")
+    return read(out), end and f"the rest of the peers with {compiler}, {end}"
 
 
 def table(own, others):
@@ -124,7 +135,7 @@ def main():
     p.add_argument("--peak-f32", type=float, metavar="TFLOPS")
     p.add_argument("--peak-f16", type=float, metavar="TFLOPS")
     p.add_argument("--unchecked", action="store_true", help="ours without index checks in shaders")
-    p.add_argument("--peer-seconds", type=float, metavar="S", help="stops the peers after this, each build of them: burn tunes itself for minutes")
+    p.add_argument("--seconds", type=float, metavar="S", help="stops what runs behind the bench after this, each program: burn tunes itself for minutes")
     p.add_argument("--note", default="", help="a sentence for the record, such as what else the machine does")
     p.add_argument("--out", type=pathlib.Path, default=HERE / "results", help="folder for the record")
     arguments = p.parse_args()
@@ -139,12 +150,12 @@ def main():
         own[0] |= {"commit": commit, "date": datetime.date.today().isoformat(), "note": arguments.note}
         ids = {line["id"] for line in own if "dtype" in line}
         on_cpu = own[0]["device_type"] == "Cpu"
-        runs = [lambda compiled=compiled: torch(ids, on_cpu, compiled) for compiled in (False, True)]
+        runs = [lambda compiled=compiled: torch(ids, on_cpu, compiled, arguments.seconds) for compiled in (False, True)]
         runs += [lambda compiler=compiler: peers(arguments, compiler, pathlib.Path(made)) for compiler in PEERS]
         others, missing = [], []
         said = report(arguments, own, others, missing)
-        for run in runs:
-            lines, what = run()
+        for part in runs:
+            lines, what = part()
             others += lines
             missing += [what] if what and what not in missing else []
             said = report(arguments, own, others, missing)

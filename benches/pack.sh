@@ -4,9 +4,10 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-speed=$(cargo bench --no-run --bench speed --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 pack=target/bench-pack
-rm -rf "$pack"
+rm -rf "$pack" "$pack.tar.xz"
+speed=$(cargo bench --no-run --bench speed --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+[ -n "$speed" ] || exit 1
 mkdir -p "$pack/benches"
 cp "$speed" "$pack/speed"
 cp benches/compare.py benches/torch_speed.py "$pack/benches/"
@@ -16,5 +17,6 @@ for peers in peers/target/release/peers peers/target/spirv/release/peers; do
   mkdir -p "$pack/benches/$(dirname $peers)"
   cp "benches/$peers" "$pack/benches/$peers"
 done
-tar --directory target --create bench-pack | xz --lzma2=preset=5,dict=256MiB > target/bench-pack.tar.xz
-du -h target/bench-pack.tar.xz
+# Both builds of the peers are much the same bytes, far apart.
+XZ_OPT=--lzma2=preset=5,dict=256MiB tar --directory target --create --xz --file "$pack.tar.xz" bench-pack
+du -h "$pack.tar.xz"

@@ -5,9 +5,14 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::few::{Case, Data, appended, check, check_append, check_logits, data, halved, random_case, run_rows, unaligned};
-use common::{Done, On, Place, Run, assert_all_stored_variants, on, on_core, on_form, pick, seeded, some, stored_forms};
+use common::few::{
+    Case, Data, appended, check, check_append, check_logits, data, halved, kind, random_case, run_rows, twin, unaligned,
+};
+use common::{
+    Done, EPS, On, Place, Run, assert_all_stored_variants, on, on_core, on_form, pick, seeded, some, stored_forms,
+};
 use tileformer::kernels::{FewOutput, Linear, LinearFew};
+use tileformer::layers::NormKind;
 use tileformer::spec::cache::CacheShape;
 use tileformer::{Activation, Element, Sequence, Variant, wgpu};
 
@@ -80,6 +85,39 @@ fn norms_of_large_means_and_of_constants() {
             data.x.iter_mut().for_each(|x| *x += mean);
             data.x[d_in..2 * d_in].fill(mean);
             check(on(), "mean", case, &data);
+        }
+    }
+}
+
+/// Rule: a first element far from the others costs a norm no digits, near the mean either: an element is off by a few roundings, to
+/// nearest, of its own. Each row of the weight lets one element through.
+#[test]
+fn norms_of_rows_with_a_far_first_element() {
+    for (number, on) in stored_forms("linear_few", Element::F32).iter().enumerate() {
+        for d_in in [64, 196, 769, 3000] {
+            let case = Case {
+                rows: 3,
+                d_in,
+                d_out: 64,
+                bias: false,
+                norm: Some((false, false)),
+                activation: Activation::Identity,
+                residual: false,
+                sequences: false,
+                place: Place::DENSE,
+                element: Element::F32,
+            };
+            assert_eq!(kind(&case), NormKind::Layer);
+            let mut data = data(&case, &mut seeded("far", number as u64));
+            data.x.iter_mut().step_by(d_in).for_each(|first| *first = 8.0);
+            data.weight.fill(0.0);
+            (0..case.d_out).for_each(|n| data.weight[n * d_in + n * d_in / case.d_out] = 1.0);
+            let right: Vec<f64> = twin(&case, &data, case.activation).into_iter().flatten().collect();
+            for (i, (y, right)) in run_rows(on, &case, &data).f32("y").iter().zip(right).enumerate() {
+                // Deviations are scaled by up to 1.8.
+                let allowed = EPS * (3.0 * right.abs() + 1.0);
+                assert!((f64::from(*y) - right).abs() <= allowed, "{case:?}, {i}: {y} where {right} is right");
+            }
         }
     }
 }

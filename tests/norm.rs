@@ -251,8 +251,8 @@ fn a_large_mean_costs_nothing() {
     }
 }
 
-/// Rule: a first element far from the others costs no digits, near the mean either: an element of y is off by a few roundings of
-/// its own.
+/// Rule: a first element far from the others costs no digits, near the mean either: an element of y is off by a few roundings, to
+/// nearest, of its own.
 #[test]
 fn a_far_first_element_costs_nothing() {
     for (number, on) in stored_forms("layer_norm", Element::F32).iter().enumerate() {

@@ -61,7 +61,7 @@ fn every_size_gives_the_bits_of_the_core_tier() {
         const NONE: &str =
             "fn activate_onto(v: vec4<f32>, kind: u32, added: vec4<f32>) -> vec4<f32> { return v + added; }\n";
         write("shared/activate", NONE);
-        write("argmax", include_str!("common/two_reductions.wgsl"));
+        write("argmax", include_str!("common/three_reductions.wgsl"));
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "every_size_gives_the_bits_of_the_core_tier"]).env("TILEFORMER_SHADERS", &dir);
         let output = child.output().unwrap();
