@@ -277,7 +277,7 @@ impl Builder {
     /// The finished program.
     ///
     /// # Errors
-    /// [`Error::Option`] for a program without a dispatch or with an output that nothing writes, [`Error::Limit`] for scratch that
+    /// [`Error::Option`] for a program without a dispatch or with an output of which nothing is written, [`Error::Limit`] for scratch that
     /// exceeds the device's largest buffer, [`Error::Device`] when it is out of memory.
     pub fn finish(mut self) -> Result<Program> {
         if self.dispatches.is_empty() {

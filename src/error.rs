@@ -61,7 +61,8 @@ pub enum Error {
         /// The usages that the buffer has.
         found: String,
     },
-    /// One dispatch would write a buffer that it also binds a second time; wgpu tracks whole buffers.
+    /// One dispatch would write a buffer that it also binds a second time, as wgpu tracks whole buffers; or memory that the caller keeps, or a
+    /// later dispatch reads, under another name.
     #[error("{written} and {other} share a buffer, and {dispatch} writes {written}: give one of them a buffer of its own")]
     Alias {
         /// The dispatch that binds both.

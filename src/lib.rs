@@ -10,6 +10,7 @@ pub mod kernels;
 pub mod layers;
 #[cfg(feature = "safetensors")]
 pub mod models;
+mod overlap;
 mod pipeline;
 mod plan;
 mod program;

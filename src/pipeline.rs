@@ -13,7 +13,7 @@ use crate::tensor::Element;
 use crate::tuned::Tuned;
 use crate::variant::{Binding, Emulate, GRID_FOLD, Variant};
 
-/// Bytes bound in place of an absent tensor: a multiple of every offset alignment.
+/// Bytes bound in place of an absent tensor.
 const NOTHING_BYTES: u64 = 256;
 
 /// More than any kernel's last binding number.
@@ -197,23 +197,26 @@ impl Kernels {
     pub fn new(device: &wgpu::Device, options: Options) -> Result<Self> {
         let limits = device.limits();
         for (limit, needed, allowed) in [
-            ("max_storage_buffers_per_shader_stage", 8, limits.max_storage_buffers_per_shader_stage),
-            ("max_compute_invocations_per_workgroup", 256, limits.max_compute_invocations_per_workgroup),
-            ("max_compute_workgroup_size_x", 256, limits.max_compute_workgroup_size_x),
-            ("max_compute_workgroup_storage_size", 16_384, limits.max_compute_workgroup_storage_size),
-            ("max_compute_workgroups_per_dimension", GRID_FOLD, limits.max_compute_workgroups_per_dimension),
-            ("max_bind_groups", 2, limits.max_bind_groups),
+            ("max_storage_buffers_per_shader_stage", 8, limits.max_storage_buffers_per_shader_stage.into()),
+            ("max_uniform_buffers_per_shader_stage", 1, limits.max_uniform_buffers_per_shader_stage.into()),
+            ("max_uniform_buffer_binding_size", 16_384, limits.max_uniform_buffer_binding_size),
+            ("max_bind_groups", 2, limits.max_bind_groups.into()),
+            ("max_bindings_per_bind_group", 2 * BINDINGS, limits.max_bindings_per_bind_group.into()),
+            ("max_compute_invocations_per_workgroup", 256, limits.max_compute_invocations_per_workgroup.into()),
+            ("max_compute_workgroup_size_x", 256, limits.max_compute_workgroup_size_x.into()),
+            ("max_compute_workgroup_storage_size", 16_384, limits.max_compute_workgroup_storage_size.into()),
+            ("max_compute_workgroups_per_dimension", GRID_FOLD.into(), limits.max_compute_workgroups_per_dimension.into()),
         ] {
             if allowed < needed {
-                let (needed, allowed) = (u64::from(needed), u64::from(allowed));
                 return Err(Error::Limit { what: "the core tier".into(), limit, needed, allowed });
             }
         }
+        let nothing_step = NOTHING_BYTES.max(limits.min_storage_buffer_offset_alignment.into());
         let nothing = checked(device, "buffers in place of absent tensors", || {
             [1, BINDINGS].map(|bindings| {
                 device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some("tileformer: no tensor"),
-                    size: NOTHING_BYTES * bindings,
+                    size: nothing_step * bindings,
                     usage: wgpu::BufferUsages::STORAGE,
                     mapped_at_creation: false,
                 })
@@ -274,7 +277,8 @@ impl Kernels {
     pub(crate) fn nothing(&self, binding: &Binding) -> (&wgpu::Buffer, u64, u64) {
         let [read, written] = &self.inner.nothing;
         if binding.writes {
-            (written, NOTHING_BYTES * (u64::from(binding.binding) % BINDINGS), NOTHING_BYTES)
+            let step = written.size() / BINDINGS;
+            (written, step * (u64::from(binding.binding) % BINDINGS), NOTHING_BYTES)
         } else {
             (read, 0, NOTHING_BYTES)
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::bindings::{Bindings, place_views};
 use crate::error::{Error, Result};
+use crate::overlap;
 use crate::program::{self, Inner, Operand, Program, Role, Tensor, shared};
 use crate::scratch::{Scratch, checked, uniform_buffer};
 use crate::tensor::TensorView;
@@ -50,7 +51,9 @@ impl Program {
     /// # Errors
     /// [`Error::Missing`], [`Error::Unknown`], [`Error::Element`] and [`Error::Shape`] for names and layouts that are not the
     /// program's; [`Error::Usage`], [`Error::BufferTooSmall`], [`Error::Alias`] and [`Error::Limit`] for what wgpu would refuse;
-    /// [`Error::Compile`] and [`Error::Device`] for what the device does.
+    /// [`Error::Alias`] too for views with bytes in common of which a dispatch writes one, where the other is a weight, a result or a state, or
+    /// a later dispatch reads it (a result may take the place of an input that nothing reads any more); [`Error::Compile`] and
+    /// [`Error::Device`] for what the device does.
     pub fn bind(&self, bindings: &Bindings) -> Result<Plan> {
         self.bind_with(bindings, &Scratch::shared(&[self])?)
     }
@@ -128,6 +131,7 @@ impl Plan {
     fn build(&mut self, touched: Option<&[bool]>) -> Result<()> {
         let program = self.program.clone();
         let inner = &*program.inner;
+        overlap::check(inner, &self.views)?;
         let same_parameters = self.choose_arena(inner)? && touched.is_some();
         let mut bound = Vec::with_capacity(inner.dispatches.len());
         for (at, dispatch) in inner.dispatches.iter().enumerate() {

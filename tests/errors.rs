@@ -108,7 +108,18 @@ fn bindings() {
     Env::core().refuse(cases);
 }
 
-/// Memory that is written and bound a second time in one dispatch, however the views lie.
+/// h = relu(x), then y = relu(z), all (2, 4) and bound apart.
+fn chain(e: &Env) -> Result<(Program, Bindings)> {
+    let mut b = e.builder();
+    let [x, z] = ["x", "z"].map(|name| b.f32(name, &[2, 4]));
+    let [h, y] = ["h", "y"].map(|name| b.out(name, &[2, 4]));
+    b.activation("first", &ActivationRows { x, activation: Activation::Relu, y: h })?;
+    b.activation("second", &ActivationRows { x: z, activation: Activation::Relu, y })?;
+    let bindings = ["x", "z", "h", "y"].into_iter().map(|name| (name, e.view(&[2, 4]))).collect();
+    Ok((b.finish()?, bindings))
+}
+
+/// Memory that is written and bound a second time: in one dispatch, however the views lie; in two, where bytes are destroyed.
 #[test]
 fn aliases() {
     let cases: &[Case] = &[
@@ -147,6 +158,11 @@ fn aliases() {
             let y = b.out("y", &[2, 4]);
             b.activation("relu", &ActivationRows { x: y, activation: Activation::Relu, y })
         }),
+        ("an output read before it is written", "Option", &["y", "relu", "none"], |e| {
+            let mut b = e.builder();
+            let [z, y] = ["z", "y"].map(|name| b.out(name, &[2, 4]));
+            b.activation("relu", &ActivationRows { x: y, activation: Activation::Relu, y: z })
+        }),
         ("other columns of one tensor", "Alias", &["relu", "y"], |e| {
             let mut b = e.builder();
             let y = b.out("y", &[2, 8]);
@@ -157,6 +173,26 @@ fn aliases() {
             let mut b = e.builder();
             let (x, weight, y) = (b.f32("x", &[5, 8]), b.w("weight", &[3, 8]), b.out("y", &[5, 3]));
             b.linear("projection", &Linear { residual: Some(y), ..Linear::new(x, weight, y) })
+        }),
+        ("two results in one place", "Alias", &["first", "h", "y"], |e| {
+            let (program, mut bindings) = chain(e)?;
+            bindings.set("h", bindings.get("y").unwrap().clone());
+            program.bind(&bindings).map(drop)
+        }),
+        ("a result over what a later dispatch reads", "Alias", &["first", "h", "z"], |e| {
+            let (program, mut bindings) = chain(e)?;
+            let view = e.view(&[16]);
+            bindings.set("z", TensorView::f32(view.buffer(), &[2, 4])?);
+            bindings.set("h", TensorView::new(view.buffer(), 7, Element::F32, layout(&[2, 4]))?);
+            program.bind(&bindings).map(drop)
+        }),
+        ("a result over another dispatch's weight", "Alias", &["layers.1.norm2", "y", "layers.0.linear1.bias"], |e| {
+            let program = stack(e)?;
+            let mut bindings = stack_bindings(e, &program);
+            let view = e.view(&[2, 3, 4]);
+            bindings.set("layers.0.linear1.bias", TensorView::f32(view.buffer(), &[8])?);
+            bindings.set("y", TensorView::f32(view.buffer(), &[6, 4])?);
+            program.bind(&bindings).map(drop)
         }),
         ("a rebound output over an input", "Alias", &["y", "x"], |e| {
             let bindings = e.projection_bindings();
@@ -219,7 +255,20 @@ fn timings() {
     ]);
 }
 
-/// Uploads, readbacks and adapters.
+/// What is no plan of a decode step: `tokens` (4, 2) of `element`, and `log_probs` of `sizes`.
+fn steps(e: &Env, element: Element, sizes: &[usize]) -> Result<()> {
+    let mut b = e.builder();
+    let (x, log_probs) = (b.f32("x", sizes), b.out("log_probs", sizes));
+    b.activation("log_probs", &ActivationRows { x, activation: Activation::Relu, y: log_probs })?;
+    b.u32("state", &[4, 8]);
+    b.input("tokens", element, layout(&[4, 2]))?;
+    let program = b.finish()?;
+    let zeros = |element, layout: &Layout| e.gpu.zeros(element, layout.sizes()).unwrap();
+    let bindings = program.tensors().map(|(name, _, element, layout)| (name.to_owned(), zeros(element, layout))).collect();
+    e.gpu.decode(&program.bind(&bindings)?, 4, 4).map(drop)
+}
+
+/// Uploads, readbacks, submissions, decoding and adapters.
 #[test]
 fn convenience() {
     let cases: &[Case] = &[
@@ -262,6 +311,16 @@ fn convenience() {
         ("a read from within an element", "Option", &["readback", "multiples of 4", "2"], |e| {
             e.gpu.read_bytes(e.view(&[4]).buffer(), 2, 4).map(drop)
         }),
+        ("a destroyed buffer", "Device", &["refused", "destroyed"], |e| {
+            let bindings = e.projection_bindings();
+            let plan = e.projection().bind(&bindings)?;
+            bindings.get("x").unwrap().buffer().destroy();
+            e.gpu.run(&plan)
+        }),
+        ("ids in f32", "Element", &["tokens", "u32", "f32"], |e| steps(e, Element::F32, &[4, 2])),
+        ("log-probabilities of other sizes", "Shape", &["log_probs", "[4, 2]", "[1, 1]"], |e| {
+            steps(e, Element::U32, &[1, 1])
+        }),
         ("an adapter that nobody has", "Device", &["\"Voodoo\"", "there are"], |_| {
             Gpu::open(&Setup { adapter: Some("Voodoo".into()), ..Setup::default() }).map(drop)
         }),
@@ -277,11 +336,13 @@ fn convenience() {
 fn devices_below_the_core_tier() {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).unwrap();
-    let lowered: [(&str, u64, fn(&mut wgpu::Limits)); 5] = [
+    let lowered: [(&str, u64, fn(&mut wgpu::Limits)); 7] = [
         ("max_storage_buffers_per_shader_stage", 8, |l| l.max_storage_buffers_per_shader_stage = 4),
         ("max_compute_invocations_per_workgroup", 256, |l| l.max_compute_invocations_per_workgroup = 128),
         ("max_compute_workgroup_size_x", 256, |l| l.max_compute_workgroup_size_x = 64),
         ("max_compute_workgroup_storage_size", 16_384, |l| l.max_compute_workgroup_storage_size = 8_192),
+        ("max_uniform_buffer_binding_size", 16_384, |l| l.max_uniform_buffer_binding_size = 64),
+        ("max_bindings_per_bind_group", 16, |l| l.max_bindings_per_bind_group = 4),
         ("max_compute_workgroups_per_dimension", 65_535, |l| l.max_compute_workgroups_per_dimension = 1_000),
     ];
     for (name, needs, lower) in lowered {

@@ -195,6 +195,34 @@ fn scratch_is_shared() {
     assert!(bits(&a_rows[1]) == a.alone(&a_rows) && bits(&b_rows[1]) == b.alone(&b_rows));
 }
 
+/// A result may take the place of an input that nothing reads any more, and lie between the rows of another result.
+#[test]
+fn results_take_free_places() {
+    let layer = Layer::new(12, 3, &[9, 4], 6);
+    let [x, y] = layer.rows(6);
+    let right = layer.alone(&[x.clone(), y]);
+    gpu().run(&layer.plan(&[x.clone(), x.clone()])).unwrap();
+    assert!(bits(&x) == right);
+
+    let mut b = Builder::new(kernels(), "columns of one buffer");
+    let rows = Layout::strided(&[4, 8], &[16, 1]).unwrap();
+    let x = b.input("x", Element::F32, Layout::contiguous(&[4, 8]).unwrap()).unwrap();
+    for (name, activation) in [("left", Activation::Relu), ("right", Activation::Identity)] {
+        let y = b.output(name, Element::F32, rows).unwrap();
+        b.activation(name, &ActivationRows { x, activation, y }).unwrap();
+    }
+    let values: Vec<f32> = (0..32).map(|i| i as f32 - 16.0).collect();
+    let both = gpu().zeros(Element::F32, &[4, 16]).unwrap();
+    let half = |offset| TensorView::new(both.buffer(), offset, Element::F32, rows).unwrap();
+    let mut bindings = Bindings::new();
+    bindings.set("x", gpu().upload_f32(&[4, 8], &values).unwrap()).set("left", half(0)).set("right", half(8));
+    gpu().run(&b.finish().unwrap().bind(&bindings).unwrap()).unwrap();
+    for (found, x) in gpu().read_f32(&both).unwrap().chunks_exact(16).zip(values.chunks_exact(8)) {
+        let left: Vec<f32> = x.iter().map(|v| v.max(0.0)).collect();
+        assert_eq!(found, [&left[..], x].concat());
+    }
+}
+
 /// Views at any offset give the same bits: at multiples of four elements in the same variants, at others in single f32.
 #[test]
 fn views_at_any_offset() {

@@ -126,7 +126,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Refuses a dispatch that writes what the caller only lends, or that reads scratch before anything stands in it.
+    /// Refuses a dispatch that writes what the caller only lends, or that reads scratch or an output before anything stands in it.
     fn check_roles(&self, label: &str, operands: &[Operand]) -> Result<()> {
         for operand in operands {
             let Some(slot) = operand.slot().map(|slot| &self.slots[slot]) else { continue };
@@ -135,8 +135,8 @@ impl Builder {
                     let expected = format!("an output or scratch, as {label} writes it");
                     return Err(Error::option(&slot.name, expected, format!("{:?}", slot.role)));
                 }
-                Role::Scratch if !operand.binding.writes && !slot.written => {
-                    let expected = format!("a dispatch before {label} that writes this scratch");
+                Role::Scratch | Role::Output if !operand.binding.writes && !slot.written => {
+                    let expected = format!("a dispatch before {label} that writes it");
                     return Err(Error::option(&slot.name, expected, "none"));
                 }
                 _ => {}

@@ -1,6 +1,7 @@
 //! Beam search: a step on the GPU, its candidates read back, and the next step.
 
 use super::Gpu;
+use super::readback::expect_copied;
 use crate::error::{Error, Result};
 use crate::layers::BeamStepShape;
 use crate::spec::beams::{BeamSearch, Beams, Hypothesis};
@@ -34,7 +35,8 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Missing`] for a program that is no beam step's, and for bindings without a weight or a cache of cross-attention; [`Error::Shape`]
-    /// for another shape than the program's; as [`Program::bind`] and [`Gpu::upload_f32`].
+    /// for another shape than the program's, and for what the host writes or reads in a view with gaps; [`Error::Usage`] for such a view of a
+    /// buffer that the host cannot copy to or from; as [`Program::bind`] and [`Gpu::upload_f32`].
     pub fn beam_plans(
         &self,
         program: &Program,
@@ -65,6 +67,10 @@ impl Gpu {
         if candidates.layout().sizes() != [shape.rows, shape.candidates, 2] {
             let expected = format!("[{}, {}, 2]", shape.rows, shape.candidates);
             return Err(Error::shape("candidates", expected, candidates.layout()));
+        }
+        let uses = [(&state, "COPY_DST"), (&parents, "COPY_DST"), (&banned, "COPY_DST"), (&candidates, "COPY_SRC")];
+        for ((view, needed), name) in uses.into_iter().zip(["state", "parents", "banned", "candidates"]) {
+            expect_copied(name, view, needed)?;
         }
         let mut turned = bindings.clone();
         for (name, view) in bindings.iter() {
@@ -153,7 +159,7 @@ impl BeamPlans<'_> {
         plan.record(&mut encoder);
         let (view, bytes) = (&self.candidates, 4 * words.len() as u64);
         encoder.copy_buffer_to_buffer(view.buffer(), 4 * view.offset(), &self.staging, 0, bytes);
-        let returning = self.gpu.submit_back(encoder, self.staging.clone());
+        let returning = self.gpu.submit_back(plan.program().name(), encoder, self.staging.clone())?;
         self.gpu.receive(&returning, |bytes| bytemuck::cast_slice_mut(words).copy_from_slice(bytes))
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use super::Gpu;
-use super::readback::Returning;
+use super::readback::{Returning, expect_copied};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::spec::cache::{DecodeState, STATE_WORDS};
-use crate::tensor::TensorView;
+use crate::tensor::{Element, TensorView};
 
 /// Steps recorded into one submission, unless told otherwise: few enough that other work of the device, and its watchdog, come to
 /// their turn, enough that submitting costs little a step.
@@ -78,7 +78,8 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Missing`] for a plan without `state` and `tokens`, [`Error::Shape`] for ones that are no step's, [`Error::Option`] for more
-    /// steps than `tokens` has rows, a chunk of none or a plan of another device, [`Error::Usage`] for buffers without `COPY_SRC`,
+    /// steps than `tokens` has rows, a chunk of none or a plan of another device, [`Error::Element`] for ids that are no `u32` and
+    /// log-probabilities that are no `f32`, [`Error::Usage`] for buffers without `COPY_SRC`,
     /// [`Error::Device`] when the device is out of memory.
     pub fn decode<'a>(&'a self, plan: &'a Plan, steps: usize, chunk: usize) -> Result<Decoding<'a>> {
         self.expect_own(plan)?;
@@ -98,16 +99,19 @@ impl Gpu {
             &[rows, STATE_WORDS] if rows >= DecodeState::rows(batch, false) => {}
             _ => return Err(Error::shape("state", format!("that of {batch} rows, (2 B or 3 B, 8)"), state.layout())),
         }
-        let logs: Vec<_> = std::iter::once(tokens).chain(plan.view("log_probs")).collect();
-        for (name, view) in [("state", state)].into_iter().chain(logs.iter().map(|view| ("tokens", *view))) {
-            if !view.buffer().usage().contains(wgpu::BufferUsages::COPY_SRC) {
-                let found = format!("{:?}", view.buffer().usage());
-                return Err(Error::Usage { tensor: name.into(), needed: "COPY_SRC", found });
-            }
-            if !view.layout().is_dense() {
-                return Err(Error::shape(name, "a view without gaps", view.layout()));
-            }
+        let log_probs = plan.view("log_probs");
+        if let Some(other) = log_probs.filter(|view| view.layout().sizes() != tokens.layout().sizes()) {
+            return Err(Error::shape("log_probs", format!("{:?}, as tokens", tokens.layout().sizes()), other.layout()));
         }
+        let mut wanted = vec![("state", state, Element::U32), ("tokens", tokens, Element::U32)];
+        wanted.extend(log_probs.map(|view| ("log_probs", view, Element::F32)));
+        for (name, view, element) in wanted {
+            if view.element() != element {
+                return Err(Error::Element { tensor: name.into(), expected: element.name(), found: view.element().name() });
+            }
+            expect_copied(name, view, "COPY_SRC")?;
+        }
+        let logs: Vec<_> = std::iter::once(tokens).chain(log_probs).collect();
         let bytes = 4 * (logs.len() * chunk * batch + batch * STATE_WORDS) as u64;
         let free = (0..AHEAD).map(|_| self.staging("tokens", bytes));
         let free = free.collect::<Result<_>>()?;
@@ -118,7 +122,7 @@ impl Gpu {
 
 impl Decoding<'_> {
     /// Records and submits the next chunk, its ids on their way back.
-    fn submit(&mut self, staging: wgpu::Buffer) {
+    fn submit(&mut self, staging: wgpu::Buffer) -> Result<()> {
         let (first, count) = (self.submitted, self.chunk.min(self.steps - self.submitted));
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
@@ -138,9 +142,10 @@ impl Decoding<'_> {
         let words = (self.batch * STATE_WORDS) as u64;
         let from = 4 * (self.state.offset() + self.state.layout().extent() - words);
         encoder.copy_buffer_to_buffer(self.state.buffer(), from, &staging, at, 4 * words);
-        let returning = self.gpu.submit_back(encoder, staging);
+        let returning = self.gpu.submit_back(self.plan.program().name(), encoder, staging)?;
         self.under_way.push_back(UnderWay { first, count, returning });
         self.submitted += count;
+        Ok(())
     }
 
     /// Waits for the oldest chunk.
@@ -162,7 +167,11 @@ impl Iterator for Decoding<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         while self.submitted < self.steps && !self.failed {
             let Some(staging) = self.free.pop() else { break };
-            self.submit(staging);
+            if let Err(error) = self.submit(staging) {
+                self.under_way.clear();
+                self.failed = true;
+                return Some(Err(error));
+            }
         }
         let oldest = self.under_way.pop_front()?;
         let chunk = self.receive(oldest);

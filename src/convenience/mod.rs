@@ -137,12 +137,12 @@ impl Gpu {
     /// Submits a plan once and waits for it.
     ///
     /// # Errors
-    /// [`Error::Option`] for a plan of another device, [`Error::Device`] for a lost device.
+    /// [`Error::Option`] for a plan of another device, [`Error::Device`] for a lost device and for buffers that were destroyed or are mapped.
     pub fn run(&self, plan: &Plan) -> Result<()> {
         self.expect_own(plan)?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.record(&mut encoder);
-        self.queue.submit([encoder.finish()]);
+        self.submit(plan.program().name(), encoder)?;
         self.wait()
     }
 
@@ -166,7 +166,7 @@ impl Gpu {
         timing: &'a Timing,
     ) -> Result<Vec<(&'a str, f64)>> {
         plan.record_timed(&mut encoder, timing)?;
-        let returning = self.submit_back(encoder, timing.readback().clone());
+        let returning = self.submit_back(plan.program().name(), encoder, timing.readback().clone())?;
         let period = self.queue.get_timestamp_period();
         self.receive(&returning, |bytes| timing.nanoseconds(bytes, period))
     }

@@ -31,15 +31,20 @@ impl Gpu {
         })
     }
 
+    /// Submits what is recorded, and gives what the device says against it.
+    pub(super) fn submit(&self, what: &str, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        checked(&self.device, what, || self.queue.submit([encoder.finish()]))
+    }
+
     /// Submits what copies into `staging`.
-    pub(super) fn submit_back(&self, encoder: wgpu::CommandEncoder, staging: wgpu::Buffer) -> Returning {
+    pub(super) fn submit_back(&self, what: &str, encoder: wgpu::CommandEncoder, staging: wgpu::Buffer) -> Result<Returning> {
         let (send, mapped) = channel();
         encoder.map_buffer_on_submit(&staging, wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only where nobody waits any more.
             let _ = send.send(result);
         });
-        let submission = self.queue.submit([encoder.finish()]);
-        Returning { staging, mapped, submission }
+        let submission = self.submit(what, encoder)?;
+        Ok(Returning { staging, mapped, submission })
     }
 
     /// Waits for a submission and reads what it copied; the buffer can be copied into again then.
@@ -109,13 +114,24 @@ impl Gpu {
             return Ok(Vec::new());
         }
         let staging = self.staging("readback", size)?;
-        let returning = checked(&self.device, "readback", || {
-            let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
-            self.submit_back(encoder, staging)
-        })?;
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
+        let returning = self.submit_back("readback", encoder, staging)?;
         self.receive(&returning, <[u8]>::to_vec)
     }
+}
+
+/// Refuses a view that the host cannot copy as a whole, to (`COPY_DST`) or from (`COPY_SRC`).
+pub(super) fn expect_copied(name: &str, view: &TensorView, needed: &'static str) -> Result<()> {
+    let usage = if needed == "COPY_DST" { wgpu::BufferUsages::COPY_DST } else { wgpu::BufferUsages::COPY_SRC };
+    if !view.buffer().usage().contains(usage) {
+        let found = format!("{:?}", view.buffer().usage());
+        return Err(Error::Usage { tensor: name.into(), needed, found });
+    }
+    if !view.layout().is_dense() {
+        return Err(Error::shape(name, "a view without gaps", view.layout()));
+    }
+    Ok(())
 }
 
 /// The element indices of a layout in row-major order.

@@ -115,7 +115,7 @@ impl Gpu {
         }
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         states.put_back(&mut encoder);
-        self.queue.submit([encoder.finish()]);
+        self.submit("states", encoder)?;
         Ok(())
     }
 }
@@ -268,7 +268,7 @@ impl States {
             encoder.copy_buffer_to_buffer(&buffer, offset, &copy, 0, bytes);
             all.push(Saved { buffer, offset, copy });
         }
-        gpu.queue.submit([encoder.finish()]);
+        gpu.submit("states", encoder)?;
         Ok(Self(all))
     }
 

@@ -20,7 +20,7 @@ pub struct CachedLayer {
     pub batch: Batch,
     /// (2, slots, NH_kv, capacity, W): read, and the new rows' keys and values written
     pub cache: Tensor,
-    /// (q_rows, d_model); rows that no sequence has are not written
+    /// (q_rows, d_model); what rows that no sequence has hold afterwards is not said
     pub y: Tensor,
 }
 

@@ -2,8 +2,9 @@
 
 use super::choose::{finite, is_marked, limited, possible};
 use super::{Real, expect_len};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shape::nonzero;
+use crate::spec::beams::MAX_CANDIDATES;
 use crate::spec::sampling::seen_words;
 
 /// The `count` most probable tokens by logits (V) and an optional bias (V), without those that have a bit in `banned`, each with its
@@ -11,7 +12,7 @@ use crate::spec::sampling::seen_words;
 /// left. Of equal tokens the lowest comes first; where there are fewer, the last ones are `u32::MAX` at −∞.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] for a slice of another length, [`crate::Error::Option`] for no logits.
+/// [`Error::Shape`] for a slice of another length, [`Error::Option`] for no logits, and for more candidates than the GPU gives.
 pub fn beam_candidates<T: Real>(
     logits: &[T],
     bias: Option<&[T]>,
@@ -20,6 +21,9 @@ pub fn beam_candidates<T: Real>(
     count: usize,
 ) -> Result<Vec<(u32, T)>> {
     nonzero("V", logits.len())?;
+    if count > MAX_CANDIDATES {
+        return Err(Error::option("candidates", format!("at most {MAX_CANDIDATES}"), count));
+    }
     if let Some(bias) = bias {
         expect_len("bias", &[logits.len()], bias.len())?;
     }

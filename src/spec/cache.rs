@@ -64,8 +64,7 @@ impl CacheShape {
 
     /// The first key row of a slot, as [`Sequence::k_start`] counts them: rows of all heads.
     fn first_row(&self, slot: usize) -> Result<u32> {
-        let row = slot.saturating_mul(self.n_kv_heads).saturating_mul(self.capacity);
-        u32::try_from(row).map_err(|_| Error::option("slot", "key rows below 2^30", row))
+        word("key rows of the slot", slot.saturating_mul(self.n_kv_heads).saturating_mul(self.capacity))
     }
 
     /// One sequence: `rows.new` query rows from `q_start` on, over the slot's past and themselves.
@@ -81,13 +80,12 @@ impl CacheShape {
         if keys > self.capacity {
             return Err(Error::option(format!("keys of slot {slot}"), format!("at most {}", self.capacity), keys));
         }
-        let word = |value: usize| u32::try_from(value).map_err(|_| Error::option("rows", "below 2^30", value));
         Ok(Sequence {
-            q_start: word(q_start)?,
-            q_len: word(new)?,
+            q_start: word("q_start", q_start)?,
+            q_len: word("new rows", new)?,
             k_start: self.first_row(slot)?,
-            k_len: word(keys)?,
-            offset: word(past)?.cast_signed(),
+            k_len: word("keys", keys)?,
+            offset: word("past", past)?.cast_signed(),
             reserved: [0; 3],
         })
     }
@@ -109,6 +107,11 @@ impl CacheShape {
         }
         Sequences::new(items)
     }
+}
+
+/// A number of rows, as [`Sequences`] take it.
+fn word(what: &str, rows: usize) -> Result<u32> {
+    u32::try_from(rows).ok().filter(|&rows| rows < 1 << 30).ok_or_else(|| Error::option(what, "below 2^30", rows))
 }
 
 /// A row of a decode step: a text that grows by one token a step.

@@ -100,7 +100,7 @@ pub(super) static ROWS: &[Row] = &[
         "linear_halves",
         &HALVES_128,
         in_halves::<16, 33_792>,
-        |c, _| c.columns >= 1024 && (c.invariant || c.rows * c.columns >= 132 * 128 * 128),
+        |c, _| c.columns >= 1024 && (c.invariant || c.rows.saturating_mul(c.columns) >= 132 * 128 * 128),
         "f32 on matrix units, for who asks for them: 1.15 times as long as plain f32 on an H100, for 4096³",
     ),
     matrix(
@@ -157,7 +157,7 @@ pub(super) static ROWS: &[Row] = &[
         "linear",
         &QUADS_128,
         TYPED_FOURS,
-        |c, d| d.cpu && !c.invariant && 40 * c.tiles(128, 128) <= 11 * c.tiles(64, 64),
+        |c, d| d.cpu && !c.invariant && c.fills_larger_tiles(),
         "a CPU, where no more of the larger tile is empty, or hardly: rows reach a vector by broadcasts, 1.5 times as fast",
     ),
     subgroups(Operation::Linear, "linear", &QUADS_64, TYPED_FOURS, |_, d| d.cpu, "the same in smaller tiles"),
@@ -166,7 +166,7 @@ pub(super) static ROWS: &[Row] = &[
         "linear",
         &PLAIN_128,
         FOURS,
-        |c, d| d.cpu && !c.invariant && 40 * c.tiles(128, 128) <= 11 * c.tiles(64, 64),
+        |c, d| d.cpu && !c.invariant && c.fills_larger_tiles(),
         "a CPU, where no more of the larger tile is empty, or hardly: half the barriers for the work",
     ),
     row(

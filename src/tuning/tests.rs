@@ -130,6 +130,29 @@ const OPERATIONS: [(Operation, &str); 11] = [
     (Operation::Choose, "choose"),
 ];
 
+/// Rule: no size is too large to be asked about, though nothing of it could ever run.
+#[test]
+fn no_size_overflows() {
+    for (device, (operation, kernel)) in devices().iter().flat_map(|d| OPERATIONS.iter().map(move |o| (d, *o))) {
+        for (storage, invariant) in Storage::ALL.iter().flat_map(|&storage| [(storage, false), (storage, true)]) {
+            let huge = usize::MAX;
+            let case = Case {
+                operation,
+                kernel,
+                storage,
+                rows: huge,
+                columns: huge,
+                depth: huge,
+                ragged_columns: false,
+                invariant,
+                cached: false,
+            };
+            let classes: Vec<_> = fitting(&case, device).map(|choice| choice.class.name).collect();
+            assert!(classes.is_empty() || classes.contains(&best(&case, device).class.name), "{case:?}");
+        }
+    }
+}
+
 /// Rule: batch invariant, nothing is chosen by the number of rows; of the forms for few rows all sum in one order.
 #[test]
 fn rows_decide_nothing_where_batches_must_not() {

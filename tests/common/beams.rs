@@ -9,7 +9,7 @@ use tileformer::models::{Checkpoint, Config, HostWeights};
 use tileformer::spec::beams::{BeamSearch, EarlyStopping, Hypothesis, MAX_CANDIDATES};
 use tileformer::spec::cache::CachedRows;
 use tileformer::spec::generator::GeneratorCaches;
-use tileformer::{BatchShape, Element, Error, Result, Sequences};
+use tileformer::{BatchShape, Element, Error, Result, Sequences, TensorView, wgpu};
 
 const FILES: [&[u8]; 2] =
     [include_bytes!("../data/beams/marian.safetensors"), include_bytes!("../data/beams/bart.safetensors")];
@@ -125,6 +125,17 @@ impl Case {
         let weights = weights.map(|(name, view)| (name, view.clone())).collect();
         let missing = gpu.beam_plans(&step, (&generator, &caches), shape, &weights).unwrap_err();
         assert!(matches!(missing, Error::Missing { .. }), "{missing}");
+        let (_, _, element, layout) = step.tensors().find(|(name, ..)| *name == "candidates").unwrap();
+        let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: layout.extent() * element.size(),
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
+        let mut unread = bindings.clone();
+        unread.set("candidates", TensorView::new(&buffer, 0, element, *layout)?);
+        let unread = gpu.beam_plans(&step, (&generator, &caches), shape, &unread).unwrap_err();
+        assert!(matches!(unread, Error::Usage { .. }), "{unread}");
         run(&gpu.beam_plans(&step, (&generator, &caches), shape, &bindings)?, &lengths)
     }
 
