@@ -395,15 +395,17 @@ fn long_sequences_need_no_square() {
     assert!(bytes(16384) <= 4 * 16384 * 4 * 96, "{}", bytes(16384));
 }
 
-/// Every dispatch has a time on a device with timestamps.
+/// Every dispatch has a time on a device with timestamps, and an error says so on one without.
 #[test]
 fn dispatches_are_timed() {
-    if !gpu().device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-        return;
-    }
     let layer = Layer::new(96, 3, &[65, 40], 9);
     let rows = layer.rows(9);
-    let times = gpu().time(&layer.plan(&rows)).unwrap();
+    let times = gpu().time(&layer.plan(&rows));
+    if !gpu().device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+        assert!(matches!(times, Err(Error::Feature { .. })), "{times:?}");
+        return;
+    }
+    let times = times.unwrap();
     let labels: Vec<&str> = times.iter().map(|(label, _)| label.as_str()).collect();
     assert_eq!(labels, layer.program.dispatches().iter().map(tileformer::Dispatch::label).collect::<Vec<_>>());
     assert!(times.iter().all(|(_, ns)| *ns > 0.0 && *ns < 1e10), "{times:?}");
