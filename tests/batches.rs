@@ -11,7 +11,7 @@ mod writing;
 
 use std::collections::BTreeMap;
 
-use checkpoints::{APART, BART, MARIAN, bert_config, gpt2, ids, llama, seq2seq_config};
+use checkpoints::{APART, BART, MARIAN, VOCABULARY, bert_config, gpt2, ids, llama, seq2seq_config};
 use common::{On, on_invariant};
 use safetensors::tensor::Dtype;
 use tileformer::layers::Inputs;
@@ -184,7 +184,8 @@ fn families() -> Vec<(String, Box<dyn Family>)> {
     let mut all: Vec<(String, Box<dyn Family>)> = Vec::new();
     let sizes = [24, 4, 40, 2, 3];
     let config = bert_config(sizes, r#", "tie_word_embeddings": false"#);
-    let checkpoint = checkpoints::bert(sizes, "bert.").with_hole(HOLE as usize, &TABLES).checkpoint(&config, Dtype::F32);
+    let tensors = checkpoints::bert(sizes, "bert.").with_table("cls.predictions.decoder.weight", VOCABULARY, sizes[0]);
+    let checkpoint = tensors.with_hole(HOLE as usize, &TABLES).checkpoint(&config, Dtype::F32);
     let model = bert::Bert::new(&checkpoint).unwrap();
     all.push(("BERT".into(), Box::new((checkpoint, model))));
     for (name, config) in

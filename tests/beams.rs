@@ -229,5 +229,11 @@ fn settings_are_read_or_refused() {
     let spec = read(neutral).unwrap();
     assert_eq!((spec.beams, spec.max_length, spec.start, &spec.ends[..]), (4, 8, START, &[1, 3][..]));
     assert_eq!((spec.early_stopping, spec.candidates()), (EarlyStopping::Never, 12));
-    assert_eq!(read("{}").unwrap(), BeamSearch::new(1, START, 1));
+    // Twenty new tokens where nothing is said of a length, and what is said of new ones comes first.
+    let mut default = BeamSearch::new(1, START, 1);
+    default.max_length = 21;
+    assert_eq!(read("{}").unwrap(), default);
+    let lengths = |text: &str| read(text).map(|spec| (spec.min_length, spec.max_length)).unwrap();
+    assert_eq!(lengths(r#"{"max_length": 20, "min_length": 12}"#), (12, 20));
+    assert_eq!(lengths(r#"{"max_length": 20, "min_length": 12, "min_new_tokens": 4}"#), (5, 20));
 }

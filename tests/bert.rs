@@ -13,12 +13,19 @@ use common::{On, assert_close, largest, on, on_core};
 use safetensors::tensor::Dtype;
 use tileformer::layers::Inputs;
 use tileformer::models::bert::{Bert, BertInputs, Output};
-use tileformer::models::{Checkpoint, Config};
+use tileformer::models::{Checkpoint, Config, Source};
 use tileformer::{BatchShape, Element, Error, Program, Sequences};
+
+/// The table of a masked-language head that has its own.
+const MLM_TOKENS: &str = "cls.predictions.decoder.weight";
 
 /// A checkpoint of random weights with every head, its names beginning with `prefix`.
 fn checkpoint(sizes: BertSizes, prefix: &str, dtype: Dtype, more: &str) -> Checkpoint {
-    checkpoints::bert(sizes, prefix).checkpoint(&bert_config(sizes, more), dtype)
+    let mut tensors = checkpoints::bert(sizes, prefix);
+    if more.contains(r#""tie_word_embeddings": false"#) {
+        tensors = tensors.with_table(MLM_TOKENS, VOCABULARY, sizes[0]);
+    }
+    tensors.checkpoint(&bert_config(sizes, more), dtype)
 }
 
 /// Every output of a model of `layers` layers.
@@ -117,6 +124,33 @@ fn every_output_is_the_references() {
     compare(on(), Element::F16, sizes[0], &c, &Sequences::packed(&[5, 9]).unwrap(), None);
     let (even, c) = ([24, 4, 40, 2, 4], checkpoint([24, 4, 40, 2, 4], "", Dtype::F16, ""));
     compare(on_core(), Element::F16, even, &c, &Sequences::padded(&[5, 9], 9).unwrap(), None);
+}
+
+/// Rule: a head's table beside another token table is not tied to that, whatever the configuration says, and its bias is the head's own.
+#[test]
+fn a_table_of_its_own_is_not_tied() {
+    let sizes = [24, 4, 40, 1, 2];
+    let tensors = || checkpoints::bert(sizes, "bert.");
+    for (tensors, tied) in [
+        (tensors(), true),
+        (tensors().with_copy("bert.embeddings.word_embeddings.weight", MLM_TOKENS), true),
+        (tensors().with_table(MLM_TOKENS, VOCABULARY, sizes[0]), false),
+    ] {
+        let tensors = tensors.with_copy("cls.predictions.bias", "cls.predictions.decoder.bias");
+        let c = tensors.with_vector("cls.predictions.bias", VOCABULARY).checkpoint(&bert_config(sizes, ""), Dtype::F32);
+        let model = Bert::new(&c).unwrap();
+        assert_eq!(model.tied, tied);
+        let weights = model.weights();
+        let bias = weights.get("mlm.bias").unwrap().resolve(&c).unwrap();
+        let own = Source::tensor("cls.predictions.decoder.bias");
+        let [own, bias] = [own.resolve(&c).unwrap(), bias].map(|found| {
+            let mut values = vec![0.0; found.len()];
+            found.read(0, &mut values);
+            values
+        });
+        assert!(own == bias);
+        compare(on(), Element::F32, sizes, &c, &Sequences::packed(&[5, 3]).unwrap(), None);
+    }
 }
 
 /// Rule: a program has the layers and weights that its outputs need, and no others.

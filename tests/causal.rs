@@ -183,6 +183,21 @@ fn programs_have_what_outputs_need() {
     }
 }
 
+/// Rule: a projection that a checkpoint has beside another token table is not tied to that, whatever the configuration says.
+#[test]
+fn a_projection_of_its_own_is_not_tied() {
+    let tie = r#", "tie_word_embeddings": true"#;
+    for (text, tokens) in [
+        (gpt2([24, 4, 40, 1], tie), "transformer.wte.weight"),
+        (llama([24, 4, 2, 8, 36, 1], tie), "model.embed_tokens.weight"),
+    ] {
+        let tied = |tensors: checkpoints::Tensors| CausalModel::new(&tensors.checkpoint(&text, Dtype::F32)).unwrap().tied;
+        assert!(tied(checkpoints::causal(&text)));
+        assert!(tied(checkpoints::causal(&text).with_copy(tokens, "lm_head.weight")));
+        assert!(!tied(checkpoints::causal(&text).with_table("lm_head.weight", VOCABULARY, 24)));
+    }
+}
+
 /// Rule: a configuration that the crate cannot run is refused by its key.
 #[test]
 fn what_does_not_fit_is_named() {
@@ -195,6 +210,11 @@ fn what_does_not_fit_is_named() {
         (gpt2(small_gpt2, r#", "add_cross_attention": true"#), "add_cross_attention"),
         (gpt2(small_gpt2, r#", "activation_function": "mish""#), "activation_function"),
         (gpt2(small_gpt2, r#", "layer_norm_epsilon": -1"#), "layer_norm_epsilon"),
+        (gpt2(small_gpt2, r#", "is_causal": false"#), "is_causal"),
+        (gpt2(small_gpt2, r#", "sliding_window": 4"#), "sliding_window"),
+        (gpt2(small_gpt2, r#", "num_hidden_layers": 1"#), "num_hidden_layers"),
+        (llama(small_llama, r#", "is_causal": false"#), "is_causal"),
+        (llama(small_llama, r#", "attention_chunk_size": 4"#), "attention_chunk_size"),
         (gpt2([24, 5, 40, 2], ""), "n_head"),
         (gpt2(small_gpt2, r#", "n_positions": null"#), "n_positions"),
         (gpt2(small_gpt2, r#", "n_layer": 5000"#), "n_layer"),
@@ -225,6 +245,20 @@ fn what_does_not_fit_is_named() {
 
     let llama = model(&scaled(r#"{"type": "linear", "factor": 2.0}"#)).unwrap();
     assert_eq!(llama.frequencies.scaling, RotaryScaling::Linear { factor: 2.0 });
+    // What both spellings say is what the older one says, but for an empty one; sizes of the whole model come first.
+    let linear = r#"{"rope_type": "linear", "factor": 4.0}"#;
+    for (parameters, scaling, found) in [
+        (linear, r#"{"rope_type": "default"}"#, RotaryScaling::None),
+        ("{}", linear, RotaryScaling::Linear { factor: 4.0 }),
+        (linear, "{}", RotaryScaling::Linear { factor: 4.0 }),
+    ] {
+        let more = format!(r#", "rope_parameters": {parameters}, "rope_scaling": {scaling}"#);
+        assert_eq!(model(&self::llama(small_llama, &more)).unwrap().frequencies.scaling, found, "{more}");
+    }
+    let more = r#", "original_max_position_embeddings": 64, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}"#;
+    let scaling = model(&self::llama(small_llama, more)).unwrap().frequencies.scaling;
+    assert!(matches!(scaling, RotaryScaling::Llama3 { original, .. } if original == 64.0), "{scaling:?}");
     let short = llama.with_rotary_positions(9);
     assert_eq!(short.positions(), Some(9));
     assert_eq!(short.rotary_table().unwrap().map(|(sizes, table)| (sizes, table.len())), Some(([9, 8], 72)));

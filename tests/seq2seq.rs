@@ -11,12 +11,12 @@ mod writing;
 
 use std::collections::BTreeMap;
 
-use checkpoints::{APART, BART, MARIAN, Made, POSITIONS, ids, seq2seq_config as config};
+use checkpoints::{APART, BART, MARIAN, Made, POSITIONS, VOCABULARY, ids, seq2seq_config as config};
 use common::{On, assert_close, largest, on, on_core};
 use safetensors::tensor::Dtype;
 use tileformer::layers::Inputs;
 use tileformer::models::seq2seq::{Output, Seq2Seq, Seq2SeqInputs};
-use tileformer::models::{Checkpoint, Config};
+use tileformer::models::{Checkpoint, Config, Source};
 use tileformer::{BatchShape, Element, Error, Role, Sequences};
 
 fn read(text: &str) -> Result<Seq2Seq, Error> {
@@ -40,8 +40,20 @@ fn every_output(model: &Seq2Seq) -> Vec<Output> {
 
 /// Every output against the reference's, computed in f64.
 fn compare(on: &On, element: Element, made: &Made, source: &Sequences, target: &Sequences, mask: Option<&[u32]>) {
-    let checkpoint = checkpoint(made);
-    let mut model = Seq2Seq::new(&checkpoint).unwrap();
+    compare_stored(on, element, made, &checkpoint(made), source, target, mask);
+}
+
+/// The same of what is stored.
+fn compare_stored(
+    on: &On,
+    element: Element,
+    made: &Made,
+    checkpoint: &Checkpoint,
+    source: &Sequences,
+    target: &Sequences,
+    mask: Option<&[u32]>,
+) {
+    let mut model = Seq2Seq::new(checkpoint).unwrap();
     model.encoder.layer.attention.options.key_mask = mask.is_some();
     model.decoder.layer.cross_attention.options.key_mask = mask.is_some();
     let outputs = every_output(&model);
@@ -52,7 +64,7 @@ fn compare(on: &On, element: Element, made: &Made, source: &Sequences, target: &
 
     let program = model.program(&on.kernels, &Inputs::new(shape).with_storage(element), &outputs).unwrap();
     let gpu = &on.gpu;
-    let mut bindings = gpu.upload_checkpoint(&[&program], &checkpoint, &model.weights().unwrap(), |_| {}).unwrap();
+    let mut bindings = gpu.upload_checkpoint(&[&program], checkpoint, &model.weights().unwrap(), |_| {}).unwrap();
     bindings
         .set("source.ids", gpu.upload_u32(&[source_ids.len()], &source_ids).unwrap())
         .set("target.ids", gpu.upload_u32(&[target_ids.len()], &target_ids).unwrap())
@@ -74,9 +86,9 @@ fn compare(on: &On, element: Element, made: &Made, source: &Sequences, target: &
     let found: BTreeMap<_, _> = views.into_iter().map(|(name, view)| (name, gpu.read_f32(&view).unwrap())).collect();
 
     let inputs = Seq2SeqInputs { source_ids: &source_ids, source, target_ids: &target_ids, target, key_mask: mask };
-    let narrow = model.host_weights::<f32>(&checkpoint, &outputs).unwrap();
+    let narrow = model.host_weights::<f32>(checkpoint, &outputs).unwrap();
     let narrow = model.reference(&narrow.weights().unwrap(), &inputs, &outputs).unwrap();
-    let wide = model.host_weights::<f64>(&checkpoint, &outputs).unwrap();
+    let wide = model.host_weights::<f64>(checkpoint, &outputs).unwrap();
     let wide = model.reference(&wide.weights().unwrap(), &inputs, &outputs).unwrap();
     assert_eq!(found.len(), outputs.len());
     for output in outputs {
@@ -102,6 +114,47 @@ fn every_output_is_the_references() {
     compare(on(), Element::F32, &BART, &padded(&[7, 7, 7], 7), &padded(&[9, 2, 5], 9), Some(&mask));
     compare(on(), Element::F16, &MARIAN, &packed(&[5, 9]), &padded(&[4, 6], 6), None);
     compare(on_core(), Element::F16, &BART, &padded(&[5, 9], 9), &packed(&[3, 8]), None);
+}
+
+/// Rule: a table that a checkpoint has is the one that is read, tied or not; those that are the same are shared, and a table that is
+/// missing is the shared one.
+#[test]
+fn tables_are_those_of_the_checkpoint() {
+    let [source, target] = [[3, 5], [4, 2]].map(|lengths| Sequences::packed(&lengths).unwrap());
+    let (encoder, decoder, head) =
+        ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight");
+    let c = MARIAN.sizes[0];
+    let untied = Made { more: r#", "tie_word_embeddings": false"#, ..MARIAN };
+    for (made, own, copies, shared, tied) in [
+        (MARIAN, &[][..], &[encoder, decoder, head][..], true, true),
+        (MARIAN, &[encoder, decoder], &[], false, false),
+        (MARIAN, &[encoder, decoder], &[head], false, false),
+        (MARIAN, &[head], &[], true, false),
+        (untied, &[encoder, decoder], &[], false, false),
+        (untied, &[], &[encoder, decoder], true, false),
+    ] {
+        let mut tensors = own.iter().fold(checkpoints::seq2seq(&made), |t, name| t.with_table(name, VOCABULARY, c));
+        tensors = copies.iter().fold(tensors, |t, name| t.with_copy("model.shared.weight", name));
+        let stored = tensors.checkpoint(&config(&made), Dtype::F32);
+        let model = Seq2Seq::new(&stored).unwrap();
+        assert_eq!((model.shared, model.tied), (shared, tied), "{made:?} with {own:?} and {copies:?}");
+        compare_stored(on(), Element::F32, &made, &stored, &source, &target, None);
+        let weights = model.weights().unwrap();
+        for (ours, theirs) in [("source", encoder), ("target", decoder)] {
+            let read = weights.get(&format!("{ours}.token_embedding.weight")).unwrap();
+            let read = read.resolve(&stored).unwrap();
+            let wanted = if stored.has(theirs) { theirs } else { "model.shared.weight" };
+            let wanted = Source::tensor(wanted);
+            let values = [read, wanted.resolve(&stored).unwrap()].map(|found| {
+                let mut values = vec![0.0; found.len()];
+                found.read(0, &mut values);
+                values
+            });
+            assert!(values[0] == values[1], "{ours} of {made:?} with {own:?} and {copies:?}");
+        }
+    }
+    let half = checkpoints::seq2seq(&MARIAN).with_table(decoder, VOCABULARY, c).checkpoint(&config(&MARIAN), Dtype::F32);
+    assert!(Seq2Seq::new(&half).unwrap_err().to_string().contains("model.encoder.embed_tokens.weight"));
 }
 
 /// Rule: texts that are written token by token, over memories of packed sources, are those that the reference writes.
@@ -192,6 +245,9 @@ fn what_does_not_fit_is_named() {
         r#""scale_embedding": 2"#,
         r#""decoder_start_token_id": 46"#,
         r#""pad_token_id": -1"#,
+        r#""is_causal": false"#,
+        r#""num_hidden_layers": 7"#,
+        r#""num_attention_heads": 1"#,
         r#""eos_token_id": "end""#,
     ];
     let marian = [r#""static_position_embeddings": false"#, r#""normalize_embedding": true"#];

@@ -162,9 +162,9 @@ impl Heads {
         let mut feeds = Feeds::new();
         feeds.f32("q", &self.q).f32("k", &self.k).f32("v", &self.v);
         visible.feed(&mut feeds, "");
-        let mut written = session.run(&b.finish()?, &feeds)?;
-        let y = written.take("y")?.reshape(&[batch, longest_q, sizes.n_heads, sizes.value_head_size])?;
-        Ok(Attended { scores: written.take("scores")?, weights: written.take("weights")?, y })
+        let written = session.run(&b.finish()?, &feeds)?;
+        let y = written.get("y")?.reshape(&[batch, longest_q, sizes.n_heads, sizes.value_head_size])?;
+        Ok(Attended { scores: written.get("scores")?, weights: written.get("weights")?, y })
     }
 
     /// The scores of all keys before masks: only scale and softcap of the options count -> (B, NH, T, S)
@@ -176,6 +176,6 @@ impl Heads {
         let k = input(&mut b, "k", &[sizes.shape.k_rows, sizes.n_kv_heads, sizes.head_size])?;
         let scores = wide_output(&mut b, "scores", &sizes.scores())?;
         b.attention_scores("scores", &AttentionScores { q, k, visibility: Visibility::new(plain), scores })?;
-        session.run(&b.finish()?, Feeds::new().f32("q", &self.q).f32("k", &self.k))?.take("scores")
+        session.run(&b.finish()?, Feeds::new().f32("q", &self.q).f32("k", &self.k))?.get("scores")
     }
 }

@@ -75,8 +75,8 @@ pub(crate) struct Written {
 }
 
 impl Written {
-    pub(crate) fn take(&mut self, name: &str) -> Outcome<Array<f32>> {
-        self.arrays.remove(name).map_or_else(|| failed(format!("{name}: the program does not write it")), Ok)
+    pub(crate) fn get(&self, name: &str) -> Outcome<Array<f32>> {
+        self.arrays.get(name).cloned().map_or_else(|| failed(format!("{name}: the program does not write it")), Ok)
     }
 }
 

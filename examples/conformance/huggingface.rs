@@ -86,8 +86,15 @@ impl Run {
         Ok(Self { checkpoint, bert, ids, segment_ids, sequences, key_mask, shape, outputs })
     }
 
+    /// Each of our outputs once: an expected one may have two names.
     fn wanted(&self) -> Vec<Output> {
-        self.outputs.iter().map(|(_, output)| *output).collect()
+        let mut wanted = Vec::new();
+        for (_, output) in &self.outputs {
+            if !wanted.contains(output) {
+                wanted.push(*output);
+            }
+        }
+        wanted
     }
 
     /// The outputs by their expected names, batch first.
@@ -118,8 +125,8 @@ impl Model for Run {
         ]);
         feeds.extend(self.key_mask.as_deref().map(|mask| ("key_mask", words(mask))));
         let bindings = session.gpu().upload_checkpoint(&[&program], &self.checkpoint, &self.bert.weights(), |_| {})?;
-        let mut written = session.run_model(&program, bindings, &feeds)?;
-        self.named(|name, _| written.take(name))
+        let written = session.run_model(&program, bindings, &feeds)?;
+        self.named(|name, _| written.get(name))
     }
 
     fn on_reference(&self) -> Outcome<Results> {
@@ -127,8 +134,8 @@ impl Model for Run {
         let host = self.bert.host_weights::<f32>(&self.checkpoint, &wanted)?;
         let Self { ids, segment_ids, sequences, key_mask, .. } = self;
         let inputs = BertInputs { ids, segment_ids, sequences, key_mask: key_mask.as_deref() };
-        let mut found = self.bert.reference(&host.weights()?, &inputs, &wanted)?;
-        self.named(|name, sizes| Array::new(sizes, found.remove(name).unwrap_or_default()))
+        let found = self.bert.reference(&host.weights()?, &inputs, &wanted)?;
+        self.named(|name, sizes| Array::new(sizes, found.get(name).cloned().unwrap_or_default()))
     }
 }
 

@@ -105,8 +105,15 @@ impl Run {
         texts.rows().map(of_text).collect()
     }
 
+    /// Each of our outputs once: an expected one may have two names.
     fn wanted(&self) -> Vec<Output> {
-        self.outputs.iter().map(|(_, output)| *output).collect()
+        let mut wanted = Vec::new();
+        for (_, output) in &self.outputs {
+            if !wanted.contains(output) {
+                wanted.push(*output);
+            }
+        }
+        wanted
     }
 
     /// The new tokens of all texts (steps, rows), greedily, through prefill and step.
@@ -171,8 +178,8 @@ impl Model for Run {
             let bindings = session.gpu().upload_causal(&[&program], &self.checkpoint, &self.model, |_| {})?;
             let mut feeds = vec![("ids", self.ids.clone()), ("sequences", self.attended.sequences.words().to_vec())];
             feeds.extend(self.attended.key_mask.as_ref().map(|mask| ("key_mask", mask.clone())));
-            let mut written = session.run_model(&program, bindings, &feeds.into_iter().collect())?;
-            results = self.named(|name, _| written.take(name))?;
+            let written = session.run_model(&program, bindings, &feeds.into_iter().collect())?;
+            results = self.named(|name, _| written.get(name))?;
         }
         for texts in &self.texts {
             let (tokens, rows) = (self.generate(session, texts)?, texts.rows().len());
@@ -189,8 +196,8 @@ impl Model for Run {
             let host = self.model.host_weights::<f32>(&self.checkpoint, &wanted)?;
             let Attended { sequences, key_mask } = &self.attended;
             let inputs = CausalInputs { ids: &self.ids, sequences, key_mask: key_mask.as_deref() };
-            let mut found = self.model.reference(&host.weights()?, &inputs, &wanted)?;
-            results = self.named(|name, sizes| Array::new(sizes, found.remove(name).unwrap_or_default()))?;
+            let found = self.model.reference(&host.weights()?, &inputs, &wanted)?;
+            results = self.named(|name, sizes| Array::new(sizes, found.get(name).cloned().unwrap_or_default()))?;
         }
         // The expected tokens are the past of each choice: as long as they agree, that is what a choice of its own would see.
         for texts in &self.texts {

@@ -102,8 +102,15 @@ impl Run {
         Seq2SeqInputs { source_ids: &self.source_ids, source: sequences, target_ids, target, key_mask: key_mask.as_deref() }
     }
 
+    /// Each of our outputs once: an expected one may have two names.
     fn wanted(&self) -> Vec<Output> {
-        self.outputs.iter().map(|(_, output)| *output).collect()
+        let mut wanted = Vec::new();
+        for (_, output) in &self.outputs {
+            if !wanted.contains(output) {
+                wanted.push(*output);
+            }
+        }
+        wanted
     }
 
     /// The targets' sequences, which the case pads to one length.
@@ -198,8 +205,8 @@ impl Model for Run {
             let masks = ["source.key_mask", "cross.key_mask"];
             feeds.extend(self.attended.key_mask.iter().flat_map(|mask| masks.map(|name| (name, mask.clone()))));
             let bindings = self.upload(session, &[&program])?;
-            let mut written = session.run_model(&program, bindings, &feeds.into_iter().collect())?;
-            results = self.named(|name, _| written.take(name))?;
+            let written = session.run_model(&program, bindings, &feeds.into_iter().collect())?;
+            results = self.named(|name, _| written.get(name))?;
         }
         if let Some(texts) = &self.texts {
             results.push(texts.output(&self.generate(session, texts)?)?);
@@ -213,8 +220,8 @@ impl Model for Run {
             let wanted = self.wanted();
             let host = self.model.host_weights::<f32>(&self.checkpoint, &wanted)?;
             let target = self.targets()?;
-            let mut found = self.model.reference(&host.weights()?, &self.inputs(&self.target_ids, &target), &wanted)?;
-            results = self.named(|name, sizes| Array::new(sizes, found.remove(name).unwrap_or_default()))?;
+            let found = self.model.reference(&host.weights()?, &self.inputs(&self.target_ids, &target), &wanted)?;
+            results = self.named(|name, sizes| Array::new(sizes, found.get(name).cloned().unwrap_or_default()))?;
         }
         // The expected tokens are the past of each choice: as long as they agree, that is what a choice of its own would see.
         if let Some(texts) = &self.texts {

@@ -76,7 +76,7 @@ pub(crate) fn linear(session: &Session, x: &Array<f32>, weight: &Array<f32>, epi
         let product = Linear::new(part(x_rows, rows)?, part(w_rows, d_out)?, part(y, rows)?);
         b.linear("linear", &Linear { bias, residual, ..product })?;
     }
-    session.run(&b.finish()?, &feeds)?.take("y")?.reshape(&sizes)
+    session.run(&b.finish()?, &feeds)?.get("y")?.reshape(&sizes)
 }
 
 /// Rows of any rank, projected: x (…, d_in) -> (…, d_out)
@@ -106,7 +106,7 @@ pub(crate) fn activation(session: &Session, x: &Array<f32>, activation: Activati
     let mut b = session.builder("activation")?;
     let (rows, y) = (input(&mut b, "x", &sizes)?, output(&mut b, "y", &sizes)?);
     b.activation("activation", &ActivationRows { x: rows, activation, y })?;
-    session.run(&b.finish()?, Feeds::new().f32("x", x))?.take("y")?.reshape(x.sizes())
+    session.run(&b.finish()?, Feeds::new().f32("x", x))?.get("y")?.reshape(x.sizes())
 }
 
 /// activation(gate) · up.
@@ -127,7 +127,7 @@ pub(crate) fn gate(session: &Session, gate: &Array<f32>, up: &Array<f32>, activa
         y: output(&mut b, "y", &sizes)?,
     };
     b.gate("gate", &args)?;
-    session.run(&b.finish()?, Feeds::new().f32("gate", gate).f32("up", up))?.take("y")?.reshape(gate.sizes())
+    session.run(&b.finish()?, Feeds::new().f32("gate", gate).f32("up", up))?.get("y")?.reshape(gate.sizes())
 }
 
 /// Rotary positions of x (rows, heads, size), with cosines and sines (P, turned) and a position for each row.
@@ -155,7 +155,7 @@ pub(crate) fn rotary(
     b.rotary("rotary", &args)?;
     let mut feeds = Feeds::new();
     feeds.f32("x", x).f32("table", table).u32("positions", positions);
-    session.run(&b.finish()?, &feeds)?.take("y")?.reshape(x.sizes())
+    session.run(&b.finish()?, &feeds)?.get("y")?.reshape(x.sizes())
 }
 
 /// Softmax over the last dimension of x (rows, columns).
@@ -170,7 +170,7 @@ pub(crate) fn softmax(session: &Session, x: &Array<f32>) -> Outcome<Array<f32>> 
     let y = wide_output(&mut b, "y", &sizes)?;
     let visibility = Visibility::new(AttentionOptions { scale: Some(1.0), ..AttentionOptions::default() });
     b.masked_softmax("softmax", &MaskedSoftmax { x: scores, visibility, y })?;
-    session.run(&b.finish()?, Feeds::new().f32("x", x))?.take("y")?.reshape(x.sizes())
+    session.run(&b.finish()?, Feeds::new().f32("x", x))?.get("y")?.reshape(x.sizes())
 }
 
 /// Softmax over any dimension.
@@ -222,8 +222,8 @@ pub(crate) fn layer_norm(
         NormKind::Layer => b.layer_norm("layer norm", &args)?,
         NormKind::Rms => b.rms_norm("RMS norm", &args)?,
     }
-    let mut written = session.run(&b.finish()?, &feeds)?;
-    Ok(Normed { y: written.take("y")?, statistics: written.take("statistics")? })
+    let written = session.run(&b.finish()?, &feeds)?;
+    Ok(Normed { y: written.get("y")?, statistics: written.get("statistics")? })
 }
 
 /// Rows of a table (rows, columns) by ids -> (ids, columns).
@@ -243,5 +243,5 @@ pub(crate) fn embedding(session: &Session, table: &Array<f32>, ids: &[i64]) -> O
     let token = b.weight("table", Layout::contiguous(&[rows, columns])?)?;
     let y = output(&mut b, "y", &sizes)?;
     b.embedding("embedding", &EmbeddingRows::new(row_ids, token, y))?;
-    session.run(&b.finish()?, Feeds::new().f32("table", table).u32("ids", ids))?.take("y")
+    session.run(&b.finish()?, Feeds::new().f32("table", table).u32("ids", ids))?.get("y")
 }

@@ -238,8 +238,8 @@ impl Attention<'_> {
         let mut feeds = Feeds::with_weights(self.case, "");
         feeds.f32("x", query).f32("memory_k", key).f32("memory_v", value);
         visible.feed(&mut feeds, "");
-        let mut written = self.session.run(&program, &feeds)?;
-        Ok((written.take("y")?.reshape(query.sizes())?, written.take("weights")?))
+        let written = self.session.run(&program, &feeds)?;
+        Ok((written.get("y")?.reshape(query.sizes())?, written.get("weights")?))
     }
 
     /// With keys and values appended behind the projections: `bias_k` and `bias_v`, then zeros.

@@ -154,7 +154,7 @@ impl<'a> Module<'a> {
         let mut feeds = Feeds::with_weights(self.case, prefix);
         feeds.f32("x", x);
         visible.feed(&mut feeds, "");
-        self.session.run(&program, &feeds)?.take("y")?.reshape(x.sizes())
+        self.session.run(&program, &feeds)?.get("y")?.reshape(x.sizes())
     }
 
     /// One decoder layer, or a stack of `n_layers`, over `in.tgt` and a memory (B, S, C), as the module lays it out.
@@ -190,7 +190,7 @@ impl<'a> Module<'a> {
         feeds.f32("x", &x).f32("memory", memory);
         own.feed(&mut feeds, "");
         cross.feed(&mut feeds, "cross_");
-        self.order.restored(self.session.run(&program, &feeds)?.take("y")?.reshape(x.sizes())?)
+        self.order.restored(self.session.run(&program, &feeds)?.get("y")?.reshape(x.sizes())?)
     }
 }
 

@@ -181,6 +181,13 @@ impl Checkpoint {
         self.find(name).map(|stored| stored.sizes)
     }
 
+    /// Whether there are tensors of both names that are not the same, byte by byte: a configuration that ties them is not followed then, as
+    /// the Transformers library does not either.
+    pub(super) fn differ(&self, a: &str, b: &str) -> bool {
+        let (Some(a), Some(b)) = (self.find(a), self.find(b)) else { return false };
+        (a.dtype, a.sizes, a.bytes) != (b.dtype, b.sizes, b.bytes)
+    }
+
     /// The tensor that `name` means.
     pub(super) fn find(&self, name: &str) -> Option<Stored<'_>> {
         let old = OLD_NAMES.iter().find_map(|(new, old)| Some(format!("{}{old}", name.strip_suffix(new)?)));

@@ -97,13 +97,34 @@ impl Config {
         self.read(key, "a string", Value::as_str)
     }
 
-    /// The options of an object inside this one, where there is one.
+    /// The options of an object inside this one, where there is one with any.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for anything else.
     pub fn object(&self, key: &str) -> Result<Option<Self>> {
-        let values = self.read(key, "an object", Value::as_object)?;
+        let values = self.read(key, "an object", Value::as_object)?.filter(|values| !values.is_empty());
         Ok(values.map(|values| Self { file: format!("{}: {key}", self.file), values: values.clone() }))
+    }
+
+    /// Refuses another value under a second name of `key` than under its first one.
+    pub(super) fn expect_alias(&self, key: &str, alias: &str) -> Result<()> {
+        match (self.get(key), self.get(alias)) {
+            (Some(value), Some(other)) if value != other => Err(self.refusal(alias, format!("{value}, as {key} has it"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses an attention that sees less, or more, than all earlier tokens.
+    pub(super) fn expect_causal(&self, positions: usize) -> Result<()> {
+        if !self.flag("is_causal", true)? {
+            return Err(self.refusal("is_causal", true));
+        }
+        for key in ["sliding_window", "attention_chunk_size"] {
+            if self.optional_size(key)?.is_some_and(|window| window < positions) {
+                return Err(self.refusal(key, format!("none below {positions}, the positions")));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses another text than one of `supported`; left out is fine.

@@ -10,7 +10,7 @@ use crate::spec::{Activation, AttentionOptions};
 ///
 /// # Errors
 /// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `gpt2`, cross-attention, scores that are scaled by their
-/// layer's number or computed in another order, an activation that the crate does not have, sizes that are missing or do not divide;
+/// layer's number or computed in another order, attention to later tokens or to a window, an activation that the crate does not have, sizes that are missing or do not divide;
 /// each by its key.
 pub fn from_config(config: &Config) -> Result<CausalModel> {
     config.expect("model_type", &["gpt2"])?;
@@ -19,6 +19,16 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
             return Err(config.refusal(key, "false"));
         }
     }
+    for (key, alias) in [
+        ("n_embd", "hidden_size"),
+        ("n_head", "num_attention_heads"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_positions", "max_position_embeddings"),
+    ] {
+        config.expect_alias(key, alias)?;
+    }
+    let positions = config.size("n_positions")?;
+    config.expect_causal(positions)?;
     let (d_model, n_heads) = (config.size("n_embd")?, config.size("n_head")?);
     if !d_model.is_multiple_of(n_heads) {
         return Err(config.refusal("n_head", format!("a divisor of n_embd, {d_model}")));
@@ -41,10 +51,7 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
     let layer = EncoderLayer { attention, feed_forward, norm, placement: Placement::Pre };
     layer.check()?;
     Ok(CausalModel {
-        embedding: Embedding {
-            positions: Some(config.size("n_positions")?),
-            ..Embedding::new(config.size("vocab_size")?, d_model)
-        },
+        embedding: Embedding { positions: Some(positions), ..Embedding::new(config.size("vocab_size")?, d_model) },
         layer,
         n_layers: config.layers("n_layer")?,
         final_norm: norm,
@@ -54,10 +61,13 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
     })
 }
 
+/// The token table of a checkpoint.
+pub(super) const TOKENS: &str = "transformer.wte.weight";
+
 /// The names of `GPT2LMHeadModel`, whose projections are stored (in, out).
 pub(super) fn weights(model: &CausalModel) -> WeightMap {
     let mut map = WeightMap::new();
-    let token = Source::tensor("transformer.wte.weight");
+    let token = Source::tensor(TOKENS);
     map.insert("token_embedding.weight", if model.tied { token.or("lm_head.weight") } else { token })
         .insert("position_embedding.weight", Source::tensor("transformer.wpe.weight"));
     for layer in 0..model.n_layers {

@@ -10,7 +10,7 @@ use crate::spec::{Activation, AttentionOptions, RotaryOrder, RotaryScaling};
 ///
 /// # Errors
 /// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `llama`, rotary positions that are stretched in another
-/// way than `linear` and `llama3` or turn a part of a head, an activation that the crate does not have, sizes that are missing or do
+/// way than `linear` and `llama3` or turn a part of a head, attention to later tokens or to a window, an activation that the crate does not have, sizes that are missing or do
 /// not divide; each by its key.
 pub fn from_config(config: &Config) -> Result<CausalModel> {
     config.expect("model_type", &["llama"])?;
@@ -32,6 +32,7 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
         return Err(config.refusal("rms_norm_eps", "at least 0"));
     }
     let positions = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
+    config.expect_causal(positions)?;
     let attention = MultiHeadAttention {
         n_kv_heads,
         head_size,
@@ -62,10 +63,10 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
     })
 }
 
-/// From `rope_parameters`, or from `rope_theta` and `rope_scaling` as older configurations have them.
+/// From `rope_theta` and `rope_scaling`, as older configurations have them, or from `rope_parameters`.
 fn frequencies(config: &Config) -> Result<RotaryFrequencies> {
-    let parameters = match config.object("rope_parameters")? {
-        None => config.object("rope_scaling")?,
+    let parameters = match config.object("rope_scaling")? {
+        None => config.object("rope_parameters")?,
         found => found,
     };
     let positive = |config: &Config, key: &str| match config.number(key)? {
@@ -93,7 +94,8 @@ fn frequencies(config: &Config) -> Result<RotaryFrequencies> {
             if high_freq_factor <= low_freq_factor {
                 return Err(parameters.refusal("high_freq_factor", format!("more than low_freq_factor, {low_freq_factor}")));
             }
-            let original = number("original_max_position_embeddings")?;
+            let key = "original_max_position_embeddings";
+            let original = positive(config, key)?.map_or_else(|| number(key), Ok)?;
             RotaryScaling::Llama3 { factor: factor()?, low_freq_factor, high_freq_factor, original }
         }
         Some(_) => return Err(parameters.refusal(key, "default, linear or llama3")),
@@ -101,10 +103,13 @@ fn frequencies(config: &Config) -> Result<RotaryFrequencies> {
     Ok(found)
 }
 
+/// The token table of a checkpoint.
+pub(super) const TOKENS: &str = "model.embed_tokens.weight";
+
 /// The names of `LlamaForCausalLM`.
 pub(super) fn weights(model: &CausalModel) -> WeightMap {
     let mut map = WeightMap::new();
-    let token = Source::tensor("model.embed_tokens.weight");
+    let token = Source::tensor(TOKENS);
     map.insert("token_embedding.weight", if model.tied { token.or("lm_head.weight") } else { token });
     let parts = |bias: bool| if bias { &["weight", "bias"][..] } else { &["weight"][..] };
     for layer in 0..model.n_layers {

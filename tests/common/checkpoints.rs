@@ -39,6 +39,27 @@ impl Tensors {
         self.around(format!("{name}.bias"), &[size], 0.0, 1.0);
     }
 
+    /// The same with one more table, or another one in its place.
+    pub fn with_table(mut self, name: &str, rows: usize, columns: usize) -> Self {
+        self.all.retain(|(other, ..)| other != name);
+        self.matrix(name.to_owned(), [rows, columns], columns);
+        self
+    }
+
+    /// The same with other numbers in a vector's place.
+    pub fn with_vector(mut self, name: &str, size: usize) -> Self {
+        self.all.retain(|(other, ..)| other != name);
+        self.around(name.to_owned(), &[size], 2.0, 1.0);
+        self
+    }
+
+    /// The same with another name for a tensor of the same numbers, beside its own.
+    pub fn with_copy(mut self, of: &str, name: &str) -> Self {
+        let (_, sizes, values) = self.all.iter().find(|(other, ..)| other == of).expect(of).clone();
+        self.all.push((name.to_owned(), sizes, values));
+        self
+    }
+
     /// The same with NaN in row `id` of the tables whose names have one of these parts: a text has nothing of it, or shows it.
     pub fn with_hole(mut self, id: usize, tables: &[&str]) -> Self {
         for (_, sizes, values) in self.all.iter_mut().filter(|(name, ..)| tables.iter().any(|table| name.contains(table))) {
@@ -76,7 +97,7 @@ pub fn bert_config([c, heads, f, layers, labels]: BertSizes, more: &str) -> Stri
     )
 }
 
-/// A BERT with every head, its names beginning with `prefix`.
+/// A BERT with every head, its names beginning with `prefix`; the token table is that of the masked-language head.
 pub fn bert([c, _, f, layers, labels]: BertSizes, prefix: &str) -> Tensors {
     let mut all = Tensors::default();
     for (name, rows) in [("word", VOCABULARY), ("position", POSITIONS), ("token_type", 2)] {
@@ -103,7 +124,6 @@ pub fn bert([c, _, f, layers, labels]: BertSizes, prefix: &str) -> Tensors {
     }
     dense(&mut all, "cls.predictions.transform.dense".into(), c, c);
     all.norm("cls.predictions.transform.LayerNorm", c);
-    all.matrix("cls.predictions.decoder.weight".into(), [VOCABULARY, c], c);
     all.around("cls.predictions.bias".into(), &[VOCABULARY], 0.0, 1.0);
     all
 }

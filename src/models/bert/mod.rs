@@ -97,13 +97,19 @@ impl Output {
     }
 }
 
+/// The token table, and that of the masked-language head where it has its own.
+const TOKENS: &str = "bert.embeddings.word_embeddings.weight";
+const MLM_TOKENS: &str = "cls.predictions.decoder.weight";
+
 impl Bert {
-    /// The model of a checkpoint.
+    /// The model of a checkpoint. A masked-language head with a table of its own is not tied, whatever the configuration says.
     ///
     /// # Errors
     /// As [`Bert::from_config`].
     pub fn new(checkpoint: &Checkpoint) -> Result<Self> {
-        Self::from_config(checkpoint.config())
+        let mut model = Self::from_config(checkpoint.config())?;
+        model.tied &= !checkpoint.differ(TOKENS, MLM_TOKENS);
+        Ok(model)
     }
 
     /// The model that a `config.json` describes.
@@ -185,8 +191,8 @@ impl Bert {
         map.insert_pair("pooler", "bert.pooler.dense")
             .insert_pair("mlm.dense", "cls.predictions.transform.dense")
             .insert_pair("mlm.norm", "cls.predictions.transform.LayerNorm")
-            .insert("mlm.decoder.weight", Source::tensor("cls.predictions.decoder.weight"))
-            .insert("mlm.bias", Source::tensor("cls.predictions.bias").or("cls.predictions.decoder.bias"))
+            .insert("mlm.decoder.weight", Source::tensor(MLM_TOKENS))
+            .insert("mlm.bias", Source::tensor("cls.predictions.decoder.bias").or("cls.predictions.bias"))
             .insert_pair("nsp", "cls.seq_relationship")
             .insert_pair("classifier", "classifier")
             .insert_pair("spans", "qa_outputs");

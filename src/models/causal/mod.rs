@@ -100,7 +100,13 @@ impl CausalModel {
     /// # Errors
     /// As [`CausalModel::from_config`].
     pub fn new(checkpoint: &Checkpoint) -> Result<Self> {
-        Self::from_config(checkpoint.config())
+        let mut model = Self::from_config(checkpoint.config())?;
+        let tokens = match model.names {
+            Names::Gpt2 => gpt2::TOKENS,
+            Names::Llama => llama::TOKENS,
+        };
+        model.tied &= !checkpoint.differ(tokens, "lm_head.weight");
+        Ok(model)
     }
 
     /// The model that a `config.json` describes, by its `model_type`: `gpt2` or `llama`.

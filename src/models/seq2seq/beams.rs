@@ -29,7 +29,8 @@ const UNSUPPORTED: [(&str, f64); 14] = [
 impl Seq2Seq {
     /// The search that `settings` describe, those of [`Checkpoint::generation_config`](crate::models::Checkpoint::generation_config), with the defaults
     /// of the Transformers library for what they leave out: `num_beams` (one is greedy), `num_return_sequences`, `length_penalty`, `early_stopping`,
-    /// `max_length` or `max_new_tokens`, `min_length` or `min_new_tokens`, `no_repeat_ngram_size`, `bad_words_ids`, `suppress_tokens`, `renormalize_logits`,
+    /// `max_length` or `max_new_tokens` (that first; without either 20 new tokens, as far as positions reach), `min_length` or `min_new_tokens` (that
+    /// first), `no_repeat_ngram_size`, `bad_words_ids`, `suppress_tokens`, `renormalize_logits`,
     /// `decoder_start_token_id`, `eos_token_id`, `forced_bos_token_id` and `forced_eos_token_id`.
     ///
     /// # Errors
@@ -75,9 +76,11 @@ impl Seq2Seq {
         };
         // The start token is new to nobody.
         let new = settings.optional_size("max_new_tokens")?.map(|new| new + 1);
-        search.max_length = new.or(settings.optional_size("max_length")?).unwrap_or(search.max_length);
-        let new = read.count("min_new_tokens")?.map_or(0, |new| new + 1);
-        search.min_length = read.count("min_length")?.unwrap_or(0).max(new);
+        let positions = self.target.positions.map_or(usize::MAX, |rows| rows.saturating_sub(self.target.first_position));
+        let most = new.or(settings.optional_size("max_length")?);
+        search.max_length = most.unwrap_or_else(|| (search.max_length + 1).min(positions));
+        let new = read.count("min_new_tokens")?.map(|new| new + 1);
+        search.min_length = new.or(read.count("min_length")?).unwrap_or(0);
         search.no_repeat_ngram = read.count("no_repeat_ngram_size")?.unwrap_or(0);
         search.banned = read.runs("bad_words_ids")?;
         search.banned.extend(read.tokens("suppress_tokens")?.into_iter().map(|token| vec![token]));

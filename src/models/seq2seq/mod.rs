@@ -137,6 +137,16 @@ impl Family<'_> {
                 return Err(config.refusal(key, expected));
             }
         }
+        for (key, alias) in [
+            ("encoder_layers", "num_hidden_layers"),
+            ("encoder_attention_heads", "num_attention_heads"),
+            ("d_model", "hidden_size"),
+        ] {
+            config.expect_alias(key, alias)?;
+        }
+        if !config.flag("is_causal", true)? {
+            return Err(config.refusal("is_causal", true));
+        }
         let d_model = config.size("d_model")?;
         let heads = |key: &str| {
             let heads = config.size(key)?;
@@ -198,13 +208,31 @@ fn token(config: &Config, key: &str, vocabulary: usize) -> Result<Option<u32>> {
     config.get(key).map(token).transpose()
 }
 
+/// The tables of a checkpoint: the encoder's, the decoder's, both's, and the projection's.
+const SOURCE_TOKENS: &str = "model.encoder.embed_tokens.weight";
+const TARGET_TOKENS: &str = "model.decoder.embed_tokens.weight";
+const SHARED_TOKENS: &str = "model.shared.weight";
+const HEAD: &str = "lm_head.weight";
+
 impl Seq2Seq {
-    /// The model of a checkpoint. Sinusoidal positions are computed where it has none, and its logits have the bias that it has.
+    /// The model of a checkpoint. Sinusoidal positions are computed where it has none, its logits have the bias that it has, and tables that
+    /// differ are not tied, whatever the configuration says.
     ///
     /// # Errors
     /// As [`Seq2Seq::from_config`].
     pub fn new(checkpoint: &Checkpoint) -> Result<Self> {
         let mut model = Self::from_config(checkpoint.config())?;
+        let first = |names: &[&'static str]| names.iter().copied().find(|name| checkpoint.has(name)).unwrap_or(HEAD);
+        let target = first(&[TARGET_TOKENS, SHARED_TOKENS]);
+        let head = if model.shared { first(&[HEAD, SHARED_TOKENS]) } else { HEAD };
+        model.tied &= !checkpoint.differ(head, target);
+        if model.shared && checkpoint.differ(first(&[SOURCE_TOKENS, SHARED_TOKENS]), target) {
+            if ![SOURCE_TOKENS, TARGET_TOKENS].iter().all(|name| checkpoint.has(name)) {
+                let expected = format!("both {SOURCE_TOKENS} and {TARGET_TOKENS} where they are not shared");
+                return Err(checkpoint.config().refusal("tie_word_embeddings", expected));
+            }
+            model.shared = false;
+        }
         model.logits_bias = checkpoint.has("final_logits_bias");
         if ["encoder", "decoder"].iter().all(|part| checkpoint.has(&format!("model.{part}.embed_positions.weight"))) {
             model.sinusoids = None;
@@ -232,10 +260,11 @@ impl Seq2Seq {
     pub fn weights(&self) -> Result<WeightMap> {
         let mut map = WeightMap::new();
         for (ours, theirs, embedding) in [("source", "encoder", &self.source), ("target", "decoder", &self.target)] {
-            let own = format!("model.{theirs}.embed_tokens.weight");
+            let (own, other) =
+                if theirs == "encoder" { (SOURCE_TOKENS, TARGET_TOKENS) } else { (TARGET_TOKENS, SOURCE_TOKENS) };
             let token = match (self.shared, self.tied) {
-                (true, true) => Source::tensor("model.shared.weight").or(own).or("lm_head.weight"),
-                (true, false) => Source::tensor("model.shared.weight").or(own),
+                (true, true) => Source::tensor(own).or(SHARED_TOKENS).or(other).or(HEAD),
+                (true, false) => Source::tensor(own).or(SHARED_TOKENS).or(other),
                 (false, _) => Source::tensor(own),
             };
             map.insert(format!("{ours}.token_embedding.weight"), token);
@@ -281,7 +310,7 @@ impl Seq2Seq {
             }
         }
         if !self.tied {
-            map.insert("head.weight", Source::tensor("lm_head.weight"));
+            map.insert("head.weight", Source::tensor(HEAD).or(SHARED_TOKENS));
         }
         if self.logits_bias {
             map.insert("head.bias", Source::tensor("final_logits_bias").reshaped(&[self.target.vocabulary]));
