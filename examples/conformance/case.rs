@@ -116,6 +116,12 @@ impl Case {
         self.tensors.get(name)
     }
 
+    /// Leaves out a case that has more inputs than these.
+    pub(crate) fn expect_inputs(&self, known: &[&str]) -> Outcome<()> {
+        let more = self.tensors.keys().find(|name| name.strip_prefix("in.").is_some_and(|name| !known.contains(&name)));
+        more.map_or(Ok(()), |name| unsupported(format!("the input {name}")))
+    }
+
     /// A float tensor by its full name, where there is one.
     pub(crate) fn optional(&self, name: &str) -> Outcome<Option<&Array<f32>>> {
         match self.get(name) {

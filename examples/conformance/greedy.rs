@@ -1,14 +1,31 @@
 //! Greedy texts: the tokens must be the expected ones, up to the first that rounding may choose.
 
 use tileformer::convenience::Gpu;
+use tileformer::models::Checkpoint;
 use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
 use tileformer::{Bindings, Element};
 
 use super::host::Array;
-use super::judge::Outcome;
+use super::judge::{Outcome, unsupported};
 
 /// Behind two logits that are as close as this, rounding chooses the token.
 const CLOSE: f64 = 1e-3;
+
+/// Settings that would choose other tokens, and what leaves them as they are.
+const SETTINGS: [(&str, f64); 5] = [
+    ("repetition_penalty", 1.0),
+    ("no_repeat_ngram_size", 0.0),
+    ("encoder_no_repeat_ngram_size", 0.0),
+    ("suppress_tokens", 0.0),
+    ("bad_words_ids", 0.0),
+];
+
+/// Leaves out texts that a configuration wants to be more than the largest logits.
+pub(crate) fn expect_plain(checkpoint: &Checkpoint) -> Outcome<()> {
+    let config = checkpoint.generation_config();
+    let set = SETTINGS.iter().find(|(key, neutral)| config.get(key).is_some_and(|value| value.as_f64() != Some(*neutral)));
+    set.map_or(Ok(()), |(key, _)| unsupported(format!("texts with {key}")))
+}
 
 /// What a row of logits says about the next token.
 #[derive(Clone, Copy, Debug)]

@@ -69,6 +69,7 @@ impl Attended {
 impl Run {
     fn new(case: &Case) -> Outcome<Self> {
         let checkpoint = Checkpoint::from_bytes(case.text("config")?, vec![("the case's weights".into(), case.weights()?)])?;
+        case.expect_inputs(&["input_ids", "token_type_ids", "attention_mask"])?;
         let mut bert = Bert::new(&checkpoint)?;
         let (sizes, ids) = words(case, "in.input_ids")?;
         let &[batch, longest] = sizes else {

@@ -9,7 +9,7 @@ use tileformer::{BatchShape, Sequences};
 
 use super::case::Case;
 use super::gpu::Session;
-use super::greedy::{Choice, Texts, ids_of};
+use super::greedy::{Choice, Texts, expect_plain, ids_of};
 use super::host::Array;
 use super::huggingface::{Attended, Model, like_ids, words};
 use super::judge::{Outcome, Results, failed, unsupported};
@@ -45,6 +45,7 @@ impl Run {
         let outputs = case.outputs().filter_map(|(name, _)| Some((name.to_owned(), output(name)?))).collect();
         let shape = BatchShape::padded(batch, longest);
         let mut run = Self { checkpoint, model, ids, attended, shape, outputs, texts: Vec::new() };
+        case.expect_inputs(&["input_ids", "attention_mask"])?;
         for (name, _) in case.outputs() {
             if let Some(which) = name.strip_prefix("greedy_ids") {
                 let texts = run.texts(case, name, which, &mask)?;
@@ -56,6 +57,7 @@ impl Run {
 
     /// The texts of `greedy_ids`, of all rows, or of `greedy_ids_rowN`.
     fn texts(&self, case: &Case, name: &str, which: &str, mask: &[u32]) -> Outcome<Texts> {
+        expect_plain(&self.checkpoint)?;
         let (batch, prompt) = (self.shape.sequences, self.shape.longest_q);
         let first = match which.strip_prefix("_row").map(str::parse::<usize>) {
             None if which.is_empty() => Some(0),

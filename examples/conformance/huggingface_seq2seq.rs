@@ -10,7 +10,7 @@ use tileformer::{BatchShape, Bindings, Program, Sequences};
 
 use super::case::Case;
 use super::gpu::Session;
-use super::greedy::{Choice, Texts, ids_of};
+use super::greedy::{Choice, Texts, expect_plain, ids_of};
 use super::host::Array;
 use super::huggingface::{Attended, Model, like_ids, words};
 use super::judge::{Outcome, Results, failed, unsupported};
@@ -38,6 +38,7 @@ impl Run {
     pub(crate) fn new(case: &Case) -> Outcome<Self> {
         let checkpoint = Checkpoint::from_bytes(case.text("config")?, vec![("the case's weights".into(), case.weights()?)])?;
         let mut model = Seq2Seq::new(&checkpoint)?;
+        case.expect_inputs(&["input_ids", "attention_mask", "decoder_input_ids"])?;
         let (sizes, source_ids) = matrix(case, "in.input_ids")?;
         let [batch, longest] = sizes;
         let mask = like_ids(case, "in.attention_mask", sizes, 1)?;
@@ -66,6 +67,10 @@ impl Run {
     }
 
     fn read_texts(&self, case: &Case) -> Outcome<Texts> {
+        expect_plain(&self.checkpoint)?;
+        if self.model.tokens.forced_first.is_some() {
+            return unsupported("greedy texts whose first token is forced");
+        }
         let name = format!("out.{TEXTS}");
         let ([rows, length], expected) = matrix(case, &name)?;
         let Some(start) = self.model.tokens.start else { return failed("config.json: no decoder_start_token_id") };
