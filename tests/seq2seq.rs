@@ -155,6 +155,9 @@ fn tables_are_those_of_the_checkpoint() {
     }
     let half = checkpoints::seq2seq(&MARIAN).with_table(decoder, VOCABULARY, c).checkpoint(&config(&MARIAN), Dtype::F32);
     assert!(Seq2Seq::new(&half).unwrap_err().to_string().contains("model.encoder.embed_tokens.weight"));
+    let positions = "model.encoder.embed_positions.weight";
+    let half = checkpoints::seq2seq(&MARIAN).with_table(positions, POSITIONS, c).checkpoint(&config(&MARIAN), Dtype::F32);
+    assert!(Seq2Seq::new(&half).unwrap_err().to_string().contains("model.decoder.embed_positions.weight"));
 }
 
 /// Rule: texts that are written token by token, over memories of packed sources, are those that the reference writes.

@@ -219,7 +219,7 @@ impl Seq2Seq {
     /// differ are not tied, whatever the configuration says.
     ///
     /// # Errors
-    /// As [`Seq2Seq::from_config`].
+    /// As [`Seq2Seq::from_config`]; [`Error::Checkpoint`] for tables of tokens or positions of which one part's alone is there.
     pub fn new(checkpoint: &Checkpoint) -> Result<Self> {
         let mut model = Self::from_config(checkpoint.config())?;
         let first = |names: &[&'static str]| names.iter().copied().find(|name| checkpoint.has(name)).unwrap_or(HEAD);
@@ -234,8 +234,14 @@ impl Seq2Seq {
             model.shared = false;
         }
         model.logits_bias = checkpoint.has("final_logits_bias");
-        if ["encoder", "decoder"].iter().all(|part| checkpoint.has(&format!("model.{part}.embed_positions.weight"))) {
-            model.sinusoids = None;
+        let positions = ["encoder", "decoder"].map(|part| format!("model.{part}.embed_positions.weight"));
+        let missing = positions.iter().find(|name| !checkpoint.has(name));
+        match missing {
+            None => model.sinusoids = None,
+            Some(name) if model.sinusoids.is_some() && positions.iter().any(|name| checkpoint.has(name)) => {
+                return Err(Error::checkpoint(name, "no tensor of this name, beside positions of the other part"));
+            }
+            Some(_) => {}
         }
         Ok(model)
     }
