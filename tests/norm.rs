@@ -270,6 +270,38 @@ fn a_far_first_element_costs_nothing() {
     }
 }
 
+/// Rule: roots are right to about a unit in the last place, on adapters too that are two units off, as WGSL allows; those are this one
+/// with other shaders, in processes of their own.
+#[test]
+fn roots_are_right_to_the_last_place() {
+    // Rows of ±a, whose variance a² is exact.
+    let case = Case { rows: 320, columns: 4, eps: 0.0, statistics: true, ..PLAIN };
+    let mut data = data(&case, "roots", 0);
+    let a = |row: usize| (257 + 12 * row) as f32 / 64.0;
+    data.x.chunks_exact_mut(4).enumerate().for_each(|(row, x)| x.copy_from_slice(&[-a(row), a(row), -a(row), a(row)]));
+    for (row, statistics) in run(on(), &case, &data).f32("statistics").chunks_exact(2).enumerate() {
+        let right = 1.0 / f64::from(a(row));
+        let unit = EPS * 2f64.powf(right.log2().floor());
+        let error = (f64::from(statistics[1]) - right).abs() / unit;
+        assert!(error <= 1.3, "1 / {}: {} is {error} units off", a(row), statistics[1]);
+    }
+    if std::env::var_os("TILEFORMER_SHADERS").is_some() {
+        return;
+    }
+    const ROOT: &str = include_str!("../shaders/shared/root.wgsl");
+    for (number, factor) in ["0.9999998", "1.0000002"].into_iter().enumerate() {
+        let off = ROOT.replace("inverseSqrt(v)", &format!("inverseSqrt(v) * {factor}"));
+        assert_ne!(off, ROOT);
+        let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("roots-{number}"));
+        std::fs::create_dir_all(dir.join("shared")).unwrap();
+        std::fs::write(dir.join("shared/root.wgsl"), off).unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "roots_are_right_to_the_last_place"]).env("TILEFORMER_SHADERS", &dir);
+        let output = child.output().unwrap();
+        assert!(output.status.success(), "roots times {factor}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
 /// Rule: eps stands inside the root, whatever its size.
 #[test]
 fn eps_stands_inside_the_root() {
