@@ -180,7 +180,15 @@ impl Builder {
     }
 
     fn push(&mut self, name: &str, role: Role, element: Element, layout: Layout) {
-        self.slots.push(Slot { name: name.to_owned(), role, element, layout, scratch: None, written: false });
+        self.slots.push(Slot {
+            name: name.to_owned(),
+            role,
+            element,
+            layout,
+            scratch: None,
+            first_write: None,
+            last_read: None,
+        });
     }
 
     /// The name of a tensor, for messages.
@@ -283,7 +291,7 @@ impl Builder {
         if self.dispatches.is_empty() {
             return Err(Error::option(self.name, "at least one dispatch", 0));
         }
-        if let Some(slot) = self.slots.iter().find(|s| s.role == Role::Output && !s.written) {
+        if let Some(slot) = self.slots.iter().find(|s| s.role == Role::Output && s.first_write.is_none()) {
             return Err(Error::option(&slot.name, "a dispatch that writes this output", "none"));
         }
         let scratch = self.assign_scratch()?;

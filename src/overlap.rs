@@ -71,24 +71,13 @@ fn meet(a: Runs, b: Runs) -> bool {
 /// Refuses views that would destroy each other: what a dispatch writes must be no weight, nothing else that the program leaves to the
 /// caller, and nothing that a later dispatch reads. What is only read before it is overwritten may go: a result may take its input's place.
 pub(crate) fn check(program: &Inner, views: &[Option<TensorView>]) -> Result<()> {
-    let mut first_writes = vec![None; views.len()];
-    let mut last_reads = vec![None; views.len()];
-    for (at, dispatch) in program.dispatches.iter().enumerate() {
-        for operand in &dispatch.operands {
-            let Some(slot) = operand.slot() else { continue };
-            match operand.binding.writes {
-                true => first_writes[slot] = first_writes[slot].or(Some(at)),
-                false => last_reads[slot] = Some(at),
-            }
-        }
-    }
     for (slot, view) in views.iter().enumerate() {
-        let (Some(view), Some(first_write)) = (view, first_writes[slot]) else { continue };
+        let (Some(view), Some(first_write)) = (view, program.slots[slot].first_write) else { continue };
         for (other, seen) in views.iter().enumerate().filter(|(other, _)| *other != slot) {
             let Some(seen) = seen.as_ref().filter(|seen| seen.buffer() == view.buffer()) else { continue };
-            let kept = program.slots[other].role != Role::Input || first_writes[other].is_some();
+            let kept = program.slots[other].role != Role::Input;
             let runs = |view: &TensorView| Runs::of(view.offset(), view.element(), view.layout());
-            if (kept || last_reads[other] > Some(first_write)) && meet(runs(view), runs(seen)) {
+            if (kept || program.slots[other].last_read > Some(first_write)) && meet(runs(view), runs(seen)) {
                 return Err(Error::Alias {
                     dispatch: program.dispatches[first_write].label.clone(),
                     written: program.slots[slot].name.clone(),

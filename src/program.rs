@@ -157,8 +157,10 @@ pub(crate) struct Slot {
     pub(crate) layout: Layout,
     /// Which scratch buffer holds it.
     pub(crate) scratch: Option<usize>,
-    /// Whether a dispatch writes it.
-    pub(crate) written: bool,
+    /// The number of the first dispatch that writes it.
+    pub(crate) first_write: Option<usize>,
+    /// The number of the last dispatch that reads it.
+    pub(crate) last_read: Option<usize>,
 }
 
 /// A tensor bound to a dispatch.

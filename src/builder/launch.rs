@@ -97,8 +97,13 @@ impl Builder {
         };
         let bytes = bytes.unwrap_or_else(all);
         let params = self.place(bytemuck::bytes_of(&params));
-        for slot in operands.iter().filter(|o| o.binding.writes).filter_map(Operand::slot) {
-            self.slots[slot].written = true;
+        let number = self.dispatches.len();
+        for operand in &operands {
+            let Some(slot) = operand.slot().map(|slot| &mut self.slots[slot]) else { continue };
+            match operand.binding.writes {
+                true => slot.first_write = slot.first_write.or(Some(number)),
+                false => slot.last_read = Some(number),
+            }
         }
         self.dispatches.push(Dispatch {
             label: label.to_owned(),
@@ -135,7 +140,7 @@ impl Builder {
                     let expected = format!("an output or scratch, as {label} writes it");
                     return Err(Error::option(&slot.name, expected, format!("{:?}", slot.role)));
                 }
-                Role::Scratch | Role::Output if !operand.binding.writes && !slot.written => {
+                Role::Scratch | Role::Output if !operand.binding.writes && slot.first_write.is_none() => {
                     let expected = format!("a dispatch before {label} that writes it");
                     return Err(Error::option(&slot.name, expected, "none"));
                 }

@@ -10,8 +10,8 @@ use crate::spec::{Activation, AttentionOptions};
 ///
 /// # Errors
 /// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `gpt2`, cross-attention, scores that are scaled by their
-/// layer's number or computed in another order, attention to later tokens or to a window, an activation that the crate does not have, sizes that are missing or do not divide;
-/// each by its key.
+/// layer's number or computed in another order, attention to later tokens or to a window, an activation that the crate does not have,
+/// sizes that are missing or do not divide; each by its key.
 pub fn from_config(config: &Config) -> Result<CausalModel> {
     config.expect("model_type", &["gpt2"])?;
     for key in ["add_cross_attention", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"] {

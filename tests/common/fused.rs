@@ -1,8 +1,8 @@
 //! Fused attention of a case, and what the twins of the separate kernels give for it.
 
-use tileformer::Element;
 use tileformer::kernels::{AttentionWeights, FusedAttention};
 use tileformer::reference::{self, Real};
+use tileformer::{Element, Tensor};
 
 use super::attention::{Case, Data, assert_scores, softmax_errors};
 use super::{Done, EPS, On, Run, assert_close, largest, on, on_invariant, storage_floor, sum_floor};
@@ -10,14 +10,21 @@ use super::{Done, EPS, On, Run, assert_close, largest, on, on_invariant, storage
 /// Keys of the smallest tile: a row's maximum may change, and its sum be rescaled, that often.
 const TILE: usize = 32;
 
+/// q, k and v of a case, in its place.
+fn inputs(run: &mut Run, case: &Case, data: &Data) -> [Tensor; 3] {
+    let (n, kv) = (case.n_heads, case.n_kv_heads);
+    [
+        run.input("q", &[case.shape.q_rows, n, case.head_size], &data.q),
+        run.input("k", &[case.shape.k_rows, kv, case.head_size], &data.k),
+        run.input("v", &[case.shape.k_rows, kv, case.value_head_size], &data.v),
+    ]
+}
+
 /// q, k, v and out are stored as `element`.
 pub fn run(case: &Case, on: &On, element: Element, data: &Data) -> Done {
     let mut run = Run::stored(on, "fused", case.place, element);
-    let (n, kv) = (case.n_heads, case.n_kv_heads);
-    let [batch, _, t, s] = case.score_sizes();
-    let q = run.input("q", &[case.shape.q_rows, n, case.head_size], &data.q);
-    let k = run.input("k", &[case.shape.k_rows, kv, case.head_size], &data.k);
-    let v = run.input("v", &[case.shape.k_rows, kv, case.value_head_size], &data.v);
+    let [batch, n, t, s] = case.score_sizes();
+    let [q, k, v] = inputs(&mut run, case, data);
     let out = run.output("out", &[case.shape.q_rows, n, case.value_head_size]);
     let sums = run.output_as("sums", Element::F32, case.place.layout(&[batch, n, t]));
     let visibility = case.visibility(&mut run);
@@ -39,11 +46,8 @@ pub fn run(case: &Case, on: &On, element: Element, data: &Data) -> Done {
 /// As [`run`], for the attention weights of the second pass.
 pub fn run_weights(case: &Case, on: &On, element: Element, data: &Data) -> Done {
     let mut run = Run::stored(on, "fused weights", case.place, element);
-    let (n, kv) = (case.n_heads, case.n_kv_heads);
-    let [batch, _, t, s] = case.score_sizes();
-    let q = run.input("q", &[case.shape.q_rows, n, case.head_size], &data.q);
-    let k = run.input("k", &[case.shape.k_rows, kv, case.head_size], &data.k);
-    let v = run.input("v", &[case.shape.k_rows, kv, case.value_head_size], &data.v);
+    let [batch, n, t, s] = case.score_sizes();
+    let [q, k, v] = inputs(&mut run, case, data);
     let out = run.output("out", &[case.shape.q_rows, n, case.value_head_size]);
     let statistics = run.output_as("statistics", Element::F32, case.place.layout(&[2, batch, n, t]));
     let weights = run.output_as("weights", Element::F32, case.place.layout(&[batch, n, t, s]));

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::Seq2Seq;
+use super::family::token;
+use super::{Seq2Seq, positions};
 use crate::error::Result;
 use crate::models::Config;
 use crate::spec::beams::{BeamSearch, EarlyStopping, MAX_BEAMS};
@@ -76,9 +77,9 @@ impl Seq2Seq {
         };
         // The start token is new to nobody.
         let new = settings.optional_size("max_new_tokens")?.map(|new| new + 1);
-        let positions = self.target.positions.map_or(usize::MAX, |rows| rows.saturating_sub(self.target.first_position));
         let most = new.or(settings.optional_size("max_length")?);
-        search.max_length = most.unwrap_or_else(|| (search.max_length + 1).min(positions));
+        search.max_length =
+            most.unwrap_or_else(|| (search.max_length + 1).min(positions(&self.target).unwrap_or(usize::MAX)));
         let new = read.count("min_new_tokens")?.map(|new| new + 1);
         search.min_length = new.or(read.count("min_length")?).unwrap_or(0);
         search.no_repeat_ngram = read.count("no_repeat_ngram_size")?.unwrap_or(0);
@@ -107,7 +108,7 @@ impl Read<'_> {
     }
 
     fn token(&self, key: &str) -> Result<Option<u32>> {
-        super::token(self.settings, key, self.vocabulary)
+        token(self.settings, key, self.vocabulary)
     }
 
     fn token_of(&self, value: &Value) -> Option<u32> {

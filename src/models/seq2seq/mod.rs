@@ -26,16 +26,18 @@
 //! ```
 
 mod beams;
+mod family;
 mod program;
 mod reference;
 
+pub(super) use family::Family;
 pub use reference::Seq2SeqInputs;
 
 use super::{Checkpoint, Config, Source, WeightMap, bart, marian};
 use crate::error::{Error, Result};
-use crate::layers::{Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, Norm};
+use crate::layers::{Decoder, Embedding, Encoder};
 use crate::spec::generator::{Generator, GeneratorStack};
-use crate::spec::{Activation, BatchShape, SinusoidOrder, sinusoidal_positions};
+use crate::spec::{BatchShape, SinusoidOrder, sinusoidal_positions};
 
 /// The most numbers of a position table that is computed: a configuration alone asks for 256 MiB, and no more.
 const MOST_COMPUTED: usize = 1 << 26;
@@ -115,97 +117,6 @@ impl Output {
             Self::Logits => "logits".into(),
         }
     }
-}
-
-/// What tells one family of models from another.
-pub(super) struct Family<'a> {
-    /// Options of older checkpoints that must have these values where they are given.
-    pub(super) flags: &'a [(&'a str, bool)],
-    /// The order of sinusoidal positions; `None` for learned ones.
-    pub(super) positions: Option<SinusoidOrder>,
-    /// The row of the position table that position 0 has.
-    pub(super) first_position: usize,
-    /// Whether there is a norm behind the embeddings.
-    pub(super) embedding_norm: bool,
-}
-
-impl Family<'_> {
-    /// The model of this family that a `config.json` describes.
-    pub(super) fn model(&self, config: &Config) -> Result<Seq2Seq> {
-        for &(key, expected) in self.flags {
-            if config.flag(key, expected)? != expected {
-                return Err(config.refusal(key, expected));
-            }
-        }
-        for (key, alias) in [
-            ("encoder_layers", "num_hidden_layers"),
-            ("encoder_attention_heads", "num_attention_heads"),
-            ("d_model", "hidden_size"),
-        ] {
-            config.expect_alias(key, alias)?;
-        }
-        if !config.flag("is_causal", true)? {
-            return Err(config.refusal("is_causal", true));
-        }
-        let d_model = config.size("d_model")?;
-        let heads = |key: &str| {
-            let heads = config.size(key)?;
-            match d_model.is_multiple_of(heads) {
-                true => Ok(heads),
-                false => Err(config.refusal(key, format!("a divisor of d_model, {d_model}"))),
-            }
-        };
-        let activation = config.activation("activation_function", Activation::Gelu)?;
-        let mut encoder = EncoderLayer::new(d_model, heads("encoder_attention_heads")?, config.size("encoder_ffn_dim")?);
-        encoder.feed_forward.activation = activation;
-        encoder.check()?;
-        let mut decoder = DecoderLayer::new(d_model, heads("decoder_attention_heads")?, config.size("decoder_ffn_dim")?);
-        decoder.feed_forward.activation = activation;
-        decoder.check()?;
-
-        let positions = config.size("max_position_embeddings")?.saturating_add(self.first_position);
-        let scale = if config.flag("scale_embedding", false)? { (d_model as f32).sqrt() } else { 1.0 };
-        let source = Embedding {
-            positions: Some(positions),
-            first_position: self.first_position,
-            scale,
-            norm: self.embedding_norm.then(Norm::default),
-            ..Embedding::new(config.size("vocab_size")?, d_model)
-        };
-        let vocabulary = config.optional_size("decoder_vocab_size")?.unwrap_or(source.vocabulary);
-        let shared = config.flag("share_encoder_decoder_embeddings", true)?;
-        if shared && vocabulary != source.vocabulary {
-            let expected = format!("vocab_size, {}, of embeddings that are shared", source.vocabulary);
-            return Err(config.refusal("decoder_vocab_size", expected));
-        }
-        let token = |key: &str| token(config, key, vocabulary);
-        Ok(Seq2Seq {
-            source,
-            encoder: Encoder::new(encoder, config.layers("encoder_layers")?),
-            target: Embedding { vocabulary, ..source },
-            decoder: Decoder::new(decoder, config.layers("decoder_layers")?),
-            shared,
-            tied: config.flag("tie_word_embeddings", true)?,
-            logits_bias: true,
-            sinusoids: self.positions,
-            tokens: Tokens {
-                start: token("decoder_start_token_id")?,
-                end: token("eos_token_id")?,
-                padding: token("pad_token_id")?,
-                forced_first: token("forced_bos_token_id")?,
-                forced_last: token("forced_eos_token_id")?,
-            },
-        })
-    }
-}
-
-/// A token, where there is one.
-fn token(config: &Config, key: &str, vocabulary: usize) -> Result<Option<u32>> {
-    let token = |value: &serde_json::Value| {
-        let token = value.as_u64().and_then(|v| u32::try_from(v).ok()).filter(|&v| (v as usize) < vocabulary);
-        token.ok_or_else(|| config.refusal(key, format!("a token below {vocabulary}")))
-    };
-    config.get(key).map(token).transpose()
 }
 
 /// The tables of a checkpoint: the encoder's, the decoder's, both's, and the projection's.
@@ -394,11 +305,15 @@ impl Seq2Seq {
         for (name, embedding, longest) in
             [("longest source", &self.source, shape.longest_k), ("longest target", &self.target, decoded)]
         {
-            let positions = embedding.positions.map(|rows| rows.saturating_sub(embedding.first_position));
-            if let Some(positions) = positions.filter(|&positions| longest > positions) {
+            if let Some(positions) = positions(embedding).filter(|&positions| longest > positions) {
                 return Err(Error::option(name, format!("at most {positions} positions"), longest));
             }
         }
         Ok(())
     }
+}
+
+/// The longest text of an embedding whose positions are a table.
+fn positions(embedding: &Embedding) -> Option<usize> {
+    embedding.positions.map(|rows| rows.saturating_sub(embedding.first_position))
 }
