@@ -30,7 +30,7 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
   var key = 0u;
   var column = 0u;
   for (var c0 = start; c0 < params.columns; c0 += GROUPS * STEP) {
-    var found: array<vec4<u32>, GROUPS>;
+    var found = array<vec4<u32>, GROUPS>();
     for (var g = 0u; g < GROUPS; g++) {
       let at = x_row + min(c0 + g * STEP, last);
       found[g] = bits4(x[at / WIDE_LANES], x[(at + 1u) / WIDE_LANES], x[(at + 2u) / WIDE_LANES], x[(at + 3u) / WIDE_LANES]);

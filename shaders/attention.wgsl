@@ -164,7 +164,7 @@ fn work(id: vec3<u32>, thread: u32) {
 
   for (var j0 = u32(seen.x) / TILE_N * TILE_N; j0 < end; j0 += TILE_N) {
     let masked = options || i32(j0) < plain.x || i32(j0 + TILE_N) > plain.y + 1;
-    var scores: Scores;
+    var scores = Scores();
     for (var d0 = 0u; d0 < params.head_size; d0 += TILE_K) {
       load_scores(thread, i0, j0, d0);
       workgroupBarrier();

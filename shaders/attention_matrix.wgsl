@@ -115,7 +115,7 @@ fn place(fetched: ptr<function, Fetched>, thread: u32, at: u32) {
 // The part's products with all keys of the tile, to workgroup memory.
 fn multiply_keys(query: ptr<function, Query>, part: u32) {
   for (var n = 0u; n < KEY_BLOCKS; n++) {  // unroll
-    var score: array<MatrixC, BLOCKS>;
+    var score = array<MatrixC, BLOCKS>();
     for (var d = 0u; d < HEAD_BLOCKS; d++) {  // unroll
       let keys = load_b_transposed(K_AT + n * MATRIX * ROW + d * MATRIX, ROW);
       for (var m = 0u; m < BLOCKS; m++) {  // unroll
@@ -130,7 +130,7 @@ fn multiply_keys(query: ptr<function, Query>, part: u32) {
 
 fn add_values(sum: ptr<function, Output>, part: u32) {
   for (var n = 0u; n < KEY_BLOCKS; n++) {  // unroll
-    var weights: array<MatrixA, BLOCKS>;
+    var weights = array<MatrixA, BLOCKS>();
     for (var m = 0u; m < BLOCKS; m++) {  // unroll
       weights[m] = load_a(WEIGHTS_AT + (part * PART_M + m * MATRIX) * WEIGHTS_ROW + n * MATRIX, WEIGHTS_ROW);
     }
@@ -313,7 +313,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_id) subgroup: u3
     let own_row = row / PART_M >= first && row / PART_M < first + subgroups;
 
     if thread < 2u { atomicStore(&grown[thread], 0u); }
-    var query: Query;
+    var query = Query();
     for (var round = 0u; round < QUERY_ROUNDS; round++) {
       load_query(thread, i0, round * QUERY_ROWS, q_first);
       workgroupBarrier();
@@ -329,8 +329,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_id) subgroup: u3
 
     var sum = Output();
     var state = Softmax(LOWEST, 0.0);
-    var keys: Fetched;
-    var values: Fetched;
+    var keys = Fetched();
+    var values = Fetched();
     var turn = 0u;
     if begin < end {
       fetch_keys(&keys, thread, begin, k_first);
@@ -344,7 +344,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_id) subgroup: u3
       workgroupBarrier();
       let scores = row * SUMS_ROW + share;
       let weights = WEIGHTS_AT + row * WEIGHTS_ROW + share;
-      var scale: f32;
+      var scale = 0.0;
       if is_masked(j0, plain, options) {
         scale = weigh_masked(&state, scores, weights, i0 + row, j0 + share);
       } else {

@@ -29,8 +29,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   var total = 0.0;
   var sum = vec4<f32>(0.0);
   for (var n = 0u; n < splits; n += 8u) {
-    var ends: array<vec4<f32>, 8>;    // the largest score of a part, and the sum of its weights
-    var values: array<vec4<f32>, 8>;
+    var ends = array<vec4<f32>, 8>();    // the largest score of a part, and the sum of its weights
+    var values = array<vec4<f32>, 8>();
     var higher = top;
     for (var a = 0u; a < 8u; a++) {  // unroll
       let at = first + min(n + a, splits - 1u) * step;

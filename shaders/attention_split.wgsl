@@ -110,7 +110,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let first = params.k_offset + (s.k_start + j0) * params.k_row + kv_head * params.k_head;
     var sum: array<vec4<f32>, QUERIES * KEYS_AHEAD>;
     for (var g = lane; g < groups; g += KEY_THREADS * GROUPS_AHEAD) {
-      var keys: array<vec4<f32>, AHEAD>;
+      var keys = array<vec4<f32>, AHEAD>();
       for (var a = 0u; a < KEYS_AHEAD; a++) {  // unroll
         let row = first + min(n0 + a, count - 1u) * params.k_row;
         for (var c = 0u; c < GROUPS_AHEAD; c++) {  // unroll
@@ -180,12 +180,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let first = params.v_offset + (s.k_start + j0) * params.v_row + kv_head * params.v_head;
   var sum: array<vec4<f32>, QUERIES>;
   for (var n = select(count, slice * AHEAD, slice < slices); n < count; n += slices * AHEAD) {
-    var values: array<vec4<f32>, AHEAD>;
+    var values = array<vec4<f32>, AHEAD>();
     for (var a = 0u; a < AHEAD; a++) {  // unroll
       values[a] = v4(first + min(n + a, count - 1u) * params.v_row, group * 4u);
     }
     for (var a = 0u; a < AHEAD; a++) {  // unroll
-      var bits: array<u32, QUERIES>;
+      var bits = array<u32, QUERIES>();
       var any = 0u;
       for (var i = 0u; i < QUERIES; i++) {  // unroll
         bits[i] = weights[i * KEYS + place(n + a)];

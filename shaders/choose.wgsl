@@ -254,7 +254,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     // Four under way at once; one that counts twice changes nothing.
     let first = params.maxima_offset + b * params.maxima_row;
     for (var group = thread; group < params.groups; group += THREADS * 4u) {
-      var most: array<vec2<u32>, 4>;
+      var most = array<vec2<u32>, 4>();
       for (var a = 0u; a < 4u; a++) {  // unroll
         let at = first + min(group + a * THREADS, params.groups - 1u) * params.maxima_group;
         most[a] = vec2<u32>(maxima[at], maxima[at + 1u]);

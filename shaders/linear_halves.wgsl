@@ -135,7 +135,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let working = part < PARTS;
     var sum = Accumulator();
     var maxima = Maxima();
-    var fetched: Fetched;
+    var fetched = Fetched();
     fetch(&fetched, thread, m0, n0, 0u);
     for (var k0 = 0u; k0 < params.d_in; k0 += TILE_K) {
       place(&fetched, &maxima, thread);

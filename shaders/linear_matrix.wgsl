@@ -126,7 +126,7 @@ fn multiply_tiles(sum: ptr<function, Accumulator>, part: u32) {
   let b_at = B_AT + part / PARTS_M * PART_N * ROW;
   for (var step = 0u; step < TILE_K / MATRIX; step++) {  // unroll
     let k = step * MATRIX;
-    var b: array<MatrixB, BLOCKS_N>;
+    var b = array<MatrixB, BLOCKS_N>();
     for (var j = 0u; j < BLOCKS_N; j++) {  // unroll
       b[j] = load_b_transposed(b_at + j * MATRIX * ROW + k, ROW);
     }
@@ -171,7 +171,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let part = first + subgroup;
     let working = part < PARTS;
     var sum = Accumulator();
-    var fetched: Fetched;
+    var fetched = Fetched();
     let places = places_of(thread, m0, n0);
     fetch(&fetched, places, thread, first_k());
     place(&fetched, thread, first_k());
@@ -188,7 +188,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       let n = n0 + i * 4u;
       put_operands(i * 4u, vec4<f16>(bias4(select(0u, n, n < params.d_out))));
     }
-    var residuals: Residuals;
+    var residuals = Residuals();
     residuals_of(&residuals, thread, m0, n0, 0u);
     for (var block = 0u; block < BLOCKS_M * BLOCKS_N; block++) {
       // One store for each matrix, of which one runs: no index that is only known at run time.

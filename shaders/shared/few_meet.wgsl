@@ -36,7 +36,7 @@ fn fold(rows: u32, thread: u32) {
 fn statistics(m: u32, rows: u32, pass_number: u32, thread: u32) {
   for (var r = 0u; r < rows; r++) {
     let start = x_start(m + r);
-    var moments: Moments;
+    var moments = Moments();
     for (var k = thread * 4u; k < params.d_in; k += THREADS * 4u) { moments = with_deviation(moments, x4(start, k), k, norms[r]); }
     partial[r * THREADS + place(thread)] = halves(moments);
   }
@@ -93,7 +93,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let n = first + (turn * GROUPS + thread / K_THREADS) * 4u;
     let weights = weight_starts(n);
     let end = select(0u, params.d_in, live && n < params.d_out);
-    var sums: Sums;
+    var sums = Sums();
     var k = own * 4u;
     if CHUNK > 0u {
       for (; k < min(staged_k, end); k += K_THREADS * 4u) { sums[0] = product(staged[k / 4u], weights4x4(weights, k), sums[0]); }

@@ -109,7 +109,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(subgroup_size) subgroup: 
   var norm = norm_at(0.0);
   if params.norm == 1u { norm.x = widened(x[start]).x; }
   for (var stage = select(2u, params.norm - 1u, live); stage < 2u; stage++) {
-    var moments: Moments;
+    var moments = Moments();
     for (var a = 0u; a < AHEAD; a++) {  // unroll
       let k = (thread + a * STEP) * LANES;
       if k < params.d_in { moments = with_deviation(moments, widened(parts[a].x), k, norm); }

@@ -13,7 +13,7 @@ fn add_scores(scores: ptr<function, Scores>, tx: u32, ty: u32, depth: u32) {
   for (var d4 = 0u; d4 < TILE_K / 4u; d4++) {
     for (var c = 0u; c < 4u; c++) {  // unroll
       let d = d4 * 4u + c;
-      var b: array<vec4<f32>, SCORE_GROUPS>;
+      var b = array<vec4<f32>, SCORE_GROUPS>();
       for (var g = 0u; g < SCORE_GROUPS; g++) {  // unroll
         b[g] = b_at(d * SCORE_GROUPS + g, swizzle_b(tx, d4));
       }
@@ -35,7 +35,7 @@ fn add_values(sum: ptr<function, Output>, tx: u32, ty: u32, depth: u32) {
   for (var key4 = 0u; key4 < WRITERS; key4++) {
     for (var c = 0u; c < 4u; c++) {  // unroll
       let key = key4 * 4u + c;
-      var b: array<vec4<f32>, VALUE_GROUPS>;
+      var b = array<vec4<f32>, VALUE_GROUPS>();
       for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
         b[j] = b_at(key * VALUE_GROUPS + j, tx);
       }

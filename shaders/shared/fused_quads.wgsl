@@ -15,7 +15,7 @@ fn put_b(row: u32, group: u32, v: vec4<f32>) { b_tile[row * GROUPS_N + group] = 
 
 fn add_scores(scores: ptr<function, Scores>, tx: u32, ty: u32, depth: u32) {
   for (var d = 0u; d < depth; d += 4u) {
-    var a4: array<vec4<f32>, ROW_GROUPS>;
+    var a4 = array<vec4<f32>, ROW_GROUPS>();
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
       a4[i] = a_at(d + place, swizzle_a(ty + i * GROUPS_M, d / 4u));
     }
@@ -34,12 +34,12 @@ fn add_scores(scores: ptr<function, Scores>, tx: u32, ty: u32, depth: u32) {
 
 fn add_values(sum: ptr<function, Output>, tx: u32, ty: u32, depth: u32) {
   for (var key = 0u; key < depth; key += 4u) {
-    var a4: array<vec4<f32>, ROW_GROUPS>;
+    var a4 = array<vec4<f32>, ROW_GROUPS>();
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
       a4[i] = a_at(key + place, swizzle_a(ty + i * GROUPS_M, key / 4u));
     }
     for (var c = 0u; c < 4u; c++) {  // unroll
-      var b: array<vec4<f32>, VALUE_GROUPS>;
+      var b = array<vec4<f32>, VALUE_GROUPS>();
       for (var j = 0u; j < VALUE_GROUPS; j++) {  // unroll
         b[j] = b_at((key + c) * VALUE_GROUPS + j, tx);
       }

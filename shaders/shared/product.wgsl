@@ -4,7 +4,7 @@ fn multiply_tiles(sum: ptr<function, Accumulator>, tx: u32, ty: u32) {
   for (var k = 0u; k < TILE_K; k += UNROLL) {
     for (var c = 0u; c < UNROLL; c++) {  // unroll
       let k4 = k / 4u + c / 4u;
-      var b: array<vec4<f32>, COLUMN_GROUPS>;
+      var b = array<vec4<f32>, COLUMN_GROUPS>();
       for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
         b[j] = b_tile[k / UNROLL][c][swizzle_b(tx + j * GROUPS_N, k4)];
       }

@@ -4,13 +4,13 @@
 fn multiply_tiles(sum: ptr<function, Accumulator>, tx: u32, ty: u32) {
   for (var k = 0u; k < TILE_K; k += 4u) {
     let mine = k + place;
-    var a4: array<vec4<f32>, ROW_GROUPS>;
+    var a4 = array<vec4<f32>, ROW_GROUPS>();
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
       a4[i] = a_tile[mine / UNROLL][mine % UNROLL][swizzle_a(ty + i * GROUPS_M, k / 4u)];
     }
     for (var c = 0u; c < 4u; c++) {  // unroll
       let at_k = k + c;
-      var b: array<vec4<f32>, COLUMN_GROUPS>;
+      var b = array<vec4<f32>, COLUMN_GROUPS>();
       for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
         b[j] = b_tile[at_k / UNROLL][at_k % UNROLL][swizzle_b(tx + j * GROUPS_N, k / 4u)];
       }
