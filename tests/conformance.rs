@@ -51,7 +51,7 @@ use tileformer::convenience::Setup;
 /// A machine without an adapter fails here: a test that skips itself tests nothing.
 fn session() -> &'static Session {
     static SESSION: OnceLock<Session> = OnceLock::new();
-    SESSION.get_or_init(|| Session::open(&Setup::default()).expect("a device; a software one will do"))
+    SESSION.get_or_init(|| pollster::block_on(Session::open(&Setup::default())).expect("a device; a software one will do"))
 }
 
 fn folder(name: &str) -> PathBuf {
@@ -63,7 +63,7 @@ fn run_folder(name: &str, allowed: &[&str]) -> Tally {
     let mut tally = Tally::default();
     let mut bad = Vec::new();
     for file in suite::files(&folder(name)).expect("cases") {
-        let verdict = suite::run_file(session(), &file);
+        let verdict = pollster::block_on(suite::run_file(session(), &file));
         tally.count(&verdict);
         match verdict {
             Verdict::Passed(_) => {}
@@ -121,7 +121,7 @@ fn verdict(file: &str, change: impl FnOnce(&mut Parts)) -> Verdict {
     let views = parts.0.iter().map(|(name, t)| (name, TensorView::new(t.dtype, t.sizes.clone(), &t.bytes).expect(name)));
     let bytes = safetensors::serialize(views, Some(parts.1)).expect("a file");
     match Case::parse(&bytes) {
-        Ok(case) => suite::run_case(session(), &case),
+        Ok(case) => pollster::block_on(suite::run_case(session(), &case)),
         Err(stop) => stop.into(),
     }
 }
@@ -241,7 +241,7 @@ fn corrupt_files_fail() {
     assert!(!fails(&whole));
     assert!((0..whole.len()).step_by(7).all(|end| fails(&whole[..end])));
     assert!(fails(&[0xff; 64]) && fails(b"not a tensor in sight"));
-    assert_fails(&suite::run_file(session(), &folder("nowhere.safetensors")), "");
+    assert_fails(&pollster::block_on(suite::run_file(session(), &folder("nowhere.safetensors"))), "");
     assert!(suite::files(&folder("../../../src")).is_err(), "a folder without cases");
 }
 

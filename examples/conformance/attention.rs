@@ -140,7 +140,7 @@ impl Heads {
     }
 
     /// Scores, attention weights and the weighted values.
-    pub(crate) fn attend(&self, session: &Session, visible: &Visible) -> Outcome<Attended> {
+    pub(crate) async fn attend(&self, session: &Session, visible: &Visible) -> Outcome<Attended> {
         let sizes = self.sizes()?;
         let BatchShape { sequences: batch, longest_q, q_rows, k_rows, .. } = sizes.shape;
         let options = visible.options();
@@ -162,13 +162,13 @@ impl Heads {
         let mut feeds = Feeds::new();
         feeds.f32("q", &self.q).f32("k", &self.k).f32("v", &self.v);
         visible.feed(&mut feeds, "");
-        let written = session.run(&b.finish()?, &feeds)?;
+        let written = session.run(&b.finish()?, &feeds).await?;
         let y = written.get("y")?.reshape(&[batch, longest_q, sizes.n_heads, sizes.value_head_size])?;
         Ok(Attended { scores: written.get("scores")?, weights: written.get("weights")?, y })
     }
 
     /// The scores of all keys before masks: only scale and softcap of the options count -> (B, NH, T, S)
-    pub(crate) fn raw_scores(&self, session: &Session, options: &AttentionOptions) -> Outcome<Array<f32>> {
+    pub(crate) async fn raw_scores(&self, session: &Session, options: &AttentionOptions) -> Outcome<Array<f32>> {
         let sizes = self.sizes()?;
         let plain = AttentionOptions { scale: options.scale, softcap: options.softcap, ..AttentionOptions::default() };
         let mut b = session.builder("scores")?;
@@ -176,6 +176,6 @@ impl Heads {
         let k = input(&mut b, "k", &[sizes.shape.k_rows, sizes.n_kv_heads, sizes.head_size])?;
         let scores = wide_output(&mut b, "scores", &sizes.scores())?;
         b.attention_scores("scores", &AttentionScores { q, k, visibility: Visibility::new(plain), scores })?;
-        session.run(&b.finish()?, Feeds::new().f32("q", &self.q).f32("k", &self.k))?.get("scores")
+        session.run(&b.finish()?, Feeds::new().f32("q", &self.q).f32("k", &self.k)).await?.get("scores")
     }
 }

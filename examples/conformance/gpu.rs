@@ -81,8 +81,8 @@ impl Written {
 }
 
 impl Session {
-    pub(crate) fn open(setup: &Setup) -> tileformer::Result<Self> {
-        let gpu = Gpu::open(setup)?;
+    pub(crate) async fn open(setup: &Setup) -> tileformer::Result<Self> {
+        let gpu = Gpu::open_async(setup).await?;
         let kernels = Kernels::new(&gpu.device, Options::default())?;
         Ok(Self { gpu, kernels, storage: Element::F32 })
     }
@@ -110,16 +110,16 @@ impl Session {
     }
 
     /// Runs a program once. Outputs hold NaN before, so that an element which nothing writes is found out.
-    pub(crate) fn run(&self, program: &Program, feeds: &Feeds<'_>) -> Outcome<Written> {
+    pub(crate) async fn run(&self, program: &Program, feeds: &Feeds<'_>) -> Outcome<Written> {
         let mut bindings = Bindings::new();
         for (name, role, element, layout) in program.tensors().filter(|(_, role, ..)| *role != Role::Output) {
             bindings.set(name, self.upload(element, layout, feeds.get(name, role, layout)?)?);
         }
-        self.run_bound(program, bindings)
+        self.run_bound(program, bindings).await
     }
 
     /// Runs a model's program once, over its weights and these words.
-    pub(crate) fn run_model(
+    pub(crate) async fn run_model(
         &self,
         program: &Program,
         mut bindings: Bindings,
@@ -134,11 +134,11 @@ impl Session {
             };
             bindings.set(name, self.gpu.upload_u32(layout.sizes(), words)?);
         }
-        self.run_bound(program, bindings)
+        self.run_bound(program, bindings).await
     }
 
     /// Adds the outputs, runs, and reads them.
-    fn run_bound(&self, program: &Program, mut bindings: Bindings) -> Outcome<Written> {
+    async fn run_bound(&self, program: &Program, mut bindings: Bindings) -> Outcome<Written> {
         let mut outputs = Vec::new();
         for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Output) {
             let view = self.gpu.upload_floats(element, layout.sizes(), &vec![f32::NAN; layout.len()])?;
@@ -148,7 +148,7 @@ impl Session {
         self.gpu.run(&program.bind(&bindings)?)?;
         let mut written = Written::default();
         for (name, view) in outputs {
-            let array = Array::new(view.layout().sizes(), self.gpu.read_f32(&view)?)?;
+            let array = Array::new(view.layout().sizes(), self.gpu.read_f32_async(&view).await?)?;
             written.arrays.insert(name.to_owned(), array);
         }
         Ok(written)

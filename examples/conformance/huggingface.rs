@@ -15,26 +15,46 @@ use super::huggingface_seq2seq;
 use super::judge::{Outcome, Results, failed, unsupported};
 
 /// A model with its inputs, ready to be run anywhere.
-pub(crate) trait Model {
-    /// Every expected output that is known, from the GPU.
-    fn on_gpu(&self, session: &Session) -> Outcome<Results>;
-
-    /// The same from the CPU reference.
-    fn on_reference(&self) -> Outcome<Results>;
+pub(crate) enum Model {
+    Bert(Box<Run>),
+    Causal(Box<huggingface_causal::Run>),
+    Seq2Seq(Box<huggingface_seq2seq::Run>),
 }
 
-/// Reads a case.
-pub(crate) fn read(case: &Case) -> Outcome<Box<dyn Model>> {
-    match case.text("op")? {
-        "BertForPreTraining" => Ok(Box::new(Run::new(case)?)),
-        "GPT2LMHeadModel" | "LlamaForCausalLM" => Ok(Box::new(huggingface_causal::Run::new(case)?)),
-        "MarianMTModel" | "BartForConditionalGeneration" => Ok(Box::new(huggingface_seq2seq::Run::new(case)?)),
-        other => unsupported(format!("model {other}")),
+impl Model {
+    /// Reads a case.
+    pub(crate) fn read(case: &Case) -> Outcome<Self> {
+        match case.text("op")? {
+            "BertForPreTraining" => Ok(Self::Bert(Box::new(Run::new(case)?))),
+            "GPT2LMHeadModel" | "LlamaForCausalLM" => Ok(Self::Causal(Box::new(huggingface_causal::Run::new(case)?))),
+            "MarianMTModel" | "BartForConditionalGeneration" => {
+                Ok(Self::Seq2Seq(Box::new(huggingface_seq2seq::Run::new(case)?)))
+            }
+            other => unsupported(format!("model {other}")),
+        }
+    }
+
+    /// Every expected output that is known, from the GPU.
+    pub(crate) async fn on_gpu(&self, session: &Session) -> Outcome<Results> {
+        match self {
+            Self::Bert(run) => run.on_gpu(session).await,
+            Self::Causal(run) => run.on_gpu(session).await,
+            Self::Seq2Seq(run) => run.on_gpu(session).await,
+        }
+    }
+
+    /// The same from the CPU reference.
+    pub(crate) fn on_reference(&self) -> Outcome<Results> {
+        match self {
+            Self::Bert(run) => run.on_reference(),
+            Self::Causal(run) => run.on_reference(),
+            Self::Seq2Seq(run) => run.on_reference(),
+        }
     }
 }
 
 /// A BERT with its inputs.
-struct Run {
+pub(crate) struct Run {
     checkpoint: Checkpoint,
     bert: Bert,
     /// (B · T)
@@ -112,10 +132,8 @@ impl Run {
         };
         self.outputs.iter().map(named).collect()
     }
-}
 
-impl Model for Run {
-    fn on_gpu(&self, session: &Session) -> Outcome<Results> {
+    async fn on_gpu(&self, session: &Session) -> Outcome<Results> {
         let inputs = Inputs::new(self.shape).with_storage(session.storage());
         let program = self.bert.program(session.kernels(), &inputs, &self.wanted())?;
         let words = |values: &[u32]| values.to_vec();
@@ -126,7 +144,7 @@ impl Model for Run {
         ]);
         feeds.extend(self.key_mask.as_deref().map(|mask| ("key_mask", words(mask))));
         let bindings = session.gpu().upload_checkpoint(&[&program], &self.checkpoint, &self.bert.weights(), |_| {})?;
-        let written = session.run_model(&program, bindings, &feeds)?;
+        let written = session.run_model(&program, bindings, &feeds).await?;
         self.named(|name, _| written.get(name))
     }
 

@@ -11,7 +11,7 @@ use super::case::Case;
 use super::gpu::Session;
 use super::greedy::{Choice, Texts, expect_plain, ids_of};
 use super::host::Array;
-use super::huggingface::{Attended, Model, like_ids, words};
+use super::huggingface::{Attended, like_ids, words};
 use super::judge::{Outcome, Results, failed, unsupported};
 
 /// A model with its inputs, ready to be run anywhere.
@@ -119,7 +119,7 @@ impl Run {
     }
 
     /// The new tokens of all texts (steps, rows), greedily, through prefill and step.
-    fn generate(&self, session: &Session, texts: &Texts) -> Outcome<Vec<u32>> {
+    async fn generate(&self, session: &Session, texts: &Texts) -> Outcome<Vec<u32>> {
         let (gpu, kernels) = (session.gpu(), session.kernels());
         let mut model = self.model.clone();
         model.layer.attention.options.key_mask = false;
@@ -150,7 +150,8 @@ impl Run {
         texts.bind(gpu, generator.embedding.vocabulary, &mut bindings)?;
         let plan = step.bind(&bindings.known_to(&step))?;
         let mut tokens = Vec::new();
-        for chunk in gpu.decode(&plan, steps, tileformer::convenience::CHUNK_STEPS)? {
+        let mut decoding = gpu.decode(&plan, steps, tileformer::convenience::CHUNK_STEPS)?;
+        while let Some(chunk) = decoding.next_async().await {
             tokens.extend(chunk?.tokens);
         }
         Ok(tokens)
@@ -169,10 +170,8 @@ impl Run {
         };
         self.outputs.iter().map(named).collect()
     }
-}
 
-impl Model for Run {
-    fn on_gpu(&self, session: &Session) -> Outcome<Results> {
+    pub(super) async fn on_gpu(&self, session: &Session) -> Outcome<Results> {
         let mut results = Vec::new();
         if !self.outputs.is_empty() {
             let inputs = Inputs::new(self.shape).with_storage(session.storage());
@@ -180,18 +179,18 @@ impl Model for Run {
             let bindings = session.gpu().upload_causal(&[&program], &self.checkpoint, &self.model, |_| {})?;
             let mut feeds = vec![("ids", self.ids.clone()), ("sequences", self.attended.sequences.words().to_vec())];
             feeds.extend(self.attended.key_mask.as_ref().map(|mask| ("key_mask", mask.clone())));
-            let written = session.run_model(&program, bindings, &feeds.into_iter().collect())?;
+            let written = session.run_model(&program, bindings, &feeds.into_iter().collect()).await?;
             results = self.named(|name, _| written.get(name))?;
         }
         for texts in &self.texts {
-            let (tokens, rows) = (self.generate(session, texts)?, texts.rows().len());
+            let (tokens, rows) = (self.generate(session, texts).await?, texts.rows().len());
             let of_row = |row: usize| tokens.iter().skip(row).step_by(rows).copied().collect();
             results.push(texts.output(&(0..rows).map(of_row).collect::<Vec<_>>())?);
         }
         Ok(results)
     }
 
-    fn on_reference(&self) -> Outcome<Results> {
+    pub(super) fn on_reference(&self) -> Outcome<Results> {
         let mut results = Vec::new();
         if !self.outputs.is_empty() {
             let wanted = self.wanted();

@@ -12,7 +12,7 @@ use super::case::Case;
 use super::gpu::Session;
 use super::greedy::{Choice, Texts, expect_plain, ids_of};
 use super::host::Array;
-use super::huggingface::{Attended, Model, like_ids, words};
+use super::huggingface::{Attended, like_ids, words};
 use super::judge::{Outcome, Results, failed, unsupported};
 
 /// The name of the expected texts.
@@ -129,7 +129,7 @@ impl Run {
     }
 
     /// The tokens behind the start of every text (B, length − 1), greedily, through encode, remember and step.
-    fn generate(&self, session: &Session, texts: &Texts) -> Outcome<Vec<Vec<u32>>> {
+    async fn generate(&self, session: &Session, texts: &Texts) -> Outcome<Vec<Vec<u32>>> {
         let (gpu, kernels, generator) = (session.gpu(), session.kernels(), self.model.generator());
         let BatchShape { sequences: rows, k_rows, longest_k, .. } = self.shape;
         let tokens = self.model.tokens;
@@ -165,7 +165,8 @@ impl Run {
         }
         let plan = step.bind(&bindings.known_to(&step))?;
         let mut made = vec![Vec::new(); rows];
-        for chunk in gpu.decode(&plan, steps, CHUNK_STEPS)? {
+        let mut decoding = gpu.decode(&plan, steps, CHUNK_STEPS)?;
+        while let Some(chunk) = decoding.next_async().await {
             for ids in chunk?.tokens.chunks_exact(rows) {
                 made.iter_mut().zip(ids).for_each(|(text, &id)| text.push(id));
             }
@@ -191,10 +192,8 @@ impl Run {
         };
         self.outputs.iter().map(named).collect()
     }
-}
 
-impl Model for Run {
-    fn on_gpu(&self, session: &Session) -> Outcome<Results> {
+    pub(super) async fn on_gpu(&self, session: &Session) -> Outcome<Results> {
         let mut results = Vec::new();
         if !self.outputs.is_empty() {
             let inputs = Inputs::new(self.shape).with_storage(session.storage());
@@ -210,16 +209,16 @@ impl Model for Run {
             let masks = ["source.key_mask", "cross.key_mask"];
             feeds.extend(self.attended.key_mask.iter().flat_map(|mask| masks.map(|name| (name, mask.clone()))));
             let bindings = self.upload(session, &[&program])?;
-            let written = session.run_model(&program, bindings, &feeds.into_iter().collect())?;
+            let written = session.run_model(&program, bindings, &feeds.into_iter().collect()).await?;
             results = self.named(|name, _| written.get(name))?;
         }
         if let Some(texts) = &self.texts {
-            results.push(texts.output(&self.generate(session, texts)?)?);
+            results.push(texts.output(&self.generate(session, texts).await?)?);
         }
         Ok(results)
     }
 
-    fn on_reference(&self) -> Outcome<Results> {
+    pub(super) fn on_reference(&self) -> Outcome<Results> {
         let mut results = Vec::new();
         if !self.outputs.is_empty() {
             let wanted = self.wanted();

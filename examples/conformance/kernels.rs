@@ -44,7 +44,12 @@ pub(crate) struct Epilogue<'a> {
 }
 
 /// x (batch, rows, d_in) · Wᵀ of weight (batch, d_out, d_in), batch by batch -> (batch, rows, d_out)
-pub(crate) fn linear(session: &Session, x: &Array<f32>, weight: &Array<f32>, epilogue: Epilogue<'_>) -> Outcome<Array<f32>> {
+pub(crate) async fn linear(
+    session: &Session,
+    x: &Array<f32>,
+    weight: &Array<f32>,
+    epilogue: Epilogue<'_>,
+) -> Outcome<Array<f32>> {
     let [batch, rows, d_in] = x.dims("x")?;
     let [weights, d_out, inner] = weight.dims("weight")?;
     if (weights, inner) != (batch, d_in) {
@@ -76,11 +81,11 @@ pub(crate) fn linear(session: &Session, x: &Array<f32>, weight: &Array<f32>, epi
         let product = Linear::new(part(x_rows, rows)?, part(w_rows, d_out)?, part(y, rows)?);
         b.linear("linear", &Linear { bias, residual, ..product })?;
     }
-    session.run(&b.finish()?, &feeds)?.get("y")?.reshape(&sizes)
+    session.run(&b.finish()?, &feeds).await?.get("y")?.reshape(&sizes)
 }
 
 /// Rows of any rank, projected: x (…, d_in) -> (…, d_out)
-pub(crate) fn project(
+pub(crate) async fn project(
     session: &Session,
     x: &Array<f32>,
     weight: &Array<f32>,
@@ -93,11 +98,11 @@ pub(crate) fn project(
     *last = d_out;
     let rows = x.sizes()[..x.sizes().len() - 1].iter().product();
     let (x, weight) = (x.clone().reshape(&[1, rows, d_in])?, weight.clone().reshape(&[1, d_out, d_in])?);
-    linear(session, &x, &weight, Epilogue { bias, residual: None })?.reshape(&sizes)
+    linear(session, &x, &weight, Epilogue { bias, residual: None }).await?.reshape(&sizes)
 }
 
 /// Every element through an activation.
-pub(crate) fn activation(session: &Session, x: &Array<f32>, activation: Activation) -> Outcome<Array<f32>> {
+pub(crate) async fn activation(session: &Session, x: &Array<f32>, activation: Activation) -> Outcome<Array<f32>> {
     if x.is_empty() {
         return Ok(x.clone());
     }
@@ -106,11 +111,16 @@ pub(crate) fn activation(session: &Session, x: &Array<f32>, activation: Activati
     let mut b = session.builder("activation")?;
     let (rows, y) = (input(&mut b, "x", &sizes)?, output(&mut b, "y", &sizes)?);
     b.activation("activation", &ActivationRows { x: rows, activation, y })?;
-    session.run(&b.finish()?, Feeds::new().f32("x", x))?.get("y")?.reshape(x.sizes())
+    session.run(&b.finish()?, Feeds::new().f32("x", x)).await?.get("y")?.reshape(x.sizes())
 }
 
 /// activation(gate) · up.
-pub(crate) fn gate(session: &Session, gate: &Array<f32>, up: &Array<f32>, activation: Activation) -> Outcome<Array<f32>> {
+pub(crate) async fn gate(
+    session: &Session,
+    gate: &Array<f32>,
+    up: &Array<f32>,
+    activation: Activation,
+) -> Outcome<Array<f32>> {
     if gate.sizes() != up.sizes() {
         return failed(format!("{:?} and {:?} do not gate each other", gate.sizes(), up.sizes()));
     }
@@ -127,11 +137,11 @@ pub(crate) fn gate(session: &Session, gate: &Array<f32>, up: &Array<f32>, activa
         y: output(&mut b, "y", &sizes)?,
     };
     b.gate("gate", &args)?;
-    session.run(&b.finish()?, Feeds::new().f32("gate", gate).f32("up", up))?.get("y")?.reshape(gate.sizes())
+    session.run(&b.finish()?, Feeds::new().f32("gate", gate).f32("up", up)).await?.get("y")?.reshape(gate.sizes())
 }
 
 /// Rotary positions of x (rows, heads, size), with cosines and sines (P, turned) and a position for each row.
-pub(crate) fn rotary(
+pub(crate) async fn rotary(
     session: &Session,
     x: &Array<f32>,
     table: &Array<f32>,
@@ -155,11 +165,11 @@ pub(crate) fn rotary(
     b.rotary("rotary", &args)?;
     let mut feeds = Feeds::new();
     feeds.f32("x", x).f32("table", table).u32("positions", positions);
-    session.run(&b.finish()?, &feeds)?.get("y")?.reshape(x.sizes())
+    session.run(&b.finish()?, &feeds).await?.get("y")?.reshape(x.sizes())
 }
 
 /// Softmax over the last dimension of x (rows, columns).
-pub(crate) fn softmax(session: &Session, x: &Array<f32>) -> Outcome<Array<f32>> {
+pub(crate) async fn softmax(session: &Session, x: &Array<f32>) -> Outcome<Array<f32>> {
     let [rows, columns] = x.dims("x")?;
     if x.is_empty() {
         return Ok(x.clone());
@@ -170,17 +180,17 @@ pub(crate) fn softmax(session: &Session, x: &Array<f32>) -> Outcome<Array<f32>> 
     let y = wide_output(&mut b, "y", &sizes)?;
     let visibility = Visibility::new(AttentionOptions { scale: Some(1.0), ..AttentionOptions::default() });
     b.masked_softmax("softmax", &MaskedSoftmax { x: scores, visibility, y })?;
-    session.run(&b.finish()?, Feeds::new().f32("x", x))?.get("y")?.reshape(x.sizes())
+    session.run(&b.finish()?, Feeds::new().f32("x", x)).await?.get("y")?.reshape(x.sizes())
 }
 
 /// Softmax over any dimension.
-pub(crate) fn softmax_over(session: &Session, x: &Array<f32>, over: i64) -> Outcome<Array<f32>> {
+pub(crate) async fn softmax_over(session: &Session, x: &Array<f32>, over: i64) -> Outcome<Array<f32>> {
     let sizes = x.sizes().to_vec();
     let x = if sizes.is_empty() { x.clone().with_rank(1)? } else { x.clone() };
     let (last, over) = (x.sizes().len() - 1, axis(over, x.sizes().len())?);
     let turned = x.swap(over, last)?;
     let (columns, rows) = (turned.columns(), turned.sizes()[..last].iter().product());
-    let flat = softmax(session, &turned.clone().reshape(&[rows, columns])?)?;
+    let flat = softmax(session, &turned.clone().reshape(&[rows, columns])?).await?;
     flat.reshape(turned.sizes())?.swap(over, last)?.reshape(&sizes)
 }
 
@@ -193,7 +203,7 @@ pub(crate) struct Normed {
 }
 
 /// Layer norm or RMS norm over the last dimension of x (rows, columns); weight and bias are (columns).
-pub(crate) fn layer_norm(
+pub(crate) async fn layer_norm(
     session: &Session,
     x: &Array<f32>,
     [weight, bias]: [Option<&Array<f32>>; 2],
@@ -222,12 +232,12 @@ pub(crate) fn layer_norm(
         NormKind::Layer => b.layer_norm("layer norm", &args)?,
         NormKind::Rms => b.rms_norm("RMS norm", &args)?,
     }
-    let written = session.run(&b.finish()?, &feeds)?;
+    let written = session.run(&b.finish()?, &feeds).await?;
     Ok(Normed { y: written.get("y")?, statistics: written.get("statistics")? })
 }
 
 /// Rows of a table (rows, columns) by ids -> (ids, columns).
-pub(crate) fn embedding(session: &Session, table: &Array<f32>, ids: &[i64]) -> Outcome<Array<f32>> {
+pub(crate) async fn embedding(session: &Session, table: &Array<f32>, ids: &[i64]) -> Outcome<Array<f32>> {
     let [rows, columns] = table.dims("table")?;
     let id = |&id: &i64| match u32::try_from(id) {
         Ok(found) if (found as usize) < rows => Ok(found),
@@ -243,5 +253,5 @@ pub(crate) fn embedding(session: &Session, table: &Array<f32>, ids: &[i64]) -> O
     let token = b.weight("table", Layout::contiguous(&[rows, columns])?)?;
     let y = output(&mut b, "y", &sizes)?;
     b.embedding("embedding", &EmbeddingRows::new(row_ids, token, y))?;
-    session.run(&b.finish()?, Feeds::new().f32("table", table).u32("ids", ids))?.get("y")
+    session.run(&b.finish()?, Feeds::new().f32("table", table).u32("ids", ids)).await?.get("y")
 }

@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     if args.list_adapters {
         return list_adapters();
     }
-    let session = match gpu::Session::open(&Setup { adapter: args.adapter, ..Setup::default() }) {
+    let session = match pollster::block_on(gpu::Session::open(&Setup { adapter: args.adapter, ..Setup::default() })) {
         Ok(session) => session,
         Err(error) => {
             eprintln!("{error}");
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
         match suite::files(path) {
             Ok(files) => {
                 for file in files {
-                    report(&suite::name(&file), &suite::run_file(&session, &file), &mut tally);
+                    report(&suite::name(&file), &pollster::block_on(suite::run_file(&session, &file)), &mut tally);
                 }
             }
             Err(reason) => report(&path.display().to_string(), &Verdict::Failed(reason), &mut tally),

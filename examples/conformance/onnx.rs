@@ -69,27 +69,27 @@ impl<'a> Node<'a> {
 }
 
 /// Runs a case of ONNX's suite.
-pub(crate) fn run(session: &Session, case: &Case) -> Outcome<Results> {
+pub(crate) async fn run(session: &Session, case: &Case) -> Outcome<Results> {
     let node = Node::new(case)?;
     let outputs = match case.text("op")? {
-        "Attention" => onnx_attention::attention(session, &node)?,
-        "LayerNormalization" => normalization(session, &node, NormKind::Layer)?,
-        "RMSNormalization" => normalization(session, &node, NormKind::Rms)?,
-        "Softmax" => vec![softmax(session, &node)?],
-        "Gelu" => vec![gelu(session, &node)?],
-        "Relu" => vec![kernels::activation(session, node.float(0)?, Activation::Relu)?],
-        "MatMul" => vec![mat_mul(session, node.float(0)?, node.float(1)?)?],
-        "Gemm" => vec![gemm(session, &node)?],
-        "Gather" => vec![gather(session, &node)?],
-        "RotaryEmbedding" => vec![rotary(session, &node)?],
-        "SwiGLU" => vec![kernels::gate(session, node.float(0)?, node.float(1)?, Activation::Silu)?],
+        "Attention" => onnx_attention::attention(session, &node).await?,
+        "LayerNormalization" => normalization(session, &node, NormKind::Layer).await?,
+        "RMSNormalization" => normalization(session, &node, NormKind::Rms).await?,
+        "Softmax" => vec![softmax(session, &node).await?],
+        "Gelu" => vec![gelu(session, &node).await?],
+        "Relu" => vec![kernels::activation(session, node.float(0)?, Activation::Relu).await?],
+        "MatMul" => vec![mat_mul(session, node.float(0)?, node.float(1)?).await?],
+        "Gemm" => vec![gemm(session, &node).await?],
+        "Gather" => vec![gather(session, &node).await?],
+        "RotaryEmbedding" => vec![rotary(session, &node).await?],
+        "SwiGLU" => vec![kernels::gate(session, node.float(0)?, node.float(1)?, Activation::Silu).await?],
         other => return unsupported(format!("operator {other}")),
     };
     Ok(node.results(outputs))
 }
 
 /// The norm over all dimensions from `axis` on, with mean and inverse deviation.
-fn normalization(session: &Session, node: &Node<'_>, kind: NormKind) -> Outcome<Vec<Array<f32>>> {
+async fn normalization(session: &Session, node: &Node<'_>, kind: NormKind) -> Outcome<Vec<Array<f32>>> {
     let (x, weight, bias) = (node.float(0)?, node.float(1)?, node.optional(2)?);
     let from = axis(node.attributes.int("axis")?.unwrap_or(-1), x.sizes().len())?;
     let (outer, inner) = x.sizes().split_at(from);
@@ -98,7 +98,7 @@ fn normalization(session: &Session, node: &Node<'_>, kind: NormKind) -> Outcome<
     let (weight, bias) = (vector(weight)?, bias.map(vector).transpose()?);
     let eps = node.attributes.float("epsilon")?.unwrap_or(1e-5);
     let flat = x.clone().reshape(&[rows, columns])?;
-    let normed = kernels::layer_norm(session, &flat, [Some(&weight), bias.as_ref()], (kind, eps))?;
+    let normed = kernels::layer_norm(session, &flat, [Some(&weight), bias.as_ref()], (kind, eps)).await?;
     let reduced = [outer, &vec![1; inner.len()]].concat();
     let statistics = normed.statistics.swap(0, 1)?;
     let statistic = |i: usize| statistics.narrow(i, 1)?.reshape(&reduced);
@@ -106,7 +106,7 @@ fn normalization(session: &Session, node: &Node<'_>, kind: NormKind) -> Outcome<
 }
 
 /// Heads turned by positions, which are ids into the caches of cosines and sines, or the rows themselves.
-fn rotary(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+async fn rotary(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
     let (x, cos, sin) = (node.float(0)?, node.float(1)?, node.float(2)?);
     // (B, NH, T, HS), or (B, T, NH · HS) with the number of heads as an attribute
     let rows = match x.sizes() {
@@ -133,34 +133,34 @@ fn rotary(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
     let pairs = cos.values().chunks(half).zip(sin.values().chunks(half));
     let table = Array::new(&[caches, 2 * half], pairs.flat_map(|(c, s)| [c, s].concat()).collect())?;
     let order = if node.attributes.flag("interleaved")? { RotaryOrder::Interleaved } else { RotaryOrder::Halves };
-    let turned = kernels::rotary(session, &rows.reshape(&[batch * t, heads, size])?, &table, order, positions)?;
+    let turned = kernels::rotary(session, &rows.reshape(&[batch * t, heads, size])?, &table, order, positions).await?;
     let y = turned.reshape(&[batch, t, heads, size])?;
     if x.sizes().len() == 4 { y.swap(1, 2) } else { y.reshape(x.sizes()) }
 }
 
 /// Before opset 13 all dimensions from the axis on are one.
-fn softmax(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+async fn softmax(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
     let x = node.float(0)?;
     let wanted = node.attributes.int("axis")?;
     if node.opset >= 13 {
-        return kernels::softmax_over(session, x, wanted.unwrap_or(-1));
+        return kernels::softmax_over(session, x, wanted.unwrap_or(-1)).await;
     }
     let (outer, inner) = x.sizes().split_at(axis(wanted.unwrap_or(1), x.sizes().len())?);
     let flat = x.clone().reshape(&[outer.iter().product(), inner.iter().product()])?;
-    kernels::softmax(session, &flat)?.reshape(x.sizes())
+    kernels::softmax(session, &flat).await?.reshape(x.sizes())
 }
 
-fn gelu(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+async fn gelu(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
     let kind = match node.attributes.text("approximate")?.unwrap_or("none") {
         "none" => Activation::Gelu,
         "tanh" => Activation::GeluTanh,
         other => return failed(format!("approximate: expected none or tanh, found {other}")),
     };
-    kernels::activation(session, node.float(0)?, kind)
+    kernels::activation(session, node.float(0)?, kind).await
 }
 
 /// numpy's matmul: operands of one dimension are a row and a column, leading dimensions are batches and broadcast.
-fn mat_mul(session: &Session, a: &Array<f32>, b: &Array<f32>) -> Outcome<Array<f32>> {
+async fn mat_mul(session: &Session, a: &Array<f32>, b: &Array<f32>) -> Outcome<Array<f32>> {
     let row = a.sizes().len() == 1;
     let a = if row { a.clone().with_rank(2)? } else { a.clone() };
     let column = b.sizes().len() == 1;
@@ -171,12 +171,12 @@ fn mat_mul(session: &Session, a: &Array<f32>, b: &Array<f32>) -> Outcome<Array<f
     let weight = b.swap(b_batch.len(), b_batch.len() + 1)?;
     let mut sizes = common_sizes(a_batch, b_batch)?;
     let product = if b_batch.is_empty() {
-        kernels::project(session, &a, &weight, None)?
+        kernels::project(session, &a, &weight, None).await?
     } else {
         let count = sizes.iter().product();
         let a = a.broadcast(&[&sizes[..], &[m, k]].concat())?.reshape(&[count, m, k])?;
         let weight = weight.broadcast(&[&sizes[..], &[n, inner]].concat())?.reshape(&[count, n, inner])?;
-        kernels::linear(session, &a, &weight, Epilogue::default())?
+        kernels::linear(session, &a, &weight, Epilogue::default()).await?
     };
     sizes.extend((!row).then_some(m));
     sizes.extend((!column).then_some(n));
@@ -184,7 +184,7 @@ fn mat_mul(session: &Session, a: &Array<f32>, b: &Array<f32>) -> Outcome<Array<f
 }
 
 /// alpha · A'B' + beta · C, where C repeats to the product's sizes. The factors are applied to A and C beforehand.
-fn gemm(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+async fn gemm(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
     let turned = |array: &Array<f32>, turn: bool| if turn { array.swap(0, 1) } else { Ok(array.clone()) };
     let alpha = node.attributes.float("alpha")?.unwrap_or(1.0);
     let beta = node.attributes.float("beta")?.unwrap_or(1.0);
@@ -200,11 +200,11 @@ fn gemm(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
     };
     let epilogue = Epilogue { bias: bias.as_ref(), residual: residual.as_ref() };
     let (a, weight) = (a.reshape(&[1, m, k])?, weight.reshape(&[1, n, inner])?);
-    kernels::linear(session, &a, &weight, epilogue)?.reshape(&[m, n])
+    kernels::linear(session, &a, &weight, epilogue).await?.reshape(&[m, n])
 }
 
 /// Slices of the data along an axis, by indices of any rank that may be counted from the end.
-fn gather(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+async fn gather(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
     let data = node.float(0)?;
     let Some(Value::Int(indices)) = node.input(1)? else { return failed("indices: expected integers") };
     let at = axis(node.attributes.int("axis")?.unwrap_or(0), data.sizes().len())?;
@@ -215,7 +215,7 @@ fn gather(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
     let (rows, rest) = (data.sizes()[at], table.sizes()[1..].to_vec());
     let table = table.reshape(&[rows, rest.iter().product()])?;
     let ids = indices.map(|i| if i < 0 { i + rows as i64 } else { i });
-    let found = kernels::embedding(session, &table, ids.values())?.reshape(&[indices.sizes(), &rest].concat())?;
+    let found = kernels::embedding(session, &table, ids.values()).await?.reshape(&[indices.sizes(), &rest].concat())?;
     // The dimensions of the indices go where the axis was.
     let rank = indices.sizes().len();
     let order = (rank..rank + at).chain(0..rank).chain(rank + at..rank + rest.len());

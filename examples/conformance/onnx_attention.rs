@@ -10,7 +10,7 @@ use super::judge::{Outcome, failed};
 use super::onnx::Node;
 
 /// Y, present key, present value and, where wanted, the output of Q·Kᵀ.
-pub(crate) fn attention(session: &Session, node: &Node<'_>) -> Outcome<Vec<Array<f32>>> {
+pub(crate) async fn attention(session: &Session, node: &Node<'_>) -> Outcome<Vec<Array<f32>>> {
     let (q, k, v) = (node.float(0)?, node.float(1)?, node.float(2)?);
     let flat = q.sizes().len() == 3;
     let heads = |name: &str| if flat { node.attributes.size(name) } else { Ok(0) };
@@ -27,7 +27,7 @@ pub(crate) fn attention(session: &Session, node: &Node<'_>) -> Outcome<Vec<Array
 
     heads.check()?;
     let visible = visible(node, &heads, past_length)?;
-    let attended = heads.attend(session, &visible)?;
+    let attended = heads.attend(session, &visible).await?;
     let y = match flat {
         true => join_heads(attended.y)?,
         false => attended.y.swap(1, 2)?,
@@ -36,8 +36,8 @@ pub(crate) fn attention(session: &Session, node: &Node<'_>) -> Outcome<Vec<Array
     if node.wants(3) {
         let options = visible.options();
         outputs.push(match node.attributes.int("qk_matmul_output_mode")?.unwrap_or(0) {
-            0 => heads.raw_scores(session, &AttentionOptions { softcap: None, ..options })?,
-            1 => heads.raw_scores(session, &options)?,
+            0 => heads.raw_scores(session, &AttentionOptions { softcap: None, ..options }).await?,
+            1 => heads.raw_scores(session, &options).await?,
             2 => attended.scores,
             3 => attended.weights,
             mode => return failed(format!("qk_matmul_output_mode: expected 0 to 3, found {mode}")),

@@ -147,7 +147,7 @@ fn added(attention: Option<MaskValues>, padding: Array<f32>) -> Outcome<Array<f3
 }
 
 /// `MultiheadAttention`: output 0 is the attention, output 1 its weights.
-pub(crate) fn multi_head_attention(session: &Session, case: &Case) -> Outcome<Results> {
+pub(crate) async fn multi_head_attention(session: &Session, case: &Case) -> Outcome<Results> {
     let (attributes, call) = (case.attributes("attrs")?, case.attributes("call")?);
     let order = Order::of(case.float("in.query")?, attributes.flag("batch_first")?)?;
     let inputs = Attention {
@@ -168,8 +168,8 @@ pub(crate) fn multi_head_attention(session: &Session, case: &Case) -> Outcome<Re
     };
     let zeros = attributes.flag("add_zero_attn")?;
     let (y, weights) = match case.get("w.bias_k").is_some() || zeros {
-        true => inputs.with_appended_keys(zeros)?,
-        false => inputs.layer()?,
+        true => inputs.with_appended_keys(zeros).await?,
+        false => inputs.layer().await?,
     };
     let mut results = vec![("0".to_owned(), order.restored(y)?)];
     if inputs.masks.needs_weights {
@@ -220,7 +220,7 @@ impl Attention<'_> {
     }
 
     /// The layer's own program -> (B, T, d_model), (B, NH, T, S)
-    fn layer(&self) -> Outcome<(Array<f32>, Array<f32>)> {
+    async fn layer(&self) -> Outcome<(Array<f32>, Array<f32>)> {
         let [batch, queries, keys] = self.sizes()?;
         let [query, key, value] = &self.rows;
         let visible = self.masks.visible([batch, self.spec.n_heads, queries, keys], 0)?;
@@ -238,14 +238,14 @@ impl Attention<'_> {
         let mut feeds = Feeds::with_weights(self.case, "");
         feeds.f32("x", query).f32("memory_k", key).f32("memory_v", value);
         visible.feed(&mut feeds, "");
-        let written = self.session.run(&program, &feeds)?;
+        let written = self.session.run(&program, &feeds).await?;
         Ok((written.get("y")?.reshape(query.sizes())?, written.get("weights")?))
     }
 
     /// With keys and values appended behind the projections: `bias_k` and `bias_v`, then zeros.
-    fn with_appended_keys(&self, zeros: bool) -> Outcome<(Array<f32>, Array<f32>)> {
+    async fn with_appended_keys(&self, zeros: bool) -> Outcome<(Array<f32>, Array<f32>)> {
         let [batch, queries, keys] = self.sizes()?;
-        let [q, mut k, mut v] = self.projected()?;
+        let [q, mut k, mut v] = self.projected().await?;
         let mut appended = 0;
         if let Some(bias_k) = self.case.optional("w.bias_k")? {
             k = with_row(&k, bias_k)?;
@@ -267,16 +267,16 @@ impl Attention<'_> {
             _ => failed(format!("{} columns do not split into {n_heads} heads", x.columns())),
         };
         let heads = Heads { q: split(q, queries)?, k: split(k, keys + appended)?, v: split(v, keys + appended)? };
-        let attended = heads.attend(self.session, &visible)?;
+        let attended = heads.attend(self.session, &visible).await?;
         let y = attended.y.reshape(&[batch, queries, self.spec.d_model])?;
         let (weight, bias) = (self.case.float("w.out_proj.weight")?, self.case.optional("w.out_proj.bias")?);
-        Ok((kernels::project(self.session, &y, weight, bias)?, attended.weights))
+        Ok((kernels::project(self.session, &y, weight, bias).await?, attended.weights))
     }
 
     /// Queries, keys and values (B, ·, d_model).
-    fn projected(&self) -> Outcome<[Array<f32>; 3]> {
+    async fn projected(&self) -> Outcome<[Array<f32>; 3]> {
         let d_model = self.spec.d_model;
-        let part = |i: usize| {
+        let part = async |i: usize| {
             let weight = match self.spec.projection {
                 Projection::Stacked => self.case.float("w.in_proj_weight")?.narrow(d_model.saturating_mul(i), d_model)?,
                 Projection::Separate => {
@@ -285,9 +285,9 @@ impl Attention<'_> {
             };
             let bias =
                 self.case.optional("w.in_proj_bias")?.map(|b| b.narrow(d_model.saturating_mul(i), d_model)).transpose()?;
-            kernels::project(self.session, &self.rows[i], &weight, bias.as_ref())
+            kernels::project(self.session, &self.rows[i], &weight, bias.as_ref()).await
         };
-        Ok([part(0)?, part(1)?, part(2)?])
+        Ok([part(0).await?, part(1).await?, part(2).await?])
     }
 }
 

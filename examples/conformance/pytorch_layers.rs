@@ -12,35 +12,35 @@ use super::host::Array;
 use super::judge::{Outcome, failed, unsupported};
 use super::pytorch_attention::{Masks, Order};
 
-pub(crate) fn encoder_layer(session: &Session, case: &Case) -> Outcome<Array<f32>> {
+pub(crate) async fn encoder_layer(session: &Session, case: &Case) -> Outcome<Array<f32>> {
     let module = Module::new(session, case, "src")?;
     let x = module.rows("in.src")?;
     let masks = module.masks("src_mask", "src_key_padding_mask", "is_causal")?;
-    module.order.restored(module.encode("", &x, &masks, None)?)
+    module.order.restored(module.encode("", &x, &masks, None).await?)
 }
 
-pub(crate) fn encoder(session: &Session, case: &Case) -> Outcome<Array<f32>> {
+pub(crate) async fn encoder(session: &Session, case: &Case) -> Outcome<Array<f32>> {
     let module = Module::new(session, case, "src")?;
     let x = module.rows("in.src")?;
     let masks = module.masks("mask", "src_key_padding_mask", "is_causal")?;
     let n_layers = module.attributes.size("num_layers")?;
-    module.order.restored(module.encode("", &x, &masks, Some(n_layers))?)
+    module.order.restored(module.encode("", &x, &masks, Some(n_layers)).await?)
 }
 
-pub(crate) fn decoder_layer(session: &Session, case: &Case) -> Outcome<Array<f32>> {
+pub(crate) async fn decoder_layer(session: &Session, case: &Case) -> Outcome<Array<f32>> {
     let module = Module::new(session, case, "tgt")?;
     let memory = module.rows("in.memory")?;
-    module.decode("", &memory, None)
+    module.decode("", &memory, None).await
 }
 
-pub(crate) fn decoder(session: &Session, case: &Case) -> Outcome<Array<f32>> {
+pub(crate) async fn decoder(session: &Session, case: &Case) -> Outcome<Array<f32>> {
     let module = Module::new(session, case, "tgt")?;
     let memory = module.rows("in.memory")?;
-    module.decode("", &memory, Some(module.attributes.size("num_layers")?))
+    module.decode("", &memory, Some(module.attributes.size("num_layers")?)).await
 }
 
 /// Encoder and decoder, each with a final norm, in two programs.
-pub(crate) fn transformer(session: &Session, case: &Case) -> Outcome<Array<f32>> {
+pub(crate) async fn transformer(session: &Session, case: &Case) -> Outcome<Array<f32>> {
     let module = Module::new(session, case, "tgt")?;
     for name in ["custom_encoder", "custom_decoder"] {
         if module.attributes.text(name)?.is_some() {
@@ -49,8 +49,8 @@ pub(crate) fn transformer(session: &Session, case: &Case) -> Outcome<Array<f32>>
     }
     let src = module.rows("in.src")?;
     let masks = module.masks("src_mask", "src_key_padding_mask", "src_is_causal")?;
-    let memory = module.encode("encoder.", &src, &masks, Some(module.attributes.size("num_encoder_layers")?))?;
-    module.decode("decoder.", &memory, Some(module.attributes.size("num_decoder_layers")?))
+    let memory = module.encode("encoder.", &src, &masks, Some(module.attributes.size("num_encoder_layers")?)).await?;
+    module.decode("decoder.", &memory, Some(module.attributes.size("num_decoder_layers")?)).await
 }
 
 /// A module of layers that are alike.
@@ -137,7 +137,7 @@ impl<'a> Module<'a> {
     }
 
     /// One encoder layer, or a stack of `n_layers` -> (B, T, C)
-    fn encode(&self, prefix: &str, x: &Array<f32>, masks: &Masks<'_>, n_layers: Option<usize>) -> Outcome<Array<f32>> {
+    async fn encode(&self, prefix: &str, x: &Array<f32>, masks: &Masks<'_>, n_layers: Option<usize>) -> Outcome<Array<f32>> {
         let [batch, rows, _] = x.dims("sequences")?;
         let mut layer = self.layer(prefix, n_layers)?;
         let visible = masks.visible([batch, layer.attention.n_heads, rows, rows], 0)?;
@@ -154,11 +154,11 @@ impl<'a> Module<'a> {
         let mut feeds = Feeds::with_weights(self.case, prefix);
         feeds.f32("x", x);
         visible.feed(&mut feeds, "");
-        self.session.run(&program, &feeds)?.get("y")?.reshape(x.sizes())
+        self.session.run(&program, &feeds).await?.get("y")?.reshape(x.sizes())
     }
 
     /// One decoder layer, or a stack of `n_layers`, over `in.tgt` and a memory (B, S, C), as the module lays it out.
-    fn decode(&self, prefix: &str, memory: &Array<f32>, n_layers: Option<usize>) -> Outcome<Array<f32>> {
+    async fn decode(&self, prefix: &str, memory: &Array<f32>, n_layers: Option<usize>) -> Outcome<Array<f32>> {
         let x = self.rows("in.tgt")?;
         let ([batch, queries, _], [memories, keys, _]) = (x.dims("tgt")?, memory.dims("memory")?);
         if memories != batch {
@@ -190,7 +190,7 @@ impl<'a> Module<'a> {
         feeds.f32("x", &x).f32("memory", memory);
         own.feed(&mut feeds, "");
         cross.feed(&mut feeds, "cross_");
-        self.order.restored(self.session.run(&program, &feeds)?.get("y")?.reshape(x.sizes())?)
+        self.order.restored(self.session.run(&program, &feeds).await?.get("y")?.reshape(x.sizes())?)
     }
 }
 

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::case::Case;
 use super::gpu::Session;
+use super::huggingface::Model;
 use super::judge::{Deviation, Outcome, Stop, Verdict, judge, unsupported};
-use super::{huggingface, onnx, pytorch};
+use super::{onnx, pytorch};
 use tileformer::Element;
 
 /// How many cases ended in which way.
@@ -60,31 +61,31 @@ pub(crate) fn name(path: &Path) -> String {
 }
 
 /// Reads a file, runs its case and compares.
-pub(crate) fn run_file(session: &Session, path: &Path) -> Verdict {
+pub(crate) async fn run_file(session: &Session, path: &Path) -> Verdict {
     match Case::read(path) {
-        Ok(case) => run_case(session, &case),
+        Ok(case) => run_case(session, &case).await,
         Err(stop) => stop.into(),
     }
 }
 
 /// Runs a case and compares every output.
-pub(crate) fn run_case(session: &Session, case: &Case) -> Verdict {
-    compared(session, case).map_or_else(Verdict::from, Verdict::Passed)
+pub(crate) async fn run_case(session: &Session, case: &Case) -> Verdict {
+    compared(session, case).await.map_or_else(Verdict::from, Verdict::Passed)
 }
 
-fn compared(session: &Session, case: &Case) -> Outcome<Deviation> {
+async fn compared(session: &Session, case: &Case) -> Outcome<Deviation> {
     let session = &session.stored(if case.is_f16() { Element::F16 } else { Element::F32 });
     match case.suite()? {
-        "onnx" => judge(case, &onnx::run(session, case)?),
-        "pytorch" => judge(case, &pytorch::run(session, case)?),
+        "onnx" => judge(case, &onnx::run(session, case).await?),
+        "pytorch" => judge(case, &pytorch::run(session, case).await?),
         "huggingface" => {
-            let run = huggingface::read(case)?;
+            let run = Model::read(case)?;
             let on_reference = |stop| match stop {
                 Stop::Failed(reason) => Stop::Failed(format!("on the CPU reference: {reason}")),
                 other => other,
             };
             let twin = run.on_reference().and_then(|results| judge(case, &results)).map_err(on_reference)?;
-            let worst = judge(case, &run.on_gpu(session)?)?;
+            let worst = judge(case, &run.on_gpu(session).await?)?;
             Ok(if twin.share() > worst.share() { twin } else { worst })
         }
         other => unsupported(format!("suite {other}")),

@@ -101,6 +101,14 @@ impl BeamPlans<'_> {
     /// not renormalized as the search's are, targets longer than the caches, and memories that there is no room for; [`Error::Device`] when the
     /// device is out of memory.
     pub fn search(&self, search: &BeamSearch, lengths: &[usize]) -> Result<Vec<Vec<Hypothesis>>> {
+        pollster::block_on(self.search_async(search, lengths))
+    }
+
+    /// As [`BeamPlans::search`], for a browser, where nothing may block; elsewhere it blocks where it is awaited.
+    ///
+    /// # Errors
+    /// As [`BeamPlans::search`].
+    pub async fn search_async(&self, search: &BeamSearch, lengths: &[usize]) -> Result<Vec<Vec<Hypothesis>>> {
         let vocabulary = self.generator.embedding.vocabulary;
         let mut beams = Beams::new(search, lengths.len(), vocabulary)?;
         let used = lengths.len().saturating_mul(search.beams);
@@ -147,19 +155,19 @@ impl BeamPlans<'_> {
                 beams.ban(&mut banned)?;
                 self.gpu.write(&self.banned, bytemuck::cast_slice(&banned))?;
             }
-            self.step(plan, &mut words)?;
+            self.step(plan, &mut words).await?;
             beams.advance(&words[..2 * used * count])?;
         }
         Ok(beams.into_hypotheses())
     }
 
     /// Runs a step and reads its candidates.
-    fn step(&self, plan: &Plan, words: &mut [u32]) -> Result<()> {
+    async fn step(&self, plan: &Plan, words: &mut [u32]) -> Result<()> {
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.record(&mut encoder);
         let (view, bytes) = (&self.candidates, 4 * words.len() as u64);
         encoder.copy_buffer_to_buffer(view.buffer(), 4 * view.offset(), &self.staging, 0, bytes);
         let returning = self.gpu.submit_back(plan.program().name(), encoder, self.staging.clone())?;
-        self.gpu.receive(&returning, |bytes| bytemuck::cast_slice_mut(words).copy_from_slice(bytes))
+        self.gpu.receive(returning, |bytes| bytemuck::cast_slice_mut(words).copy_from_slice(bytes)).await
     }
 }

@@ -149,22 +149,23 @@ impl Decoding<'_> {
     }
 
     /// Waits for the oldest chunk.
-    fn receive(&mut self, oldest: UnderWay) -> Result<Chunk> {
+    async fn receive(&mut self, oldest: UnderWay) -> Result<Chunk> {
         let UnderWay { first, count, returning } = oldest;
-        let words: Vec<u32> = self.gpu.receive(&returning, bytemuck::pod_collect_to_vec)?;
-        self.free.push(returning.staging);
+        let staging = returning.staging.clone();
+        let words: Vec<u32> = self.gpu.receive(returning, bytemuck::pod_collect_to_vec).await?;
+        self.free.push(staging);
         let size = count * self.batch;
         let log = |i: usize| words[i * size..(i + 1) * size].to_vec();
         let flags = words[self.logs.len() * size..].chunks(STATE_WORDS).take(self.batch).map(|row| row[2] & 1 != 0);
         let log_probs = if self.logs.len() > 1 { log(1) } else { Vec::new() };
         Ok(Chunk { first_step: first, tokens: log(0), log_probs, ended: flags.collect() })
     }
-}
 
-impl Iterator for Decoding<'_> {
-    type Item = Result<Chunk>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+    /// The next chunk, as the iterator gives it, for a browser, where nothing may block; elsewhere it blocks where it is awaited.
+    ///
+    /// # Errors
+    /// As an item: [`Error::Device`] for a lost device and for buffers that were destroyed or are mapped.
+    pub async fn next_async(&mut self) -> Option<Result<Chunk>> {
         while self.submitted < self.steps && !self.failed {
             let Some(staging) = self.free.pop() else { break };
             if let Err(error) = self.submit(staging) {
@@ -174,7 +175,7 @@ impl Iterator for Decoding<'_> {
             }
         }
         let oldest = self.under_way.pop_front()?;
-        let chunk = self.receive(oldest);
+        let chunk = self.receive(oldest).await;
         match &chunk {
             // What is under way beyond this leaves at once on the GPU, and has nothing to tell.
             Ok(chunk) if chunk.ended.iter().all(|ended| *ended) => {
@@ -188,5 +189,13 @@ impl Iterator for Decoding<'_> {
             }
         }
         Some(chunk)
+    }
+}
+
+impl Iterator for Decoding<'_> {
+    type Item = Result<Chunk>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        pollster::block_on(self.next_async())
     }
 }

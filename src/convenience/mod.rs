@@ -1,5 +1,9 @@
 //! For programs that have no engine of their own: device set-up, uploads, readback. All that touches a queue stands here,
 //! apart from the core, and nothing in the core needs it.
+//!
+//! In a browser nothing may block: what waits for the GPU has a form there whose name ends in `_async` ([`Gpu::open_async`],
+//! [`Gpu::read_f32_async`], [`Decoding::next_async`], [`BeamPlans::search_async`]); [`Gpu::wait`] comes back at once, and with it
+//! [`Gpu::run`] and uploads, whose results a readback waits for.
 #![allow(clippy::disallowed_methods)]
 
 mod beams;
@@ -42,8 +46,11 @@ pub struct Gpu {
 }
 
 /// What is said where no adapter is found.
-pub const NO_ADAPTER: &str = "no Vulkan, Metal or DirectX 12 adapter; on Debian and Ubuntu, \
-     `apt-get install mesa-vulkan-drivers` adds a software one";
+pub const NO_ADAPTER: &str = if cfg!(target_family = "wasm") {
+    "this browser has no WebGPU adapter"
+} else {
+    "no Vulkan, Metal or DirectX 12 adapter; on Debian and Ubuntu, `apt-get install mesa-vulkan-drivers` adds a software one"
+};
 
 fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
@@ -168,7 +175,7 @@ impl Gpu {
         plan.record_timed(&mut encoder, timing)?;
         let returning = self.submit_back(plan.program().name(), encoder, timing.readback().clone())?;
         let period = self.queue.get_timestamp_period();
-        self.receive(&returning, |bytes| timing.nanoseconds(bytes, period))
+        pollster::block_on(self.receive(returning, |bytes| timing.nanoseconds(bytes, period)))
     }
 
     /// Waits until all submitted work is done.

@@ -1,7 +1,6 @@
 //! Readback: results copied into buffers that the host maps, and the elements of views from them.
 
-use std::sync::mpsc::{Receiver, channel};
-
+use futures_channel::oneshot::{Receiver, channel};
 use half::f16;
 
 use super::Gpu;
@@ -47,13 +46,14 @@ impl Gpu {
         Ok(Returning { staging, mapped, submission })
     }
 
-    /// Waits for a submission and reads what it copied; the buffer can be copied into again then.
-    pub(super) fn receive<T>(&self, returning: &Returning, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    /// Waits for a submission and reads what it copied; the buffer can be copied into again then. In a browser `poll` does nothing, and the
+    /// page has its turn.
+    pub(super) async fn receive<T>(&self, returning: Returning, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         let Returning { staging, mapped, submission } = returning;
         let failed = |e: &dyn std::fmt::Display| Error::Device(format!("readback: {e}"));
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout: None };
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
         self.device.poll(wait).map_err(|e| failed(&e))?;
-        mapped.recv().map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        mapped.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         let found = read(&staging.slice(..).get_mapped_range().map_err(|e| failed(&e))?);
         staging.unmap();
         Ok(found)
@@ -64,9 +64,17 @@ impl Gpu {
     /// # Errors
     /// [`Error::Element`] for another type, [`Error::Usage`] for a buffer without `COPY_SRC`, [`Error::Device`] for a lost device.
     pub fn read_f32(&self, view: &TensorView) -> Result<Vec<f32>> {
+        pollster::block_on(self.read_f32_async(view))
+    }
+
+    /// As [`Gpu::read_f32`], for a browser, where nothing may block; elsewhere it blocks where it is awaited.
+    ///
+    /// # Errors
+    /// As [`Gpu::read_f32`].
+    pub async fn read_f32_async(&self, view: &TensorView) -> Result<Vec<f32>> {
         match view.element() {
-            Element::F16 => self.read(view, Element::F16, |b: [u8; 2]| f16::from_ne_bytes(b).to_f32()),
-            _ => self.read(view, Element::F32, f32::from_ne_bytes),
+            Element::F16 => self.read(view, Element::F16, |b: [u8; 2]| f16::from_ne_bytes(b).to_f32()).await,
+            _ => self.read(view, Element::F32, f32::from_ne_bytes).await,
         }
     }
 
@@ -75,10 +83,18 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::read_f32`].
     pub fn read_u32(&self, view: &TensorView) -> Result<Vec<u32>> {
-        self.read(view, Element::U32, u32::from_ne_bytes)
+        pollster::block_on(self.read_u32_async(view))
     }
 
-    fn read<T, const N: usize>(&self, view: &TensorView, element: Element, parse: fn([u8; N]) -> T) -> Result<Vec<T>> {
+    /// As [`Gpu::read_f32_async`], for `u32`.
+    ///
+    /// # Errors
+    /// As [`Gpu::read_f32`].
+    pub async fn read_u32_async(&self, view: &TensorView) -> Result<Vec<u32>> {
+        self.read(view, Element::U32, u32::from_ne_bytes).await
+    }
+
+    async fn read<T, const N: usize>(&self, view: &TensorView, element: Element, parse: fn([u8; N]) -> T) -> Result<Vec<T>> {
         if view.element() != element {
             let (expected, found) = (element.name(), view.element().name());
             return Err(Error::Element { tensor: "readback".into(), expected, found });
@@ -87,7 +103,7 @@ impl Gpu {
         // Whole words around an f16 view.
         let (first, end) = (view.offset() * size, (view.offset() + view.layout().extent()) * size);
         let start = first & !3;
-        let bytes = self.read_bytes(view.buffer(), start, end.next_multiple_of(4) - start)?;
+        let bytes = self.read_bytes_async(view.buffer(), start, end.next_multiple_of(4) - start).await?;
         let at = |i: usize| parse(std::array::from_fn(|b| bytes[(first - start) as usize + N * i + b]));
         Ok(indices(view.layout()).map(at).collect())
     }
@@ -98,6 +114,14 @@ impl Gpu {
     /// [`Error::Option`] for other offsets and sizes, [`Error::Usage`] for a buffer without `COPY_SRC`,
     /// [`Error::BufferTooSmall`] for one that ends before, [`Error::Device`] for a lost device.
     pub fn read_bytes(&self, buffer: &wgpu::Buffer, offset: u64, size: u64) -> Result<Vec<u8>> {
+        pollster::block_on(self.read_bytes_async(buffer, offset, size))
+    }
+
+    /// As [`Gpu::read_f32_async`], for bytes.
+    ///
+    /// # Errors
+    /// As [`Gpu::read_bytes`].
+    pub async fn read_bytes_async(&self, buffer: &wgpu::Buffer, offset: u64, size: u64) -> Result<Vec<u8>> {
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             let found = format!("{:?}", buffer.usage());
             return Err(Error::Usage { tensor: "readback".into(), needed: "COPY_SRC", found });
@@ -117,7 +141,7 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
         let returning = self.submit_back("readback", encoder, staging)?;
-        self.receive(&returning, <[u8]>::to_vec)
+        self.receive(returning, <[u8]>::to_vec).await
     }
 }
 
