@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use common::attention::{Case, Data, FACTORS, assert_scores, can_meet, covering_array, random_levels, softmax_errors};
 use common::{
-    Done, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_core, on_invariant,
-    pick, seeded, storage_floor, stored, sum_floor, widen,
+    Done, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_halves,
+    on_invariant, pick, seeded, storage_floor, stored, sum_floor, widen,
 };
 use rand::RngExt;
 use tileformer::kernels::{AttentionScores, AttentionValues, MaskedSoftmax, Visibility};
@@ -154,7 +154,7 @@ fn edges_of_tiles_in_every_form() {
 fn f16_in_both_forms() {
     let mut reached = BTreeSet::new();
     let mut both = |name: &str, number: u64, case: &Case, place: usize| {
-        for packed in [false, true] {
+        for (packed, on) in on_halves() {
             // Pairs want everything even.
             let even = |size: usize| if packed { size.next_multiple_of(2) } else { size };
             let mut case = case.clone();
@@ -165,7 +165,6 @@ fn f16_in_both_forms() {
             for values in [&mut data.q, &mut data.k, &mut data.v] {
                 *values = stored(Element::F16, values);
             }
-            let on = if packed { on_core() } else { on() };
             check_stored(&format!("{name} {number}"), &case, on, Element::F16, &data).note(&mut reached);
         }
     };

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use common::attention::{Case, Data, FACTORS, MaskData, SENTINEL, covering_array, random_levels};
 use common::fused::{check, check_stored, check_weights, run};
 use common::{
-    On, Place, assert_all_stored_variants, assert_all_variants, on, on_core, on_form, on_invariant, pick, seeded, stored,
+    On, Place, assert_all_stored_variants, assert_all_variants, on, on_core, on_form, on_halves, on_invariant, pick, seeded,
+    stored,
 };
 use rand::RngExt;
 use tileformer::{AttentionOptions, Element, Options, Sequence};
@@ -77,14 +78,13 @@ fn weights_in_a_second_pass() {
         let case = Case::plain([2, 70, 132], [2, 1], [36, 64], place);
         let data = Data::of(&case, "weights", number as u64);
         check_weights("f32", &case, on(), Element::F32, &data).note(&mut wide);
-        for packed in [false, true] {
+        for (packed, on) in on_halves() {
             let places = if packed { [Place::DENSE, Place::STRIDED, Place::EVEN, Place::EVEN] } else { Place::ALL };
             let case = Case { place: places[number], ..case.clone() };
             let mut data = Data::of(&case, "weights", number as u64);
             for values in [&mut data.q, &mut data.k, &mut data.v] {
                 *values = stored(Element::F16, values);
             }
-            let on = if packed { on_core() } else { on() };
             check_weights("f16", &case, on, Element::F16, &data).note(&mut narrow);
         }
     }
@@ -142,7 +142,7 @@ fn few_queries_over_parts_of_the_keys() {
         check_weights(&format!("parts {number}"), &case, on(), Element::F32, &data);
     }
     for (number, place) in Place::ALL.into_iter().enumerate() {
-        for packed in [false, true] {
+        for (packed, on) in on_halves() {
             let places = if packed { [Place::DENSE, Place::STRIDED, Place::EVEN, Place::EVEN] } else { Place::ALL };
             for t in [1, 6] {
                 let case = Case {
@@ -153,7 +153,6 @@ fn few_queries_over_parts_of_the_keys() {
                 for values in [&mut data.q, &mut data.k, &mut data.v] {
                     *values = stored(Element::F16, values);
                 }
-                let on = if packed { on_core() } else { on() };
                 check_stored("parts f16", &case, on, Element::F16, &data).note(&mut narrow);
             }
         }
@@ -225,7 +224,7 @@ fn edges_of_tiles_in_every_form() {
 fn f16_in_both_forms() {
     let mut reached = BTreeSet::new();
     let mut both = |name: &str, number: u64, case: &Case, place: usize| {
-        for packed in [false, true] {
+        for (packed, on) in on_halves() {
             // Pairs want everything even.
             let even = |size: usize| if packed { size.next_multiple_of(2) } else { size };
             let mut case = case.clone();
@@ -236,7 +235,6 @@ fn f16_in_both_forms() {
             for values in [&mut data.q, &mut data.k, &mut data.v] {
                 *values = stored(Element::F16, values);
             }
-            let on = if packed { on_core() } else { on() };
             check_stored(&format!("{name} {number}"), &case, on, Element::F16, &data).note(&mut reached);
         }
     };

@@ -259,6 +259,9 @@ fn a_row_of_many_is_itself_alone() {
 /// vocabulary that is no multiple of four has no more tokens for it.
 #[test]
 fn logits_of_many_rows_on_matrix_units() {
+    if !common::matrices::has_operands() {
+        return;
+    }
     // In tiles of 32 rows, and of 64.
     logits_on_matrix_units::<12>(None);
     logits_on_matrix_units::<12>(Some("head_bias"));

@@ -6,8 +6,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{
-    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_close, floats, largest, on, on_core, pick, seeded,
-    storage_floor, stored, widen,
+    Done, EPS, On, Place, Run, assert_all_stored_variants, assert_close, floats, largest, on, on_core, on_typed, pick,
+    seeded, storage_floor, stored, widen,
 };
 use rand::RngExt;
 use tileformer::kernels::Pool;
@@ -68,15 +68,19 @@ fn edges_in_every_form() {
                     let kind = KINDS[(i + j + k) % 4];
                     let mut run =
                         |on, place| check(on, "edges", sequences, columns, place, element, kind).note(&mut reached);
-                    run(on(), pick(&mut seeded("place", (i * 6 + j * 2 + k) as u64), &[Place::DENSE, Place::STRIDED]));
+                    let place = pick(&mut seeded("place", (i * 6 + j * 2 + k) as u64), &[Place::DENSE, Place::STRIDED]);
                     if element == Element::F32 {
+                        run(on(), place);
                         run(on(), if k == 0 { Place::ODD } else { Place::OFF_BY_ONE });
-                    } else {
-                        run(on(), Place::ODD);
-                        if columns % 2 == 0 {
-                            run(on_core(), Place::DENSE);
-                            run(on_core(), Place::EVEN);
-                        }
+                        continue;
+                    }
+                    if let Some(on) = on_typed() {
+                        run(on, place);
+                        run(on, Place::ODD);
+                    }
+                    if columns % 2 == 0 {
+                        run(on_core(), Place::DENSE);
+                        run(on_core(), Place::EVEN);
                     }
                 }
             }

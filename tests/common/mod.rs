@@ -58,6 +58,16 @@ pub fn on_core() -> &'static On {
     })
 }
 
+/// The crate on [`gpu`] where that has f16 as a type: elsewhere it is stored in pairs, which want everything even.
+pub fn on_typed() -> Option<&'static On> {
+    Some(on()).filter(|on| on.gpu.device.features().contains(wgpu::Features::SHADER_F16))
+}
+
+/// The crate on a device for each form of f16 that the adapter runs, and whether that is pairs.
+pub fn on_halves() -> impl Iterator<Item = (bool, &'static On)> {
+    on_typed().map(|on| (false, on)).into_iter().chain([(true, on_core())])
+}
+
 /// The crate on [`gpu`] with one variant pinned.
 pub fn on_pinned(variant: tileformer::Variant) -> On {
     On::new(gpu().clone(), Options::default().with_pinned(variant))
