@@ -1,7 +1,7 @@
 //! Beam search: a step on the GPU, its candidates read back, and the next step.
 
-use super::Gpu;
 use super::readback::expect_copied;
+use super::{Gpu, waited};
 use crate::error::{Error, Result};
 use crate::layers::BeamStepShape;
 use crate::spec::beams::{BeamSearch, Beams, Hypothesis};
@@ -101,7 +101,7 @@ impl BeamPlans<'_> {
     /// not renormalized as the search's are, targets longer than the caches, and memories that there is no room for; [`Error::Device`] when the
     /// device is out of memory.
     pub fn search(&self, search: &BeamSearch, lengths: &[usize]) -> Result<Vec<Vec<Hypothesis>>> {
-        pollster::block_on(self.search_async(search, lengths))
+        waited(self.search_async(search, lengths))
     }
 
     /// As [`BeamPlans::search`], for a browser, where nothing may block; elsewhere it blocks where it is awaited.

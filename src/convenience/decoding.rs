@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::Gpu;
 use super::readback::{Returning, expect_copied};
+use super::{Gpu, waited};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::spec::cache::{DecodeState, STATE_WORDS};
@@ -196,6 +196,6 @@ impl Iterator for Decoding<'_> {
     type Item = Result<Chunk>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        pollster::block_on(self.next_async())
+        waited(async { self.next_async().await.transpose() }).transpose()
     }
 }

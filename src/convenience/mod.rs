@@ -2,8 +2,8 @@
 //! apart from the core, and nothing in the core needs it.
 //!
 //! In a browser nothing may block: what waits for the GPU has a form there whose name ends in `_async` ([`Gpu::open_async`],
-//! [`Gpu::read_f32_async`], [`Decoding::next_async`], [`BeamPlans::search_async`]); [`Gpu::wait`] comes back at once, and with it
-//! [`Gpu::run`] and uploads, whose results a readback waits for.
+//! [`Gpu::read_f32_async`], [`Decoding::next_async`], [`BeamPlans::search_async`]), and is an error without it, as [`Gpu::time`] and
+//! [`Gpu::tune`] are. [`Gpu::wait`] comes back at once there, and with it [`Gpu::run`] and uploads: a readback waits for their results.
 #![allow(clippy::disallowed_methods)]
 
 mod beams;
@@ -62,13 +62,21 @@ pub fn adapters() -> Vec<wgpu::AdapterInfo> {
     pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all())).iter().map(wgpu::Adapter::get_info).collect()
 }
 
+/// The value of a future, waited for. Nothing can wait in a browser: an error there.
+fn waited<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    if cfg!(target_family = "wasm") {
+        return Err(Error::Device("a browser waits for nothing: await the form whose name ends in _async".into()));
+    }
+    pollster::block_on(future)
+}
+
 impl Gpu {
     /// Opens a device, blocking until it is there.
     ///
     /// # Errors
     /// [`Error::Device`] where there is no such adapter, or it gives no device.
     pub fn open(setup: &Setup) -> Result<Self> {
-        pollster::block_on(Self::open_async(setup))
+        waited(Self::open_async(setup))
     }
 
     /// As [`Gpu::open`], with cooperative matrices enabled where the adapter has them, for [`Gpu::options`] to pass on.
@@ -82,7 +90,7 @@ impl Gpu {
     pub unsafe fn open_experimental(setup: &Setup) -> Result<Self> {
         // SAFETY: the caller has accepted what experimental features may do.
         let token = unsafe { wgpu::ExperimentalFeatures::enabled() };
-        pollster::block_on(Self::open_with(setup, Some(token)))
+        waited(Self::open_with(setup, Some(token)))
     }
 
     /// The default options of [`Kernels`](crate::Kernels) on this device, with its matrix units.
@@ -175,7 +183,7 @@ impl Gpu {
         plan.record_timed(&mut encoder, timing)?;
         let returning = self.submit_back(plan.program().name(), encoder, timing.readback().clone())?;
         let period = self.queue.get_timestamp_period();
-        pollster::block_on(self.receive(returning, |bytes| timing.nanoseconds(bytes, period)))
+        waited(self.receive(returning, |bytes| timing.nanoseconds(bytes, period)))
     }
 
     /// Waits until all submitted work is done.

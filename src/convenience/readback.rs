@@ -3,7 +3,7 @@
 use futures_channel::oneshot::{Receiver, channel};
 use half::f16;
 
-use super::Gpu;
+use super::{Gpu, waited};
 use crate::error::{Error, Result};
 use crate::scratch::checked;
 use crate::shape::Layout;
@@ -64,7 +64,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Element`] for another type, [`Error::Usage`] for a buffer without `COPY_SRC`, [`Error::Device`] for a lost device.
     pub fn read_f32(&self, view: &TensorView) -> Result<Vec<f32>> {
-        pollster::block_on(self.read_f32_async(view))
+        waited(self.read_f32_async(view))
     }
 
     /// As [`Gpu::read_f32`], for a browser, where nothing may block; elsewhere it blocks where it is awaited.
@@ -83,7 +83,7 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::read_f32`].
     pub fn read_u32(&self, view: &TensorView) -> Result<Vec<u32>> {
-        pollster::block_on(self.read_u32_async(view))
+        waited(self.read_u32_async(view))
     }
 
     /// As [`Gpu::read_f32_async`], for `u32`.
@@ -114,7 +114,7 @@ impl Gpu {
     /// [`Error::Option`] for other offsets and sizes, [`Error::Usage`] for a buffer without `COPY_SRC`,
     /// [`Error::BufferTooSmall`] for one that ends before, [`Error::Device`] for a lost device.
     pub fn read_bytes(&self, buffer: &wgpu::Buffer, offset: u64, size: u64) -> Result<Vec<u8>> {
-        pollster::block_on(self.read_bytes_async(buffer, offset, size))
+        waited(self.read_bytes_async(buffer, offset, size))
     }
 
     /// As [`Gpu::read_f32_async`], for bytes.
