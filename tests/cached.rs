@@ -60,7 +60,6 @@ fn chunks_give_the_rows_of_the_whole_text() {
 #[test]
 fn f16_caches_are_as_good_as_f16() {
     for (number, (name, generator)) in generators().into_iter().enumerate() {
-        // Pairs in u32 need even sizes.
         // Pairs want even sizes.
         let sizes = [generator.embedding.d_model, generator.attention().head_size];
         if on_typed().is_none() && sizes.iter().any(|size| size % 2 != 0) {

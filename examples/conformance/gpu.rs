@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use tileformer::convenience::{Gpu, Setup};
-use tileformer::{Bindings, Builder, Element, Kernels, Layout, Options, Program, Role, TensorView};
+use tileformer::{Bindings, Builder, Element, Kernels, Layout, Options, Plan, Program, Role, TensorView};
 
 use super::case::Case;
 use super::host::Array;
@@ -137,6 +137,13 @@ impl Session {
         self.run_bound(program, bindings).await
     }
 
+    /// A program bound, its pipelines compiled first: a browser says only then what it has against one.
+    pub(crate) async fn plan(&self, program: &Program, bindings: &Bindings) -> Outcome<Plan> {
+        let mut warm_up = self.kernels.warm_up(program.variants());
+        while warm_up.step().await?.is_some() {}
+        Ok(program.bind(bindings)?)
+    }
+
     /// Adds the outputs, runs, and reads them.
     async fn run_bound(&self, program: &Program, mut bindings: Bindings) -> Outcome<Written> {
         let mut outputs = Vec::new();
@@ -145,7 +152,7 @@ impl Session {
             bindings.set(name, view.clone());
             outputs.push((name, view));
         }
-        self.gpu.run(&program.bind(&bindings)?)?;
+        self.gpu.run(&self.plan(program, &bindings).await?)?;
         let mut written = Written::default();
         for (name, view) in outputs {
             let array = Array::new(view.layout().sizes(), self.gpu.read_f32_async(&view).await?)?;

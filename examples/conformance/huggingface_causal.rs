@@ -140,7 +140,7 @@ impl Run {
             bindings
                 .set("ids", gpu.upload_u32(&[ids.len()], &ids)?)
                 .set("sequences", gpu.upload_sequences(&caches.of_texts(&generator).sequences(&new)?)?);
-            gpu.run(&prefill.bind(&bindings)?)?;
+            gpu.run(&session.plan(&prefill, &bindings).await?)?;
         }
         let row = |(slot, prompt): (usize, &[u32])| Some(DecodeRow { slot, past, id: prompt[past], memory: None });
         let state = caches.decode(&generator, &prompts().enumerate().map(row).collect::<Vec<_>>())?;
@@ -148,7 +148,7 @@ impl Run {
             gpu.write(view, bytes_of(state.words()).as_slice())?;
         }
         texts.bind(gpu, generator.embedding.vocabulary, &mut bindings)?;
-        let plan = step.bind(&bindings.known_to(&step))?;
+        let plan = session.plan(&step, &bindings.known_to(&step)).await?;
         let mut tokens = Vec::new();
         let mut decoding = gpu.decode(&plan, steps, tileformer::convenience::CHUNK_STEPS)?;
         while let Some(chunk) = decoding.next_async().await {

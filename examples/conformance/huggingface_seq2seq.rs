@@ -161,9 +161,9 @@ impl Run {
             .set("state", gpu.upload_u32(&state_sizes, state.words())?);
         texts.bind(gpu, generator.embedding.vocabulary, &mut bindings)?;
         for program in [&encode, &remember] {
-            gpu.run(&program.bind(&bindings.known_to(program))?)?;
+            gpu.run(&session.plan(program, &bindings.known_to(program)).await?)?;
         }
-        let plan = step.bind(&bindings.known_to(&step))?;
+        let plan = session.plan(&step, &bindings.known_to(&step)).await?;
         let mut made = vec![Vec::new(); rows];
         let mut decoding = gpu.decode(&plan, steps, CHUNK_STEPS)?;
         while let Some(chunk) = decoding.next_async().await {

@@ -230,7 +230,7 @@ pub(crate) fn beams(
     search.max_length = steps + 1;
     let shape = BeamStepShape { rows, ..BeamStepShape::of(&search, 0) };
     let program = generator.beam_step(kernels, &inputs, &shape)?;
-    let plans = gpu.beam_plans(&program, (generator, &caches), &shape, weights)?;
+    let mut plans = gpu.beam_plans(&program, (generator, &caches), &shape, weights)?;
     let texts = vec![0; rows.checked_div(beams).unwrap_or(0)];
     plans.search(&search, &texts)?;
     let start = Instant::now();

@@ -71,7 +71,7 @@ enum Engine<'a> {
 }
 
 impl Engine<'_> {
-    fn run(&self, sources: &[Vec<u32>]) -> Translated<Vec<Vec<u32>>> {
+    fn run(&mut self, sources: &[Vec<u32>]) -> Translated<Vec<Vec<u32>>> {
         match self {
             Self::Gpu(gpu) => gpu.run(sources),
             Self::Cpu(cpu) => cpu.run(sources),
@@ -114,7 +114,7 @@ fn translate(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Resul
     }
     let gpu = open(args, notices)?;
     let batch = (ROWS / search.beams).clamp(1, BATCH);
-    let engine = match &gpu {
+    let mut engine = match &gpu {
         Some(gpu) => {
             let storage = if args.f16 { Element::F16 } else { Element::F32 };
             let size = Size::of(&sources, batch);

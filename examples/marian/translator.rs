@@ -145,7 +145,7 @@ impl<'a> Translator<'a> {
     }
 
     /// The targets of sources.
-    pub(crate) fn run(&self, sources: &[Vec<u32>]) -> Result<Vec<Vec<u32>>> {
+    pub(crate) fn run(&mut self, sources: &[Vec<u32>]) -> Result<Vec<Vec<u32>>> {
         let Self { gpu, generator, size, caches, .. } = self;
         // What is free in a batch that is not full: sequences without rows, rows without a sequence.
         let mut lengths: Vec<usize> = sources.iter().map(Vec::len).collect();
@@ -160,7 +160,7 @@ impl<'a> Translator<'a> {
         write(gpu, &self.remember, "memory_sequences", slots.words())?;
         gpu.run(&self.encode)?;
         gpu.run(&self.remember)?;
-        let step = match &self.writer {
+        let step = match &mut self.writer {
             Writer::Greedy(step) => step,
             Writer::Beams(plans) => {
                 let found = plans.search(&self.search, &lengths[..sources.len()])?;

@@ -24,7 +24,6 @@ pub struct BeamPlans<'a> {
     parents: TensorView,
     banned: TensorView,
     candidates: TensorView,
-    staging: wgpu::Buffer,
     shape: BeamStepShape,
 }
 
@@ -82,9 +81,8 @@ impl Gpu {
         }
         let scratch = Scratch::shared(&[program])?;
         let plans = [program.bind_with(&bindings, &scratch)?, program.bind_with(&turned, &scratch)?];
-        let staging = self.staging("candidates", 4 * candidates.layout().extent())?;
         let (generator, caches, shape) = (generator.clone(), *caches, *shape);
-        Ok(BeamPlans { gpu: self, generator, caches, plans, state, parents, banned, candidates, staging, shape })
+        Ok(BeamPlans { gpu: self, generator, caches, plans, state, parents, banned, candidates, shape })
     }
 }
 
@@ -100,7 +98,7 @@ impl BeamPlans<'_> {
     /// As [`BeamSearch::check`]; [`Error::Option`] for more beams than the step has rows, more candidates than it gives, probabilities that are
     /// not renormalized as the search's are, targets longer than the caches, and memories that there is no room for; [`Error::Device`] when the
     /// device is out of memory.
-    pub fn search(&self, search: &BeamSearch, lengths: &[usize]) -> Result<Vec<Vec<Hypothesis>>> {
+    pub fn search(&mut self, search: &BeamSearch, lengths: &[usize]) -> Result<Vec<Vec<Hypothesis>>> {
         waited(self.search_async(search, lengths))
     }
 
@@ -108,7 +106,7 @@ impl BeamPlans<'_> {
     ///
     /// # Errors
     /// As [`BeamPlans::search`].
-    pub async fn search_async(&self, search: &BeamSearch, lengths: &[usize]) -> Result<Vec<Vec<Hypothesis>>> {
+    pub async fn search_async(&mut self, search: &BeamSearch, lengths: &[usize]) -> Result<Vec<Vec<Hypothesis>>> {
         let vocabulary = self.generator.embedding.vocabulary;
         let mut beams = Beams::new(search, lengths.len(), vocabulary)?;
         let used = lengths.len().saturating_mul(search.beams);
@@ -137,6 +135,7 @@ impl BeamPlans<'_> {
         let mut rows = vec![None; all];
         let mut words = vec![0; 2 * all * count];
         let crosses = self.generator.cross_attention().is_some();
+        let staging = self.gpu.staging("candidates", 4 * self.candidates.layout().extent())?;
         for plan in self.plans.iter().cycle() {
             if beams.done() {
                 break;
@@ -155,19 +154,19 @@ impl BeamPlans<'_> {
                 beams.ban(&mut banned)?;
                 self.gpu.write(&self.banned, bytemuck::cast_slice(&banned))?;
             }
-            self.step(plan, &mut words).await?;
+            self.step(plan, &staging, &mut words).await?;
             beams.advance(&words[..2 * used * count])?;
         }
         Ok(beams.into_hypotheses())
     }
 
     /// Runs a step and reads its candidates.
-    async fn step(&self, plan: &Plan, words: &mut [u32]) -> Result<()> {
+    async fn step(&self, plan: &Plan, staging: &wgpu::Buffer, words: &mut [u32]) -> Result<()> {
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.record(&mut encoder);
         let (view, bytes) = (&self.candidates, 4 * words.len() as u64);
-        encoder.copy_buffer_to_buffer(view.buffer(), 4 * view.offset(), &self.staging, 0, bytes);
-        let returning = self.gpu.submit_back(plan.program().name(), encoder, self.staging.clone())?;
-        self.gpu.receive(returning, |bytes| bytemuck::cast_slice_mut(words).copy_from_slice(bytes)).await
+        encoder.copy_buffer_to_buffer(view.buffer(), 4 * view.offset(), staging, 0, bytes);
+        let mut returning = self.gpu.submit_back(plan.program().name(), encoder, staging.clone())?;
+        self.gpu.receive(&mut returning, |bytes| bytemuck::cast_slice_mut(words).copy_from_slice(bytes)).await
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::readback::{Returning, expect_copied};
-use super::{Gpu, waited};
+use super::{Gpu, can_wait};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::spec::cache::{DecodeState, STATE_WORDS};
@@ -148,20 +148,21 @@ impl Decoding<'_> {
         Ok(())
     }
 
-    /// Waits for the oldest chunk.
-    async fn receive(&mut self, oldest: UnderWay) -> Result<Chunk> {
-        let UnderWay { first, count, returning } = oldest;
-        let staging = returning.staging.clone();
+    /// Waits for the oldest chunk, which is under way until it is there.
+    async fn receive(&mut self) -> Result<Option<Chunk>> {
+        let Some(UnderWay { returning, .. }) = self.under_way.front_mut() else { return Ok(None) };
         let words: Vec<u32> = self.gpu.receive(returning, bytemuck::pod_collect_to_vec).await?;
-        self.free.push(staging);
+        let Some(UnderWay { first, count, returning }) = self.under_way.pop_front() else { return Ok(None) };
+        self.free.push(returning.staging);
         let size = count * self.batch;
         let log = |i: usize| words[i * size..(i + 1) * size].to_vec();
         let flags = words[self.logs.len() * size..].chunks(STATE_WORDS).take(self.batch).map(|row| row[2] & 1 != 0);
         let log_probs = if self.logs.len() > 1 { log(1) } else { Vec::new() };
-        Ok(Chunk { first_step: first, tokens: log(0), log_probs, ended: flags.collect() })
+        Ok(Some(Chunk { first_step: first, tokens: log(0), log_probs, ended: flags.collect() }))
     }
 
-    /// The next chunk, as the iterator gives it, for a browser, where nothing may block; elsewhere it blocks where it is awaited.
+    /// The next chunk, as the iterator gives it, for a browser, where nothing may block; elsewhere it blocks where it is awaited. Who drops
+    /// the future before it is done loses nothing: the next one has that chunk.
     ///
     /// # Errors
     /// As an item: [`Error::Device`] for a lost device and for buffers that were destroyed or are mapped.
@@ -174,8 +175,7 @@ impl Decoding<'_> {
                 return Some(Err(error));
             }
         }
-        let oldest = self.under_way.pop_front()?;
-        let chunk = self.receive(oldest).await;
+        let chunk = self.receive().await.transpose()?;
         match &chunk {
             // What is under way beyond this leaves at once on the GPU, and has nothing to tell.
             Ok(chunk) if chunk.ended.iter().all(|ended| *ended) => {
@@ -196,6 +196,9 @@ impl Iterator for Decoding<'_> {
     type Item = Result<Chunk>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        waited(async { self.next_async().await.transpose() }).transpose()
+        if let Err(error) = can_wait() {
+            return (!std::mem::replace(&mut self.failed, true)).then_some(Err(error));
+        }
+        pollster::block_on(self.next_async())
     }
 }

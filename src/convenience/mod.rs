@@ -56,17 +56,26 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
 }
 
-/// The adapters of this machine, those of a graphics API that wgpu was built with.
+/// The adapters of this machine, those of a graphics API that wgpu was built with. A browser names none.
 #[must_use]
 pub fn adapters() -> Vec<wgpu::AdapterInfo> {
+    if can_wait().is_err() {
+        return Vec::new();
+    }
     pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all())).iter().map(wgpu::Adapter::get_info).collect()
 }
 
-/// The value of a future, waited for. Nothing can wait in a browser: an error there.
-fn waited<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+/// Whether anything can be waited for: in a browser it cannot.
+fn can_wait() -> Result<()> {
     if cfg!(target_family = "wasm") {
         return Err(Error::Device("a browser waits for nothing: await the form whose name ends in _async".into()));
     }
+    Ok(())
+}
+
+/// The value of a future, waited for where that can be.
+fn waited<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    can_wait()?;
     pollster::block_on(future)
 }
 
@@ -166,6 +175,7 @@ impl Gpu {
     /// # Errors
     /// As [`Timing::new`] and [`Gpu::run`].
     pub fn time(&self, plan: &Plan) -> Result<Vec<(String, f64)>> {
+        can_wait()?;
         self.expect_own(plan)?;
         let encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let timing = Timing::new(plan)?;
@@ -181,9 +191,9 @@ impl Gpu {
         timing: &'a Timing,
     ) -> Result<Vec<(&'a str, f64)>> {
         plan.record_timed(&mut encoder, timing)?;
-        let returning = self.submit_back(plan.program().name(), encoder, timing.readback().clone())?;
+        let mut returning = self.submit_back(plan.program().name(), encoder, timing.readback().clone())?;
         let period = self.queue.get_timestamp_period();
-        waited(self.receive(returning, |bytes| timing.nanoseconds(bytes, period)))
+        waited(self.receive(&mut returning, |bytes| timing.nanoseconds(bytes, period)))
     }
 
     /// Waits until all submitted work is done.

@@ -47,11 +47,11 @@ impl Gpu {
     }
 
     /// Waits for a submission and reads what it copied; the buffer can be copied into again then. In a browser `poll` does nothing, and the
-    /// page has its turn.
-    pub(super) async fn receive<T>(&self, returning: Returning, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    /// page has its turn; who stops waiting there may begin again.
+    pub(super) async fn receive<T>(&self, returning: &mut Returning, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
         let Returning { staging, mapped, submission } = returning;
         let failed = |e: &dyn std::fmt::Display| Error::Device(format!("readback: {e}"));
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout: None };
         self.device.poll(wait).map_err(|e| failed(&e))?;
         mapped.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         let found = read(&staging.slice(..).get_mapped_range().map_err(|e| failed(&e))?);
@@ -140,8 +140,8 @@ impl Gpu {
         let staging = self.staging("readback", size)?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
-        let returning = self.submit_back("readback", encoder, staging)?;
-        self.receive(returning, <[u8]>::to_vec).await
+        let mut returning = self.submit_back("readback", encoder, staging)?;
+        self.receive(&mut returning, <[u8]>::to_vec).await
     }
 }
 

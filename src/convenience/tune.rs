@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Gpu, waited};
+use super::{Gpu, can_wait};
 use crate::error::{Error, Result};
 use crate::tuned::{Entry, Form, Key, Tuned, alternatives};
 use crate::tuning::{self, Choice};
@@ -62,7 +62,7 @@ impl Gpu {
         bindings: &Bindings,
         build: impl Fn(&Kernels) -> Result<Program>,
     ) -> Result<Tuned> {
-        waited(std::future::ready(Ok(())))?; // a browser says here that it waits for nothing
+        can_wait()?;
         if !self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err(Error::Feature { what: "tuning".into(), feature: "TIMESTAMP_QUERY" });
         }

@@ -11,7 +11,8 @@ use crate::spec::{SEQUENCE_WORDS, Sequences, check_ids};
 use crate::tensor::{Element, TensorView, Weight};
 use crate::{Bindings, Program, Role};
 
-/// Uploads go in pieces of at most this many bytes, so that a driver never stages a whole model at once.
+/// Uploads go in pieces of at most this many bytes, so that a driver never stages a whole model at once (but in
+/// a browser, where nothing waits in between).
 pub const UPLOAD_BYTES: usize = 64 << 20;
 
 /// From here on numbers round to infinity in f16.

@@ -94,7 +94,7 @@ impl Case {
         element: Element,
         sources: &[Vec<u32>],
         shape: &BeamStepShape,
-        run: impl FnOnce(&BeamPlans<'_>, &[usize]) -> Result<R>,
+        run: impl FnOnce(&mut BeamPlans<'_>, &[usize]) -> Result<R>,
     ) -> Result<R> {
         let (gpu, kernels, generator) = (&on.gpu, &on.kernels, self.model.generator());
         let lengths: Vec<usize> = sources.iter().map(Vec::len).collect();
@@ -136,7 +136,7 @@ impl Case {
         unread.set("candidates", TensorView::new(&buffer, 0, element, *layout)?);
         let unread = gpu.beam_plans(&step, (&generator, &caches), shape, &unread).unwrap_err();
         assert!(matches!(unread, Error::Usage { .. }), "{unread}");
-        run(&gpu.beam_plans(&step, (&generator, &caches), shape, &bindings)?, &lengths)
+        run(&mut gpu.beam_plans(&step, (&generator, &caches), shape, &bindings)?, &lengths)
     }
 
     /// log softmax of the reference's logits in f64 behind the last token of each of these beginnings.

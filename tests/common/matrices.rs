@@ -22,15 +22,6 @@ pub fn matrix_gpu() -> &'static Gpu {
     GPU.get_or_init(open)
 }
 
-/// Whether the adapter has the f16 type, which operands are of: without it nothing on matrices can run, emulated or not, and it says so.
-pub fn has_operands() -> bool {
-    let has = matrix_gpu().device.features().contains(wgpu::Features::SHADER_F16);
-    if !has {
-        eprintln!("{} has no f16 type: nothing runs on matrices", matrix_gpu().info.name);
-    }
-    has
-}
-
 /// The deepest product, or the most keys, that the adapter takes: Mesa before 25 leaves every loop once a thread has been around
 /// 65535 times, and emulated matrices are loops.
 pub fn deepest() -> usize {
@@ -80,8 +71,8 @@ fn emulated_by_three(text: &str) -> String {
 
 /// Calls `check` with a variant and a crate that prefers it, where there are fewer subgroups than parts.
 pub fn by_fewer_subgroups(name: &str, check: impl Fn(&Variant, &On)) {
-    if !has_operands() {
-        return;
+    if !super::has_f16() {
+        return; // operands are f16, emulated or not
     }
     let variant = kernels::variants().into_iter().find(|v| v.name() == name).expect(name);
     let options = Options::default().with_emulated_matrices(16, emulated_by_three);
@@ -105,8 +96,8 @@ fn obscured(line: &str) -> Option<String> {
 /// else emulated, as the matrix units get the text for classes of `written_out`. As many run at once as there are processors,
 /// each on a device of its own: software adapters compile for seconds, on one thread a device.
 pub fn on_each_class(kernel: &str, written_out: &[&str], check: impl Fn(&Variant, &On) + Sync) {
-    if !has_operands() {
-        return;
+    if !super::has_f16() {
+        return; // operands are f16, emulated or not
     }
     let gpu = matrix_gpu();
     let mut classes: Vec<(String, Variant)> = Vec::new();

@@ -58,9 +58,20 @@ pub fn on_core() -> &'static On {
     })
 }
 
+/// Whether the adapter has f16 as a type. One that lacks it fails here unless it is said to: a part is not the suite.
+pub fn has_f16() -> bool {
+    let has = gpu().device.features().contains(wgpu::Features::SHADER_F16);
+    let name = &gpu().info.name;
+    assert!(
+        has || std::env::var_os("TILEFORMER_WITHOUT_F16").is_some(),
+        "{name} has no f16 type: with TILEFORMER_WITHOUT_F16=1 these tests leave out what wants it"
+    );
+    has
+}
+
 /// The crate on [`gpu`] where that has f16 as a type: elsewhere it is stored in pairs, which want everything even.
 pub fn on_typed() -> Option<&'static On> {
-    Some(on()).filter(|on| on.gpu.device.features().contains(wgpu::Features::SHADER_F16))
+    has_f16().then(on)
 }
 
 /// The crate on a device for each form of f16 that the adapter runs, and whether that is pairs.

@@ -1,6 +1,6 @@
 //! The cases of the conformance example in a browser: the same runner, whose every readback gives the page its turn.
 
-#![allow(dead_code)] // The runner also reads folders, and what its tests want.
+#![allow(dead_code)] // The runner also reads folders, and has what only its tests use.
 
 #[path = "../../conformance/attention.rs"]
 mod attention;
