@@ -10,6 +10,7 @@ pub mod kernels;
 pub mod layers;
 #[cfg(feature = "safetensors")]
 pub mod models;
+mod options;
 mod overlap;
 mod pipeline;
 mod plan;
@@ -30,7 +31,8 @@ mod warm_up;
 pub use bindings::Bindings;
 pub use builder::Builder;
 pub use error::{Error, Result};
-pub use pipeline::{Kernels, Options, wanted_experimental_features, wanted_features, wanted_limits};
+pub use options::{Options, wanted_experimental_features, wanted_features, wanted_limits};
+pub use pipeline::Kernels;
 pub use plan::Plan;
 pub use program::{Dispatch, Program, Role, Tensor};
 pub use scratch::Scratch;

@@ -1,51 +1,21 @@
 //! The conformance example gets the cases in `tests/data/conformance` right, and notices what is wrong.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "../examples/conformance/attention.rs"]
-mod attention;
-#[path = "../examples/conformance/case.rs"]
-mod case;
-#[path = "../examples/conformance/gpu.rs"]
-mod gpu;
-#[path = "../examples/conformance/greedy.rs"]
-mod greedy;
-#[path = "../examples/conformance/host.rs"]
-mod host;
-#[path = "../examples/conformance/huggingface.rs"]
-mod huggingface;
-#[path = "../examples/conformance/huggingface_causal.rs"]
-mod huggingface_causal;
-#[path = "../examples/conformance/huggingface_seq2seq.rs"]
-mod huggingface_seq2seq;
-#[path = "../examples/conformance/judge.rs"]
-mod judge;
-#[path = "../examples/conformance/kernels.rs"]
-mod kernels;
-#[path = "../examples/conformance/onnx.rs"]
-mod onnx;
-#[path = "../examples/conformance/onnx_attention.rs"]
-mod onnx_attention;
-#[path = "../examples/conformance/pytorch.rs"]
-mod pytorch;
-#[path = "../examples/conformance/pytorch_attention.rs"]
-mod pytorch_attention;
-#[path = "../examples/conformance/pytorch_layers.rs"]
-mod pytorch_layers;
-#[path = "../examples/conformance/suite.rs"]
-mod suite;
+#[path = "../examples/conformance/runner.rs"]
+mod runner;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use case::Case;
-use gpu::Session;
-use greedy::{Choice, Texts, ids_of};
-use host::Array;
-use judge::{Deviation, Rule, Stop, Verdict};
+use runner::case::Case;
+use runner::gpu::Session;
+use runner::greedy::{Choice, Texts, ids_of};
+use runner::host::Array;
+use runner::judge::{Deviation, Rule, Stop, Verdict};
+use runner::suite::{self, Tally};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use suite::Tally;
 use tileformer::convenience::Setup;
 
 /// A machine without an adapter fails here: a test that skips itself tests nothing.

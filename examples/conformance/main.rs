@@ -32,22 +32,8 @@
 //! The host moves, pads, averages and scales tensors (masks of other ranks, sequence-first layouts, a past in front of the keys);
 //! what is compared comes from the crate's kernels and layer programs.
 
-mod attention;
-mod case;
-mod gpu;
-mod greedy;
-mod host;
-mod huggingface;
-mod huggingface_causal;
-mod huggingface_seq2seq;
-mod judge;
-mod kernels;
-mod onnx;
-mod onnx_attention;
-mod pytorch;
-mod pytorch_attention;
-mod pytorch_layers;
-mod suite;
+#[path = "runner.rs"]
+mod runner;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,8 +41,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use tileformer::convenience::{NO_ADAPTER, Setup, adapters};
 
-use judge::Verdict;
-use suite::Tally;
+use runner::gpu;
+use runner::judge::Verdict;
+use runner::suite::{self, Tally};
 
 /// Runs conformance cases on a GPU.
 #[derive(Debug, Parser)]

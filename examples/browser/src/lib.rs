@@ -2,40 +2,11 @@
 
 #![allow(dead_code)] // The runner also reads folders, and has what only its tests use.
 
-#[path = "../../conformance/attention.rs"]
-mod attention;
-#[path = "../../conformance/case.rs"]
-mod case;
-#[path = "../../conformance/gpu.rs"]
-mod gpu;
-#[path = "../../conformance/greedy.rs"]
-mod greedy;
-#[path = "../../conformance/host.rs"]
-mod host;
-#[path = "../../conformance/huggingface.rs"]
-mod huggingface;
-#[path = "../../conformance/huggingface_causal.rs"]
-mod huggingface_causal;
-#[path = "../../conformance/huggingface_seq2seq.rs"]
-mod huggingface_seq2seq;
-#[path = "../../conformance/judge.rs"]
-mod judge;
-#[path = "../../conformance/kernels.rs"]
-mod kernels;
-#[path = "../../conformance/onnx.rs"]
-mod onnx;
-#[path = "../../conformance/onnx_attention.rs"]
-mod onnx_attention;
-#[path = "../../conformance/pytorch.rs"]
-mod pytorch;
-#[path = "../../conformance/pytorch_attention.rs"]
-mod pytorch_attention;
-#[path = "../../conformance/pytorch_layers.rs"]
-mod pytorch_layers;
-#[path = "../../conformance/suite.rs"]
-mod suite;
+#[path = "../../conformance/runner.rs"]
+mod runner;
 
 use include_dir::{Dir, include_dir};
+use runner::{case, gpu, judge, suite};
 use tileformer::convenience::Setup;
 use wasm_bindgen::prelude::wasm_bindgen;
 use wasm_bindgen::{JsError, UnwrapThrowExt};
