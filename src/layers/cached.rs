@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{CacheAppend, FewOutput, FusedAttention, FusedNorm, Linear, LinearFew};
 use crate::program::Tensor;
 use crate::shape::Layout;
-use crate::spec::cache::CacheShape;
+use crate::spec::cache::{CacheShape, key_rows};
 use crate::spec::generator::GeneratorStack;
 use crate::spec::layers::{DecoderLayer, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement, Projection, Score};
 use crate::tensor::Element;
@@ -16,7 +16,7 @@ use crate::tensor::Element;
 pub struct CachedLayer {
     /// (q_rows, d_model)
     pub x: Tensor,
-    /// The new rows over the slots: `longest_k` is the capacity.
+    /// The new rows over the slots, of [`CacheShape::batch`]: `longest_k` is the capacity.
     pub batch: Batch,
     /// (2, slots, NH_kv, capacity, W): read, and the new rows' keys and values written
     pub cache: Tensor,
@@ -27,7 +27,7 @@ pub struct CachedLayer {
 /// What cross-attention sees: the new rows over slots of projected memory.
 #[derive(Clone, Copy, Debug)]
 pub struct CachedMemory {
-    /// The new rows over the memory's slots.
+    /// The new rows over the memory's slots, of its [`CacheShape::batch`].
     pub batch: Batch,
     /// (2, slots, NH_kv, capacity, W): keys and values as [`Builder::remember`] left them
     pub cache: Tensor,
@@ -95,8 +95,9 @@ impl Builder {
         Ok(Some(FusedNorm { kind: norm.kind, weight, bias, eps: norm.eps }))
     }
 
-    /// Refuses an attention whose keys and values are not those of a cache, and a cache of another shape.
-    fn check_cached(&self, prefix: &str, spec: &MultiHeadAttention, cache: Tensor) -> Result<()> {
+    /// Refuses an attention whose keys and values are not those of a cache, a cache of another shape, and a batch that sees less than all of
+    /// a slot.
+    fn check_cached(&self, prefix: &str, spec: &MultiHeadAttention, batch: Option<&Batch>, cache: Tensor) -> Result<()> {
         let label = prefix.trim_end_matches('.');
         spec.check()?;
         if spec.score != Score::Dot {
@@ -106,16 +107,23 @@ impl Builder {
             return Err(Error::shape(format!("cache of {label}"), "(2, slots, NH_kv, capacity, W)", cache.layout()));
         };
         let shape = CacheShape::of(spec, slots, capacity);
-        self.expect(label, "cache", cache, self.storage(), shape.layout()?.sizes())
+        self.expect(label, "cache", cache, self.storage(), shape.layout()?.sizes())?;
+        match batch.map(|batch| batch.shape.longest_k).filter(|&longest| longest != capacity) {
+            Some(longest) => {
+                let expected = format!("the cache's capacity, {capacity}, as CacheShape::batch has it");
+                Err(Error::option(format!("longest_k of {label}"), expected, longest))
+            }
+            None => Ok(()),
+        }
     }
 
     /// As [`Builder::check_cached`], for keys of other rows.
-    fn check_memory(&self, prefix: &str, spec: &MultiHeadAttention, cache: Tensor) -> Result<()> {
+    fn check_memory(&self, prefix: &str, spec: &MultiHeadAttention, batch: Option<&Batch>, cache: Tensor) -> Result<()> {
         if spec.rotary.is_some() {
             let label = prefix.trim_end_matches('.');
             return Err(Error::option(format!("rotary positions of {label}"), "self-attention", "keys of other rows"));
         }
-        self.check_cached(prefix, spec, cache)
+        self.check_cached(prefix, spec, batch, cache)
     }
 
     /// Keys or values (`kind` 0 or 1) of a cache as rows (k_rows, NH_kv, size): key j of a slot is row `k_start` + j.
@@ -127,8 +135,7 @@ impl Builder {
         if strides != [heads * keys * width, keys * width, width, 1] {
             return Err(Error::shape(format!("cache of {label}"), "slots without gaps", cache.layout()));
         }
-        let rows = (slots * heads - (heads - 1)) * keys;
-        let layout = Layout::overlapping([rows, heads, size], [width, keys * width, 1])?;
+        let layout = Layout::overlapping([key_rows(slots, heads, keys), heads, size], [width, keys * width, 1])?;
         Ok(Tensor { layout, padded: false, ..half })
     }
 
@@ -236,7 +243,7 @@ impl Builder {
         (sequences, longest): (Tensor, usize),
         cache: Tensor,
     ) -> Result<()> {
-        self.check_memory(prefix, spec, cache)?;
+        self.check_memory(prefix, spec, None, cache)?;
         let mut parts = [memory; 2];
         match spec.projection {
             Projection::Stacked => self.project_parts(prefix, spec, memory, 1, &mut parts)?,
@@ -291,13 +298,13 @@ impl Builder {
     /// Appends an encoder layer over a cache; its options should make it causal, as GPT-2's is.
     ///
     /// # Errors
-    /// As [`EncoderLayer::check`]; [`Error::Option`] for a score other than the dot product, [`Error::Shape`] for a cache that is not
-    /// [`CacheShape::of`] the attention or has gaps inside.
+    /// As [`EncoderLayer::check`]; [`Error::Option`] for a score other than the dot product and a `longest_k` other than the cache's capacity,
+    /// [`Error::Shape`] for a cache that is not [`CacheShape::of`] the attention or has gaps inside.
     pub fn cached_encoder_layer(&mut self, prefix: &str, spec: &EncoderLayer, rows: &CachedLayer) -> Result<()> {
         spec.check()?;
         let &CachedLayer { x, batch, cache, y } = rows;
         let attention = format!("{prefix}self_attn.");
-        self.check_cached(&attention, &spec.attention, cache)?;
+        self.check_cached(&attention, &spec.attention, Some(&batch), cache)?;
         let norm = |i: usize| (format!("{prefix}norm{i}."), &spec.norm);
         let x = self.normed_part(spec.placement, norm(1), x, None, |b, before, x, out| {
             let q = b.append_rows(&attention, &spec.attention, before, (&batch, x, cache))?;
@@ -316,7 +323,7 @@ impl Builder {
             GeneratorStack::Decoder(stack) => (&stack.layer.attention, stack.layer.placement, &stack.layer.norm),
         };
         let attention = format!("{prefix}self_attn.");
-        self.check_cached(&attention, spec, rows.cache)?;
+        self.check_cached(&attention, spec, Some(&rows.batch), rows.cache)?;
         let before = (placement == Placement::Pre).then(|| (format!("{prefix}norm1."), norm));
         self.append_rows(&attention, spec, before, (&rows.batch, rows.x, rows.cache)).map(drop)
     }
@@ -335,8 +342,8 @@ impl Builder {
         spec.check()?;
         let &CachedLayer { x, batch, cache, y } = rows;
         let [attention, cross] = ["self_attn.", "multihead_attn."].map(|name| format!("{prefix}{name}"));
-        self.check_cached(&attention, &spec.attention, cache)?;
-        self.check_memory(&cross, &spec.cross_attention, memory.cache)?;
+        self.check_cached(&attention, &spec.attention, Some(&batch), cache)?;
+        self.check_memory(&cross, &spec.cross_attention, Some(&memory.batch), memory.cache)?;
         let norm = |i: usize| (format!("{prefix}norm{i}."), &spec.norm);
         let x = self.normed_part(spec.placement, norm(1), x, None, |b, before, x, out| {
             let q = b.append_rows(&attention, &spec.attention, before, (&batch, x, cache))?;

@@ -11,7 +11,7 @@ use crate::spec::cache::{CacheShape, DecodeState, STATE_WORDS};
 use crate::spec::generator::{Generator, GeneratorCaches, GeneratorStack};
 use crate::spec::layers::MultiHeadAttention;
 use crate::spec::sampling::{SAMPLING_WORDS, seen_words};
-use crate::spec::{BatchShape, SEQUENCE_WORDS};
+use crate::spec::SEQUENCE_WORDS;
 use crate::tensor::Element;
 
 /// What a generator's programs are made for.
@@ -218,22 +218,14 @@ impl Generator {
 
     /// Embedding and layers, without the final norm.
     fn append_stack(&self, b: &mut Builder, inputs: &GeneratorInputs, rows: &Rows, behind: Behind) -> Result<()> {
-        let shape = |slots: usize, capacity: usize, sequences: Tensor| BatchShape {
-            sequences: sequences.layout().sizes()[0],
-            q_rows: rows.count,
-            longest_q: rows.longest,
-            k_rows: slots.saturating_mul(capacity),
-            longest_k: capacity,
+        let over = |b: &mut Builder, attention: &MultiHeadAttention, cache: CacheShape, sequences: Tensor| {
+            let shape = cache.batch(sequences.layout().sizes()[0], rows.count, rows.longest);
+            b.batch_of("", &attention.options, attention.n_heads, shape, None, sequences)
         };
         let caches = &inputs.caches;
-        let over = |b: &mut Builder, attention: &MultiHeadAttention, slots: usize, capacity: usize, sequences: Tensor| {
-            b.batch_of("", &attention.options, attention.n_heads, shape(slots, capacity, sequences), None, sequences)
-        };
-        let batch = over(b, self.attention(), caches.slots, caches.capacity, rows.sequences)?;
-        let cross = match (self.cross_attention(), rows.cross) {
-            (Some(attention), Some(sequences)) => {
-                Some(over(b, attention, caches.memory_slots, caches.memory_capacity, sequences)?)
-            }
+        let batch = over(b, self.attention(), caches.of_texts(self), rows.sequences)?;
+        let cross = match (self.cross_attention(), caches.of_memory(self), rows.cross) {
+            (Some(attention), Some(cache), Some(sequences)) => Some(over(b, attention, cache, sequences)?),
             _ => None,
         };
         let mut x = b.scratch("embedded", b.storage(), Layout::contiguous(&[rows.count, self.embedding.d_model])?)?;

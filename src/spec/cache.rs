@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::layers::MultiHeadAttention;
-use super::{SEQUENCE_WORDS, Sequence, Sequences};
+use super::{BatchShape, SEQUENCE_WORDS, Sequence, Sequences};
 use crate::error::{Error, Result};
 use crate::shape::{Layout, nonzero};
 use crate::tensor::Element;
@@ -53,6 +53,26 @@ impl CacheShape {
             nonzero(name, size)?;
         }
         Layout::contiguous(&[2, slots, n_kv_heads, capacity, width])
+    }
+
+    /// The largest batch of new rows over this cache, for [`Builder::batch`](crate::Builder::batch) in front of cached layers: up to
+    /// `sequences` texts with `rows` new rows together and at most `longest` of one, over every key that a slot can hold. (The shape of one
+    /// batch's [`Sequences`] is no substitute: texts grow, and keys beyond its longest would be lost.)
+    ///
+    /// ```
+    /// use tileformer::layers::MultiHeadAttention;
+    /// use tileformer::spec::cache::{CacheShape, CachedRows};
+    /// let cache = CacheShape::of(&MultiHeadAttention::new(64, 4), 8, 1024);
+    /// let shape = cache.batch(2, 32, 24);
+    /// assert_eq!((shape.q_rows, shape.longest_k), (32, 1024));
+    /// let rows = [CachedRows { slot: 7, past: 1000, new: 24 }, CachedRows { slot: 2, past: 0, new: 8 }];
+    /// let words = cache.sequences(&rows)?.for_shape(&shape)?; // `words.words()` is what the buffer `sequences` holds
+    /// # Ok::<(), tileformer::Error>(())
+    /// ```
+    #[must_use]
+    pub fn batch(&self, sequences: usize, rows: usize, longest: usize) -> BatchShape {
+        let &Self { slots, n_kv_heads, capacity, .. } = self;
+        BatchShape { sequences, q_rows: rows, longest_q: longest, k_rows: key_rows(slots, n_kv_heads, capacity), longest_k: capacity }
     }
 
     /// Bytes of one layer's cache.
@@ -107,6 +127,12 @@ impl CacheShape {
         }
         Sequences::new(items)
     }
+}
+
+/// Rows of a cache's keys as [`Sequence::k_start`] counts them: those of a slot's first head begin where the slot does, and the other heads'
+/// are reached from there.
+pub(crate) fn key_rows(slots: usize, n_kv_heads: usize, capacity: usize) -> usize {
+    slots.saturating_mul(n_kv_heads).saturating_sub(n_kv_heads.saturating_sub(1)).saturating_mul(capacity)
 }
 
 /// A number of rows, as [`Sequences`] take it.
