@@ -22,6 +22,9 @@ static NEXT_BUILDER: AtomicU64 = AtomicU64::new(0);
 /// Name the tensors, append kernels and layers (the structs of [`crate::kernels`] and [`crate::layers`] are what the methods here take),
 /// finish. An error leaves what was appended before it: drop the builder then.
 ///
+/// A layer's `prefix` stands in front of its weights' names and is empty or ends in a dot, as in `encoder.layers.0.`; another one is refused.
+/// ([`Builder::batch`]'s alone is free: `cross_` gives `cross_sequences`.)
+///
 /// ```no_run
 /// # fn f(kernels: &tileformer::Kernels) -> tileformer::Result<()> {
 /// use tileformer::{Builder, Element, Layout, kernels::Linear};
@@ -164,8 +167,8 @@ impl Builder {
         let slot = if let Some(&slot) = self.by_name.get(name) {
             let found = &self.slots[slot];
             if found.role != role || found.element != element {
-                let found = format!("{:?} of {}", found.role, found.element.name());
-                return Err(Error::option(name, format!("{role:?} of {}", element.name()), found));
+                let expected = format!("{:?} of {}, as it is there already", found.role, found.element.name());
+                return Err(Error::option(name, expected, format!("{role:?} of {}", element.name())));
             }
             if found.layout != layout {
                 return Err(Error::shape(name, found.layout, layout));
@@ -232,7 +235,7 @@ impl Builder {
     }
 
     /// A tensor's name and its part in a dispatch: "logits (x of argmax)", or "x of argmax" where both are one.
-    fn part_name(&self, label: &str, what: &str, tensor: Tensor) -> String {
+    pub(crate) fn part_name(&self, label: &str, what: &str, tensor: Tensor) -> String {
         let name = self.tensor_name(tensor);
         let part = if label.is_empty() { what.to_owned() } else { format!("{what} of {label}") };
         if name == what { part } else { format!("{name} ({part})") }

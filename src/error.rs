@@ -30,7 +30,7 @@ pub enum Error {
     Missing {
         /// The tensor's name in the program.
         tensor: String,
-        /// The layout that the program needs.
+        /// The element type and layout that the program needs, and how many tensors more are missing.
         expected: String,
     },
     /// A name was bound that the program does not have.
@@ -38,7 +38,7 @@ pub enum Error {
     Unknown {
         /// The name that was given.
         tensor: String,
-        /// The names that the program has.
+        /// The names that the program has; of many the nearest.
         known: String,
     },
     /// A buffer ends before the view of it does.
@@ -63,17 +63,17 @@ pub enum Error {
     },
     /// One dispatch would write a buffer that it also binds a second time, as wgpu tracks whole buffers; or memory that the caller keeps, or a
     /// later dispatch reads, under another name.
-    #[error("{written} and {other} share a buffer, and {dispatch} writes {written}: give one of them a buffer of its own")]
+    #[error("{}", alias(.dispatch, .written, .other))]
     Alias {
         /// The dispatch that binds both.
         dispatch: String,
         /// The tensor that is written.
         written: String,
-        /// The other tensor in the same buffer.
+        /// The other tensor in the same buffer, or the same once more.
         other: String,
     },
     /// A limit of the device is exceeded.
-    #[error("{what}: needs {needed}, but the device's {limit} is {allowed}")]
+    #[error("{what}: needs {needed}{unit}, but the device's {limit} is {allowed}{unit}{}", help(.limit), unit = unit(.limit))]
     Limit {
         /// The tensor or dispatch.
         what: String,
@@ -150,6 +150,28 @@ impl Error {
     /// An [`Error::Shape`] from anything that can be shown.
     pub(crate) fn shape(tensor: impl Into<String>, expected: impl ToString, found: impl ToString) -> Self {
         Self::Shape { tensor: tensor.into(), expected: expected.to_string(), found: found.to_string() }
+    }
+}
+
+/// The text of [`Error::Alias`].
+fn alias(dispatch: &str, written: &str, other: &str) -> String {
+    if written == other {
+        return format!("{written}: {dispatch} reads and writes it: let it write another tensor, in a buffer of its own");
+    }
+    format!("{written} and {other} share a buffer, and {dispatch} writes {written}: give one of them a buffer of its own")
+}
+
+/// What a limit counts, where it is bytes.
+fn unit(limit: &str) -> &'static str {
+    let in_bytes = limit.ends_with("_size") && !limit.contains("workgroup_size");
+    if in_bytes { " bytes" } else { "" }
+}
+
+/// What may help against a limit that a device can be asked to raise.
+fn help(limit: &str) -> &'static str {
+    match limit {
+        "max_buffer_size" | "max_storage_buffer_binding_size" => "; a device with wanted_limits(&adapter) may allow more",
+        _ => "",
     }
 }
 

@@ -22,6 +22,10 @@ pub(crate) struct Bound {
 
 /// A program bound to buffers. Recording it cannot fail, allocates nothing beyond what wgpu does, and may happen any number
 /// of times, in any encoder of the device.
+///
+/// What a run computes is what stands in the buffers by then. A batch that is smaller than the program's
+/// [`BatchShape`](crate::BatchShape) needs no other plan; write its sequences whole, by
+/// [`Sequences::for_shape`](crate::Sequences::for_shape), as entries of a larger batch before it would run on.
 #[derive(Clone)]
 pub struct Plan {
     program: Program,
@@ -73,10 +77,14 @@ impl Program {
         }
         let mut views: Vec<Option<TensorView>> = vec![None; inner.slots.len()];
         place_views(inner, bindings, &mut views, |_| true)?;
-        if let Some((slot, _)) =
-            inner.slots.iter().zip(&views).find(|(slot, view)| slot.role != Role::Scratch && view.is_none())
-        {
-            return Err(Error::Missing { tensor: slot.name.clone(), expected: slot.layout.to_string() });
+        let mut missing = inner.slots.iter().zip(&views).filter(|(slot, view)| slot.role != Role::Scratch && view.is_none());
+        if let Some((slot, _)) = missing.next() {
+            let more = match missing.count() {
+                0 => String::new(),
+                more => format!(", and {more} more that are not bound"),
+            };
+            let expected = format!("{} {}{more}", slot.element.name(), slot.layout);
+            return Err(Error::Missing { tensor: slot.name.clone(), expected });
         }
         let mut plan =
             Plan { program: self.clone(), scratch: scratch.clone(), views, arena: Arena::Shared, bound: Vec::new() };
@@ -116,7 +124,7 @@ impl Plan {
     /// touched. After an error the plan is as it was.
     ///
     /// # Errors
-    /// As [`Program::bind`]; [`Error::Unknown`] for a weight, which stays for a plan's life.
+    /// As [`Program::bind`]; [`Error::Option`] for a weight, which stays for a plan's life.
     pub fn rebind(&mut self, bindings: &Bindings) -> Result<()> {
         let mut next = self.clone();
         let activation = |role| matches!(role, Role::Input | Role::Output | Role::State);
@@ -263,7 +271,16 @@ impl Plan {
         };
         // Group 0 stays while parameters, pipeline and whatever stands in for weights do.
         let kept = old.filter(|o| o.variant == variant).map(|o| o.groups[0].clone());
-        let groups = checked(inner.kernels.device(), &dispatch.label, || [kept.unwrap_or_else(|| group(0)), group(1)])?;
+        let groups = checked(inner.kernels.device(), &dispatch.label, || [kept.unwrap_or_else(|| group(0)), group(1)]);
+        let groups = groups.map_err(|error| match error {
+            // wgpu names neither the binding's tensor nor, where it has no label, its buffer.
+            Error::Device(what) => {
+                let bound = dispatch.operands.iter().filter_map(|o| Some((o.binding, &inner.slots[o.slot()?].name)));
+                let names: Vec<_> = bound.map(|(b, name)| format!("{name} ({}.{})", b.group, b.binding)).collect();
+                Error::Device(format!("{what}; bound are, by group and binding, {}", names.join(", ")))
+            }
+            other => other,
+        })?;
         let grid = if variant == dispatch.variant { dispatch.grid } else { dispatch.unaligned_grid };
         Ok(Bound { pipeline: pipeline.pipeline, groups, grid, variant })
     }

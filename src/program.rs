@@ -311,6 +311,13 @@ impl Program {
         bound.map(|s| (s.name.as_str(), s.role, s.element, &s.layout))
     }
 
+    /// Role, element type and layout of a tensor that the caller binds.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<(Role, Element, &Layout)> {
+        let slot = &self.inner.slots[*self.inner.by_name.get(name)?];
+        Some((slot.role, slot.element, &slot.layout))
+    }
+
     /// A table: dispatch, variant, grid, FLOPs, bytes.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -321,21 +328,21 @@ impl Program {
 
 /// The table of [`Program::describe`], with the variants that run.
 pub(crate) fn describe<'a>(program: &Inner, rows: impl Iterator<Item = (&'a Dispatch, Variant)>) -> String {
-    let mut text = format!("{}\n", program.name);
-    let mut line = |cells: [&str; 5]| {
-        let [label, variant, grid, flops, bytes] = cells;
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{label:<34} {variant:<38} {grid:>14} {flops:>14} {bytes:>12}");
-    };
-    line(["dispatch", "variant", "grid", "FLOPs", "bytes"]);
-    let (mut flops, mut bytes, mut count) = (0u64, 0u64, 0usize);
+    let mut lines = vec![["dispatch", "variant", "grid", "FLOPs", "bytes"].map(str::to_owned)];
+    let (mut flops, mut bytes) = (0u64, 0u64);
     for (d, variant) in rows {
         let grid = format!("{}×{}×{}", d.grid[0], d.grid[1], d.grid[2]);
-        line([&d.label, &variant.name(), &grid, &d.flops.to_string(), &d.bytes.to_string()]);
-        (flops, bytes, count) = (flops + d.flops, bytes + d.bytes, count + 1);
+        lines.push([d.label.clone(), variant.name(), grid, d.flops.to_string(), d.bytes.to_string()]);
+        (flops, bytes) = (flops + d.flops, bytes + d.bytes);
     }
-    let scratch = program.scratch.iter().sum::<u64>();
-    let dispatches = format!("{count} dispatches");
-    line([&dispatches, &format!("{scratch} bytes of scratch"), "", &flops.to_string(), &bytes.to_string()]);
+    let scratch = format!("{} bytes of scratch", program.scratch.iter().sum::<u64>());
+    lines.push([format!("{} dispatches", lines.len() - 1), scratch, String::new(), flops.to_string(), bytes.to_string()]);
+    let widths: [usize; 5] = std::array::from_fn(|i| lines.iter().map(|line| line[i].chars().count()).max().unwrap_or(0));
+    let mut text = format!("{}\n", program.name);
+    for [label, variant, grid, flops, bytes] in lines {
+        let [l, v, g, f, b] = widths;
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{label:<l$}  {variant:<v$}  {grid:>g$}  {flops:>f$}  {bytes:>b$}");
+    }
     text
 }

@@ -136,6 +136,14 @@ impl Layout {
         self.sizes() == other.sizes() && (0..self.rank).all(|i| self.sizes[i] == 1 || self.strides[i] == other.strides[i])
     }
 
+    /// Says of a matrix that has this layout's sizes in the other order that it is turned, and what weights are.
+    #[must_use]
+    pub(crate) fn found_turned(&self, found: &Self) -> String {
+        let turned = matches!((self.sizes(), found.sizes()), (&[a, b], &[c, d]) if a == d && b == c && a != b);
+        let hint = if turned { ", its transpose: weights are (out, in) as nn.Linear has them" } else { "" };
+        format!("{found}{hint}")
+    }
+
     /// Whether no two indices reach the same element, as outputs need it. Dimensions that interleave count as overlapping.
     #[must_use]
     pub(crate) fn is_disjoint(&self) -> bool {

@@ -9,7 +9,8 @@ use crate::shape::Layout;
 pub enum Element {
     /// 32-bit float: activations, weights, additive masks.
     F32,
-    /// 16-bit float: activations and weights in half the memory. Sums are f32 all the same.
+    /// 16-bit float: activations and weights in half the memory. Sums are f32 all the same. In a buffer they are IEEE binary16, little-endian, one
+    /// behind the other whatever the device; the buffer holds the last word of 4 bytes whole.
     F16,
     /// 32-bit unsigned: ids, boolean masks (nonzero is true), sequences.
     U32,
@@ -36,11 +37,31 @@ impl Element {
     }
 }
 
+impl Layout {
+    /// Bytes of a buffer that holds this layout of `element` and nothing else: up to the last element, in whole words of 4 bytes.
+    ///
+    /// ```
+    /// use tileformer::{Element, Layout};
+    /// assert_eq!(Layout::contiguous(&[3, 5])?.bytes(Element::F16), 32);
+    /// # Ok::<(), tileformer::Error>(())
+    /// ```
+    #[must_use]
+    pub fn bytes(&self, element: Element) -> u64 {
+        whole_words(self.extent(), element)
+    }
+}
+
+/// Bytes of that many elements, up to the end of the last word.
+fn whole_words(elements: u64, element: Element) -> u64 {
+    elements.saturating_mul(element.size()).saturating_add(3) & !3
+}
+
 /// A tensor: a layout over a buffer of the caller's, from an element offset on. Any offset works; offsets that are a
 /// multiple of `min_storage_buffer_offset_alignment` bytes cost nothing.
 ///
-/// The buffer must come from the `wgpu::Instance` that the program's device comes from: wgpu tells instances apart by nothing
-/// that this crate could look at, and panics when they meet. A buffer of another device of that instance is an error.
+/// The buffer must be one of the program's device. wgpu lets nobody look which device a buffer is of: one of another device of the same
+/// `wgpu::Instance` is an error when it is bound; one of another instance makes wgpu panic, or stands for whichever buffer has its number
+/// here, without a word.
 ///
 /// Making a view touches neither device nor queue. A clone is another handle of the same buffer.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,19 +78,41 @@ impl TensorView {
     /// # Errors
     /// [`Error::Usage`] for a buffer without `STORAGE`, [`Error::BufferTooSmall`] for one that ends before the view does.
     pub fn new(buffer: &wgpu::Buffer, offset: u64, element: Element, layout: Layout) -> Result<Self> {
+        Self::named(|| format!("a view {layout}"), buffer, offset, element, layout)
+    }
+
+    /// As [`TensorView::new`], for a tensor that errors name.
+    pub(crate) fn named(
+        name: impl Fn() -> String,
+        buffer: &wgpu::Buffer,
+        offset: u64,
+        element: Element,
+        layout: Layout,
+    ) -> Result<Self> {
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::Usage {
-                tensor: format!("a view {layout}"),
-                needed: "STORAGE",
-                found: format!("{:?}", buffer.usage()),
-            });
+            return Err(Error::Usage { tensor: name(), needed: "STORAGE", found: format!("{:?}", buffer.usage()) });
         }
         // Bindings are whole words.
-        let needed = offset.saturating_add(layout.extent()).saturating_mul(element.size()).saturating_add(3) & !3;
+        let needed = whole_words(offset.saturating_add(layout.extent()), element);
         if needed > buffer.size() {
-            return Err(Error::BufferTooSmall { tensor: format!("a view {layout}"), needed, size: buffer.size() });
+            return Err(Error::BufferTooSmall { tensor: name(), needed, size: buffer.size() });
         }
         Ok(Self { buffer: buffer.clone(), offset, element, layout })
+    }
+
+    /// The same tensor from element `offset` of its buffer on: a view into one buffer that holds many.
+    ///
+    /// ```no_run
+    /// # fn f(weights: &tileformer::wgpu::Buffer) -> tileformer::Result<()> {
+    /// # use tileformer::TensorView;
+    /// let bias = TensorView::f32(weights, &[768])?.at(768 * 768)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`TensorView::new`].
+    pub fn at(&self, offset: u64) -> Result<Self> {
+        Self::new(&self.buffer, offset, self.element, self.layout)
     }
 
     /// A contiguous `f32` tensor at the start of `buffer`.

@@ -179,7 +179,7 @@ fn programs_have_what_outputs_need() {
     assert_eq!(refused(&[]), "outputs: expected at least one, found 0");
     assert_eq!(refused(&[Output::Attention(3)]), "outputs: expected layers of 3, found 4");
     assert!(refused(&[Output::Hidden(usize::MAX)]).starts_with("outputs"));
-    let weights = bert.program(&on().kernels, &inputs.clone().with_weights(), &[Output::Embedding]);
+    let weights = bert.program(&on().kernels, &inputs.clone().with_attention_weights(), &[Output::Embedding]);
     assert!(matches!(weights, Err(Error::Option { .. })));
     let long = bert.program(&on().kernels, &Inputs::new(BatchShape::padded(1, POSITIONS + 1)), &[Output::Embedding]);
     assert_eq!(long.map(drop).unwrap_err().to_string(), "longest sequence: expected at most 24 positions, found 25");

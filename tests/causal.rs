@@ -176,7 +176,7 @@ fn programs_have_what_outputs_need() {
         let refused = |outputs: &[Output]| model.program(&on().kernels, &inputs, outputs).map(drop).unwrap_err().to_string();
         assert_eq!(refused(&[]), "outputs: expected at least one, found 0");
         assert!(refused(&[Output::Hidden(model.n_layers + 1)]).starts_with("outputs: expected layers of"));
-        let weights = model.program(&on().kernels, &inputs.clone().with_weights(), &[Output::Logits]);
+        let weights = model.program(&on().kernels, &inputs.clone().with_attention_weights(), &[Output::Logits]);
         assert!(matches!(weights, Err(Error::Option { .. })));
         let long = model.program(&on().kernels, &Inputs::new(BatchShape::padded(1, POSITIONS + 1)), &[Output::Logits]);
         assert_eq!(long.map(drop).unwrap_err().to_string(), "longest sequence: expected at most 24 positions, found 25");

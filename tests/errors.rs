@@ -85,7 +85,7 @@ fn bindings() {
             let some = all.iter().filter(|(name, _)| *name != "layers.0.norm2.bias").map(|(n, v)| (n, v.clone()));
             program.bind(&some.collect()).map(drop)
         }),
-        ("a key mask that the options lack", "Unknown", &["key_mask", "sequences", "layers.0.linear1.bias"], |e| {
+        ("a key mask that the options lack", "Unknown", &["key_mask", "no tensor of that name", "more"], |e| {
             let program = stack(e)?;
             let mut bindings = stack_bindings(e, &program);
             bindings.set("key_mask", e.words(&[2, 3]));
@@ -208,7 +208,7 @@ fn aliases() {
 #[test]
 fn plans() {
     let cases: &[Case] = &[
-        ("a weight rebound", "Unknown", &["weight", "x, y"], |e| {
+        ("a weight rebound", "Option", &["weight: expected an input", "a plan's life"], |e| {
             let mut plan = e.projection().bind(&e.projection_bindings())?;
             plan.rebind(&[("weight", e.view(&[3, 8]))].into_iter().collect())
         }),
@@ -371,6 +371,8 @@ fn two_devices() {
     bindings.set("x", two.view(&[5, 8]));
     let error = one.projection().bind(&bindings).unwrap_err();
     assert!(matches!(error, tileformer::Error::Device(_)), "{error:?}");
+    println!("{error}");
+    assert!(error.to_string().contains("x (1.0)"), "wgpu does not say which tensor it is: {error}");
     let error = Scratch::shared(&[&one.projection(), &two.projection()]).unwrap_err();
     assert!(error.to_string().contains("programs of one device"), "{error}");
     let plan = one.projection().bind(&one.projection_bindings()).unwrap();

@@ -251,7 +251,7 @@ fn encoder_stacks() {
         spec.final_norm = (n == 1).then_some(Norm::default());
         spec.positions_every_layer = (n == 1).then_some(19);
         let side = if n == 0 { Side::own(Sequences::packed(&[17, 4]).unwrap()) } else { padded(&[17, 4], 17) };
-        let program = spec.program(kernels(), &Inputs::new(side.shape).with_weights()).unwrap();
+        let program = spec.program(kernels(), &Inputs::new(side.shape).with_attention_weights()).unwrap();
         let case = run_case(&program, 12, &side, None, 500 + n as u64);
         let (twin, twin_probs) = encoder(&spec, &case.made.weights(), "", &case.x.f32, &side.twin()).unwrap();
         let (right, right_probs) = encoder(&spec, &case.made.weights(), "", &case.x.f64, &side.twin()).unwrap();
@@ -279,7 +279,7 @@ fn decoder_stacks() {
         spec.positions_every_layer = (n == 0).then_some(11);
         let own = padded(&[11, 11], 11);
         let cross = Side::own(Sequences::cross(2, 11, &[6, 13], 13).unwrap()).shaped(BatchShape::cross(2, 11, 13));
-        let program = spec.program(kernels(), &Inputs::new(cross.shape).with_weights()).unwrap();
+        let program = spec.program(kernels(), &Inputs::new(cross.shape).with_attention_weights()).unwrap();
         let case = run_case(&program, 20, &own, Some((&cross, 20)), 600 + n as u64);
         let (x, memory) = (&case.x, &case.memory);
         let twin = decoder(&spec, &case.made.weights(), "", &x.f32, &memory.f32, &own.twin(), &cross.twin()).unwrap();

@@ -218,7 +218,7 @@ fn programs_have_what_outputs_need() {
     assert_eq!(refused(&inputs, &[]), "outputs: expected at least one, found 0");
     assert_eq!(refused(&inputs, &[Output::CrossAttention(2)]), "outputs: expected layers of the decoder's 2, found 3");
     assert!(refused(&inputs, &[Output::EncoderHidden(usize::MAX)]).starts_with("outputs"));
-    assert!(refused(&inputs.clone().with_weights(), &[Output::Logits]).starts_with("inputs"));
+    assert!(refused(&inputs.clone().with_attention_weights(), &[Output::Logits]).starts_with("inputs"));
     // The first two rows of BART's table are no positions.
     let long = |t: usize, s: usize| refused(&Inputs::new(BatchShape::cross(1, t, s)), &[Output::Logits]);
     assert_eq!(long(POSITIONS + 1, 3), "longest target: expected at most 24 positions, found 25");

@@ -228,7 +228,7 @@ impl Attention<'_> {
         let shape = BatchShape::cross(batch, queries, keys);
         let inputs = Inputs {
             mask: visible.mask_layout()?,
-            ..Inputs::new(shape).with_storage(self.session.storage()).with_weights()
+            ..Inputs::new(shape).with_storage(self.session.storage()).with_attention_weights()
         };
         let kernels = self.session.kernels();
         let program = match key == query && value == query {

@@ -137,7 +137,7 @@ impl Builder {
             let Some(slot) = operand.slot().map(|slot| &self.slots[slot]) else { continue };
             match slot.role {
                 Role::Input | Role::Weight if operand.binding.writes => {
-                    let expected = format!("an output or scratch, as {label} writes it");
+                    let expected = format!("an output, state or scratch, as {label} writes it");
                     return Err(Error::option(&slot.name, expected, format!("{:?}", slot.role)));
                 }
                 Role::Scratch | Role::Output if !operand.binding.writes && slot.first_write.is_none() => {

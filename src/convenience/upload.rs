@@ -102,10 +102,11 @@ impl Gpu {
         let mut found = Vec::new();
         for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Weight) {
             let Some((sizes, data)) = find(name) else {
-                return Err(Error::Missing { tensor: name.to_owned(), expected: layout.to_string() });
+                let expected = format!("{} {layout}", element.name());
+                return Err(Error::Missing { tensor: name.to_owned(), expected });
             };
             if sizes != layout.sizes() {
-                return Err(Error::shape(name, layout, format!("{sizes:?}")));
+                return Err(Error::shape(name, layout, layout.found_turned(&Layout::contiguous(sizes)?)));
             }
             found.push((name, element, sizes, data));
         }
@@ -113,7 +114,7 @@ impl Gpu {
         found.into_iter().map(upload).collect()
     }
 
-    /// Uploads a batch's sequences.
+    /// Uploads a batch's sequences. Where a plan's shape has more of them, fill the batch up first: [`Sequences::for_shape`].
     ///
     /// # Errors
     /// As [`Gpu::upload_f32`].
@@ -127,7 +128,7 @@ impl Gpu {
     /// As [`Gpu::upload_f32`].
     pub fn zeros(&self, element: Element, sizes: &[usize]) -> Result<TensorView> {
         let layout = Layout::contiguous(sizes)?;
-        TensorView::new(&self.buffer(layout.extent() * element.size())?, 0, element, layout)
+        TensorView::new(&self.buffer(layout.bytes(element))?, 0, element, layout)
     }
 
     /// New tensors of zeros, added to `bindings`, for every output and state of a program that they lack.
@@ -137,7 +138,7 @@ impl Gpu {
     pub fn allocate(&self, program: &Program, bindings: &mut Bindings) -> Result<()> {
         for (name, role, element, layout) in program.tensors() {
             if matches!(role, Role::Output | Role::State) && bindings.get(name).is_none() {
-                let buffer = self.buffer(layout.extent() * element.size())?;
+                let buffer = self.buffer(layout.bytes(element))?;
                 bindings.set(name, TensorView::new(&buffer, 0, element, *layout)?);
             }
         }
@@ -151,7 +152,7 @@ impl Gpu {
             let expected = format!("{} elements for {layout}", layout.len());
             return Err(Error::shape("upload", expected, format!("{len} elements")));
         }
-        TensorView::new(&self.buffer(layout.extent() * element.size())?, 0, element, layout)
+        TensorView::new(&self.buffer(layout.bytes(element))?, 0, element, layout)
     }
 
     fn upload(&self, element: Element, sizes: &[usize], len: usize, bytes: &[u8]) -> Result<TensorView> {

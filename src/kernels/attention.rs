@@ -136,6 +136,14 @@ pub struct FusedAttention {
     pub cached: bool,
 }
 
+impl FusedAttention {
+    /// No second output, and queries that are no new rows over a cache.
+    #[must_use]
+    pub fn new(q: Tensor, k: Tensor, v: Tensor, sizes: [usize; 3], visibility: Visibility, out: Tensor) -> Self {
+        Self { q, k, v, sizes, visibility, out, log_sum_exp: None, statistics: None, cached: false }
+    }
+}
+
 impl Builder {
     /// Appends attention from projected queries, keys and values to output.
     ///

@@ -8,6 +8,7 @@ use crate::builder::{Builder, Launch};
 use crate::classes::{self, Class, FLAT};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
+use crate::shape::Layout;
 use crate::spec::Activation;
 use crate::storage::{Storage, Tier};
 use crate::tensor::Element;
@@ -191,7 +192,7 @@ impl Builder {
         };
         let element = self.float(label, "x", x)?;
         self.expect(label, "x", x, element, &[rows, d_in])?;
-        self.expect(label, "weight", weight, element, &[d_out, d_in])?;
+        self.expect_weight(label, linear, element)?;
         self.expect(label, "y", y, element, &[rows, d_out])?;
         if let Some(bias) = bias {
             self.expect(label, "bias", bias, element, &[d_out])?;
@@ -212,6 +213,19 @@ impl Builder {
             self.linear_part(label, &part)?;
         }
         Ok(())
+    }
+
+    /// Refuses a weight (·, ·) that is not (out, d_in), and says of one that has d_in rows that it is turned.
+    pub(super) fn expect_weight(&self, label: &str, linear: &Linear, element: Element) -> Result<()> {
+        let (_, d_in, _) = linear.sizes();
+        let weight = linear.weight;
+        let &[rows, columns] = weight.layout().sizes() else { return Ok(()) };
+        if columns != d_in && rows == d_in {
+            let expected = Layout::contiguous(&[columns, d_in])?;
+            let name = self.part_name(label, "weight", weight);
+            return Err(Error::shape(name, expected, expected.found_turned(weight.layout())));
+        }
+        self.expect(label, "weight", weight, element, &[rows, d_in])
     }
 
     fn linear_part(&mut self, label: &str, linear: &Linear) -> Result<()> {

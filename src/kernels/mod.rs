@@ -1,7 +1,8 @@
 //! One module a kernel: from shapes and options to a dispatch.
 //!
 //! Each kernel is a struct of tensors and options, and a method of [`Builder`](crate::Builder) that has the kernel's name. Tensors may have any
-//! offset and any strides; only their last dimension must be dense. What is a multiple of four throughout (offsets, strides, the
+//! offset and any strides; only their last dimension must be dense. (Those of a layer's own `program` lie without gaps: strides are said in
+//! [`Builder::input`](crate::Builder::input) and its like.) What is a multiple of four throughout (offsets, strides, the
 //! last dimension) runs in groups of four; f16 on a device without the type needs even ones.
 //!
 //! Where no element is named a tensor is `f32` or `f16`, the same in all of a kernel's. Sizes are B sequences, T query positions, S key
@@ -19,21 +20,11 @@
 //! let mut b = Builder::new(kernels, "causal attention");
 //! let all = b.input("qkv", Element::F32, Layout::contiguous(&[80, 3 * 12 * 64])?)?;
 //! let part = |n: usize| all.narrow(1, n * 12 * 64, 12 * 64)?.split_heads(12, 64);
-//! let attention = FusedAttention {
-//!     q: part(0)?,
-//!     k: part(1)?,
-//!     v: part(2)?,
-//!     sizes: [2, batch.shape().longest_q, batch.shape().longest_k],
-//!     visibility: Visibility {
-//!         sequences: Some(b.input("sequences", Element::U32, Layout::contiguous(&[2, 8])?)?),
-//!         ..Visibility::new(AttentionOptions::causal())
-//!     },
-//!     out: b.output("out", Element::F32, Layout::contiguous(&[80, 12, 64])?)?,
-//!     log_sum_exp: None,
-//!     statistics: None,
-//!     cached: false,
-//! };
-//! b.attention("attention", &attention)?;
+//! let sizes = [2, batch.shape().longest_q, batch.shape().longest_k];
+//! let sequences = Some(b.input("sequences", Element::U32, Layout::contiguous(&[2, 8])?)?);
+//! let visibility = Visibility { sequences, ..Visibility::new(AttentionOptions::causal()) };
+//! let out = b.output("out", Element::F32, Layout::contiguous(&[80, 12, 64])?)?;
+//! b.attention("attention", &FusedAttention::new(part(0)?, part(1)?, part(2)?, sizes, visibility, out))?;
 //!
 //! let mut bindings = Bindings::new();
 //! bindings

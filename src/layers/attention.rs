@@ -13,7 +13,7 @@ use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
 use crate::spec::AttentionOptions;
-use crate::spec::layers::{AttentionPath, MultiHeadAttention, Projection, RotaryOptions, Score};
+use crate::spec::layers::{AttentionPath, MultiHeadAttention, Projection, RotaryOptions, Score, check_prefix};
 use crate::tensor::Element;
 
 /// The tensors of one multi-head attention.
@@ -81,7 +81,7 @@ impl MultiHeadAttention {
         let x = b.input_rows("x", shape.q_rows, self.d_model)?;
         let [memory_k, memory_v] = memory(&mut b, x)?;
         let y = b.output_rows("y", shape.q_rows, self.d_model)?;
-        let weights = b.weights_output(inputs.weights, "weights", self.n_heads, shape)?;
+        let weights = b.weights_output(inputs.attention_weights, "weights", self.n_heads, shape)?;
         b.multi_head_attention("", self, &batch, &AttentionRows { x, memory_k, memory_v, residual: None, weights, y })?;
         b.finish()
     }
@@ -102,7 +102,8 @@ impl Builder {
     /// are computed from whatever the scratch holds.
     ///
     /// # Errors
-    /// As [`MultiHeadAttention::check`], [`Builder::linear`] and [`Builder::attention_scores`].
+    /// As [`MultiHeadAttention::check`], [`Builder::linear`] and [`Builder::attention_scores`]; [`Error::Option`] for a prefix that does not end in
+    /// a dot.
     pub fn multi_head_attention(
         &mut self,
         prefix: &str,
@@ -110,6 +111,7 @@ impl Builder {
         batch: &Batch,
         rows: &AttentionRows,
     ) -> Result<()> {
+        check_prefix(prefix)?;
         spec.check()?;
         batch.shape.check()?;
         let label = prefix.trim_end_matches('.');
@@ -135,7 +137,18 @@ impl Builder {
             let [q, k] = self.score_operands(prefix, spec, [q, k])?;
             self.attend_fused(prefix, batch, batch.visibility(spec.scored_options()), rows.weights, [q, k, v], out)?;
         } else {
-            self.attend_separately(prefix, spec, batch, rows.weights, [q, k, v], out)?;
+            let stored = self.attend_separately(prefix, spec, batch, rows.weights, [q, k, v], out);
+            stored.map_err(|error| match error {
+                Error::Limit { what, limit, needed, allowed } if !additive && spec.value_head_size <= MAX_VALUE_SIZE => {
+                    Error::Limit {
+                        what: format!("{what}, which AttentionPath::Fused stores none of"),
+                        limit,
+                        needed,
+                        allowed,
+                    }
+                }
+                other => other,
+            })?;
         }
 
         let label = format!("{prefix}out_proj");
@@ -176,17 +189,7 @@ impl Builder {
             None => None,
         };
         let sizes = [shape.sequences, shape.longest_q, shape.longest_k];
-        let attention = FusedAttention {
-            q,
-            k,
-            v,
-            sizes,
-            visibility: visibility.clone(),
-            out,
-            log_sum_exp: None,
-            statistics,
-            cached: false,
-        };
+        let attention = FusedAttention { statistics, ..FusedAttention::new(q, k, v, sizes, visibility.clone(), out) };
         self.attention(&format!("{prefix}attention"), &attention)?;
         if let (Some(weights), Some(statistics)) = (weights, statistics) {
             let args = AttentionWeights { q, k, visibility, statistics, weights };

@@ -8,7 +8,9 @@ use crate::program::Tensor;
 use crate::shape::Layout;
 use crate::spec::cache::{CacheShape, key_rows};
 use crate::spec::generator::GeneratorStack;
-use crate::spec::layers::{DecoderLayer, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement, Projection, Score};
+use crate::spec::layers::{
+    DecoderLayer, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement, Projection, Score, check_prefix,
+};
 use crate::tensor::Element;
 
 /// The rows of a layer over caches: new rows of texts whose past is in slots.
@@ -56,13 +58,14 @@ impl Builder {
         label: &str,
         before: Before<'_>,
         linear: &Linear,
-        sequences: Tensor,
+        sequences: Option<Tensor>,
     ) -> Result<Option<Tensor>> {
         let &[rows, vocabulary] = linear.y.layout().sizes() else {
             return Err(Error::shape(label, "logits (rows, V)", linear.y.layout()));
         };
         let in_f32 = self.storage() == Element::F32;
-        if !self.few_rows(rows, vocabulary, true) && (in_f32 || self.has_linear_wide(rows, linear.weight)) {
+        let wide = || linear.y.is_in_groups(4) && self.has_linear_wide(rows, linear.weight);
+        if !self.few_rows(rows, vocabulary, true) && (in_f32 || wide()) {
             let linear = Linear { x: self.norm_before(before, linear.x)?, ..*linear };
             if in_f32 {
                 self.linear(label, &linear)?;
@@ -75,7 +78,7 @@ impl Builder {
         let groups = self.logit_groups(linear.weight)?;
         let maxima = self.scratch("maxima", Element::U32, Layout::contiguous(&[rows, groups, 2])?)?;
         let out = FewOutput::Logits { maxima };
-        self.linear_few(label, &LinearFew { linear: *linear, norm, sequences: Some(sequences), out })?;
+        self.linear_few(label, &LinearFew { linear: *linear, norm, sequences, out })?;
         Ok(Some(maxima))
     }
 
@@ -98,6 +101,7 @@ impl Builder {
     /// Refuses an attention whose keys and values are not those of a cache, a cache of another shape, and a batch that sees less than all of
     /// a slot.
     fn check_cached(&self, prefix: &str, spec: &MultiHeadAttention, batch: Option<&Batch>, cache: Tensor) -> Result<()> {
+        check_prefix(prefix)?;
         let label = prefix.trim_end_matches('.');
         spec.check()?;
         if spec.score != Score::Dot {
@@ -153,17 +157,13 @@ impl Builder {
         let shape = batch.shape;
         let width = spec.n_heads.saturating_mul(spec.value_head_size);
         let heads = self.scratch("heads", self.storage(), Layout::contiguous(&[shape.q_rows, width])?)?;
-        let attention = FusedAttention {
-            q: q.split_heads(spec.n_heads, spec.head_size)?,
-            k: self.cache_rows(&label, cache, 0, spec.head_size)?,
-            v: self.cache_rows(&label, cache, 1, spec.value_head_size)?,
-            sizes: [shape.sequences, shape.longest_q, shape.longest_k],
-            visibility: batch.visibility(spec.scored_options()),
-            out: heads.split_heads(spec.n_heads, spec.value_head_size)?,
-            log_sum_exp: None,
-            statistics: None,
-            cached: true,
-        };
+        let q = q.split_heads(spec.n_heads, spec.head_size)?;
+        let k = self.cache_rows(&label, cache, 0, spec.head_size)?;
+        let v = self.cache_rows(&label, cache, 1, spec.value_head_size)?;
+        let sizes = [shape.sequences, shape.longest_q, shape.longest_k];
+        let out = heads.split_heads(spec.n_heads, spec.value_head_size)?;
+        let visibility = batch.visibility(spec.scored_options());
+        let attention = FusedAttention { cached: true, ..FusedAttention::new(q, k, v, sizes, visibility, out) };
         self.attention(&label, &attention)?;
         let label = format!("{prefix}out_proj");
         let linear = self.out_projection(&label, spec, heads, Some(residual), y)?;

@@ -45,7 +45,7 @@ impl DecoderLayer {
     /// As [`DecoderLayer::check`]; [`Error::Limit`](crate::Error::Limit) for tensors that exceed a binding.
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs) -> Result<Program> {
         let (mut b, rows) = frame("decoder layer", self, kernels, inputs)?;
-        let weights = layer_weights(&mut b, inputs.weights, "", self, &rows)?;
+        let weights = layer_weights(&mut b, inputs.attention_weights, "", self, &rows)?;
         b.decoder_layer("", self, &rows, weights)?;
         b.finish()
     }
@@ -58,7 +58,7 @@ impl Decoder {
     /// As [`DecoderLayer::program`]; [`Error::Option`](crate::Error::Option) for a stack without layers.
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs) -> Result<Program> {
         let (mut b, rows) = frame("decoder", &self.layer, kernels, inputs)?;
-        b.decoder("", self, &rows, inputs.weights)?;
+        b.decoder("", self, &rows, inputs.attention_weights)?;
         b.finish()
     }
 }

@@ -7,7 +7,7 @@ use crate::kernels::EmbeddingRows;
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
-use crate::spec::layers::Embedding;
+use crate::spec::layers::{Embedding, check_prefix};
 use crate::spec::{AttentionOptions, BatchShape};
 use crate::tensor::Element;
 
@@ -31,7 +31,7 @@ impl Builder {
     /// Appends y = norm(scale · token + position + segment) of the inputs `ids` and `segment_ids` under `prefix`.
     ///
     /// # Errors
-    /// As [`Embedding::check`] and [`Builder::embedding`].
+    /// As [`Embedding::check`] and [`Builder::embedding`]; [`Error::Option`](crate::Error::Option) for a prefix that does not end in a dot.
     pub fn embed(&mut self, prefix: &str, spec: &Embedding, batch: &Batch, y: Tensor) -> Result<()> {
         let rows = batch.shape.q_rows;
         let ids = self.input(&format!("{prefix}ids"), Element::U32, Layout::contiguous(&[rows])?)?;
@@ -58,6 +58,7 @@ impl Builder {
         (ids, token): (Tensor, Tensor),
         y: Tensor,
     ) -> Result<()> {
+        check_prefix(prefix)?;
         spec.check()?;
         let table = |b: &mut Self, name: &str, rows: usize| {
             b.weight(&format!("{prefix}{name}_embedding.weight"), Layout::contiguous(&[rows, spec.d_model])?)

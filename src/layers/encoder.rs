@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::nonzero;
-use crate::spec::layers::{Encoder, EncoderLayer, Placement, Stack};
+use crate::spec::layers::{Encoder, EncoderLayer, Placement, Stack, check_prefix};
 
 impl EncoderLayer {
     /// The layer as a program: `x` to `y`, names as in [`crate::layers`], weights without a prefix.
@@ -20,7 +20,7 @@ impl EncoderLayer {
         let batch = b.batch("", &self.attention.options, self.attention.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, self.attention.d_model)?;
         let y = b.output_rows("y", shape.q_rows, self.attention.d_model)?;
-        let weights = b.weights_output(inputs.weights, "weights", self.attention.n_heads, shape)?;
+        let weights = b.weights_output(inputs.attention_weights, "weights", self.attention.n_heads, shape)?;
         b.encoder_layer("", self, &batch, x, weights, y)?;
         b.finish()
     }
@@ -39,7 +39,7 @@ impl Encoder {
         let batch = b.batch("", &attention.options, attention.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, attention.d_model)?;
         let y = b.output_rows("y", shape.q_rows, attention.d_model)?;
-        b.encoder("", self, &batch, x, inputs.weights, y)?;
+        b.encoder("", self, &batch, x, inputs.attention_weights, y)?;
         b.finish()
     }
 }
@@ -119,6 +119,7 @@ impl Builder {
         y: Tensor,
         mut layer: impl FnMut(&mut Self, &str, Tensor, Tensor) -> Result<()>,
     ) -> Result<()> {
+        check_prefix(prefix)?;
         nonzero("n_layers", spec.n_layers)?;
         let mut x = x;
         for i in 0..spec.n_layers {

@@ -7,11 +7,11 @@ use crate::kernels::{Choose, Linear};
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
+use crate::spec::SEQUENCE_WORDS;
 use crate::spec::cache::{CacheShape, DecodeState, STATE_WORDS};
 use crate::spec::generator::{Generator, GeneratorCaches, GeneratorStack};
 use crate::spec::layers::MultiHeadAttention;
 use crate::spec::sampling::{SAMPLING_WORDS, seen_words};
-use crate::spec::SEQUENCE_WORDS;
 use crate::tensor::Element;
 
 /// What a generator's programs are made for.
@@ -272,7 +272,7 @@ impl Generator {
         let before = self.final_norm().map(|norm| (format!("{}norm.", self.stack_prefix), norm));
         let logits = b.scratch_rows("logits", &[batch, vocabulary])?;
         let linear = Linear { bias, ..Linear::new(x, weight, logits) };
-        b.logits("head", before, &linear, sequences).map(|maxima| (logits, maxima))
+        b.logits("head", before, &linear, Some(sequences)).map(|maxima| (logits, maxima))
     }
 }
 

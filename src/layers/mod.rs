@@ -30,19 +30,21 @@ pub use decoder::DecoderRows;
 pub use generator::{GeneratorInputs, PrefillShape, StepShape};
 
 pub use crate::spec::layers::*;
+pub use crate::spec::{RotaryOrder, RotaryScaling, SinusoidOrder};
 
 use crate::builder::Builder;
 use crate::error::{Error, Result};
 use crate::kernels::{Gate, LayerNorm, Linear, Visibility};
 use crate::program::Tensor;
 use crate::shape::Layout;
+use crate::spec::layers::check_prefix;
 use crate::spec::{Activation, AttentionOptions, BatchShape, Mask, SEQUENCE_WORDS};
 use crate::tensor::Element;
 
 /// What a program of a layer is made for.
 #[derive(Clone, Debug)]
 pub struct Inputs {
-    /// The largest batch. Where keys come from `memory`, its key rows are the memory's; self-attention alone has as many key
+    /// The largest batch; a smaller one runs on the same plan, filled up by [`Sequences::for_shape`](crate::Sequences::for_shape). Where keys come from `memory`, its key rows are the memory's; self-attention alone has as many key
     /// rows as query rows, the larger of both numbers ([`BatchShape::to_self`]).
     pub shape: BatchShape,
     /// The layout of `mask`; `None` is (B, NH, T, S) without gaps.
@@ -50,10 +52,10 @@ pub struct Inputs {
     /// The layout of `cross_mask`; `None` is (B, NH, T, S) without gaps.
     pub cross_mask: Option<Layout>,
     /// Whether the attention weights are outputs. They are `f32` whatever the storage.
-    pub weights: bool,
+    pub attention_weights: bool,
     /// What rows, weights and everything between them is stored as: [`Element::F32`], or [`Element::F16`] for half the memory and its traffic;
-    /// sums are `f32` in both. Weights are converted once, on upload
-    /// ([`Gpu::upload_weights`](crate::convenience::Gpu::upload_weights), or the caller's own).
+    /// sums are `f32` in both. Weights are converted once, on upload: by
+    /// [`Gpu::upload_weights`](crate::convenience::Gpu::upload_weights), or by the caller as [`Element::F16`] says.
     pub storage: Element,
 }
 
@@ -61,13 +63,13 @@ impl Inputs {
     /// Full masks where the options have any, no attention weights.
     #[must_use]
     pub fn new(shape: BatchShape) -> Self {
-        Self { shape, mask: None, cross_mask: None, weights: false, storage: Element::F32 }
+        Self { shape, mask: None, cross_mask: None, attention_weights: false, storage: Element::F32 }
     }
 
     /// With attention weights as outputs.
     #[must_use]
-    pub fn with_weights(self) -> Self {
-        Self { weights: true, ..self }
+    pub fn with_attention_weights(self) -> Self {
+        Self { attention_weights: true, ..self }
     }
 
     /// With rows, weights and everything between them stored as `element`.
@@ -191,8 +193,9 @@ impl Builder {
     /// Appends y = norm(x), with `weight` and `bias` under `prefix`.
     ///
     /// # Errors
-    /// As [`Builder::layer_norm`].
+    /// As [`Builder::layer_norm`]; [`Error::Option`] for a prefix that does not end in a dot.
     pub fn norm(&mut self, prefix: &str, norm: &Norm, x: Tensor, y: Tensor) -> Result<()> {
+        check_prefix(prefix)?;
         let columns = x.layout().sizes().last().copied().unwrap_or(0);
         let weight = self.vector(norm.weight, &format!("{prefix}weight"), columns)?;
         let bias = self.vector(norm.bias, &format!("{prefix}bias"), columns)?;
@@ -207,7 +210,7 @@ impl Builder {
     /// Appends y = `linear2`(activation(`linear1`(x))) + residual.
     ///
     /// # Errors
-    /// As [`Builder::linear`]; [`Error::Option`] for a size of 0.
+    /// As [`Builder::linear`]; [`Error::Option`] for a size of 0, or a prefix that does not end in a dot.
     pub fn feed_forward(
         &mut self,
         prefix: &str,
@@ -231,6 +234,7 @@ impl Builder {
         residual: Option<Tensor>,
         y: Tensor,
     ) -> Result<([String; 2], [Linear; 2])> {
+        check_prefix(prefix)?;
         let &FeedForward { d_model, d_ff, activation, bias, gated } = spec;
         crate::shape::nonzero("d_model", d_model)?;
         crate::shape::nonzero("d_ff", d_ff)?;
@@ -263,7 +267,8 @@ impl Builder {
     }
 
     /// Appends logits = x · Wᵀ (+ bias): the projection to a vocabulary, W being `weight` (V, d_model). Name the token embedding's
-    /// weight to tie it.
+    /// weight to tie it. Logits are stored as the rows are, or in f32 in any case: in a [`Builder::with_storage`] of f16 that is what a softmax or
+    /// a choice on the CPU wants.
     ///
     /// # Errors
     /// As [`Builder::linear`].
@@ -273,6 +278,10 @@ impl Builder {
         let d_model = x.layout().sizes().last().copied().unwrap_or(0);
         let table = self.weight(weight, Layout::contiguous(&[vocabulary, d_model])?)?;
         let bias = bias.map(|name| self.weight(name, Layout::contiguous(&[vocabulary])?)).transpose()?;
-        self.linear("head", &Linear { bias, ..Linear::new(x, table, logits) })
+        let linear = Linear { bias, ..Linear::new(x, table, logits) };
+        if self.storage() == Element::F16 && self.element(logits) == Element::F32 {
+            return self.logits("head", None, &linear, None).map(drop);
+        }
+        self.linear("head", &linear)
     }
 }

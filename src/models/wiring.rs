@@ -10,7 +10,7 @@ use crate::tensor::Element;
 
 /// Refuses inputs that have more than a shape and a storage.
 pub(super) fn only_shape(inputs: &Inputs) -> Result<BatchShape> {
-    if inputs.mask.is_some() || inputs.cross_mask.is_some() || inputs.weights {
+    if inputs.mask.is_some() || inputs.cross_mask.is_some() || inputs.attention_weights {
         return Err(Error::option("inputs", "a shape and a storage alone", "masks or weights"));
     }
     Ok(inputs.shape)

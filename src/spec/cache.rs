@@ -72,7 +72,13 @@ impl CacheShape {
     #[must_use]
     pub fn batch(&self, sequences: usize, rows: usize, longest: usize) -> BatchShape {
         let &Self { slots, n_kv_heads, capacity, .. } = self;
-        BatchShape { sequences, q_rows: rows, longest_q: longest, k_rows: key_rows(slots, n_kv_heads, capacity), longest_k: capacity }
+        BatchShape {
+            sequences,
+            q_rows: rows,
+            longest_q: longest,
+            k_rows: key_rows(slots, n_kv_heads, capacity),
+            longest_k: capacity,
+        }
     }
 
     /// Bytes of one layer's cache.

@@ -2,7 +2,7 @@
 
 use super::AttentionOptions;
 use super::cache::{CacheShape, DecodeState};
-use super::layers::{Decoder, Embedding, Encoder, MultiHeadAttention, Norm};
+use super::layers::{Decoder, Embedding, Encoder, MultiHeadAttention, Norm, check_prefix};
 use crate::error::{Error, Result};
 use crate::shape::nonzero;
 
@@ -30,7 +30,7 @@ pub enum GeneratorStack {
 ///
 /// const CACHES: GeneratorCaches = GeneratorCaches { slots: 1, capacity: 1024, memory_slots: 0, memory_capacity: 0 };
 ///
-/// /// Once: prompts of up to 256 tokens, and a step. Both have the same weights, and the same caches, `layers.N.cache`. New buffers are
+/// /// Once: pieces of up to 256 tokens of a prompt, and a step. Both have the same weights, and the same caches, `layers.N.cache`. New buffers are
 /// /// for `STORAGE`, and for copies to and from them; they begin with zeros.
 /// fn prepare(
 ///     kernels: &Kernels,
@@ -45,7 +45,7 @@ pub enum GeneratorStack {
 ///     let mut bindings = weights.clone();
 ///     for (name, role, element, layout) in prefill.tensors().chain(step.tensors()) {
 ///         if role != Role::Weight && bindings.get(name).is_none() {
-///             let buffer = new_buffer((layout.extent() * element.size()).next_multiple_of(4));
+///             let buffer = new_buffer(layout.bytes(element));
 ///             bindings.set(name, TensorView::new(&buffer, 0, element, *layout)?);
 ///         }
 ///     }
@@ -53,30 +53,34 @@ pub enum GeneratorStack {
 ///     Ok([bind(&prefill)?, bind(&step)?])
 /// }
 ///
-/// /// A new text: the last token of a prompt is the first step's, those before it go into the cache.
+/// /// A new text: the last token of a prompt is the first step's, those before it go into the cache, 256 at a time. What is written into a
+/// /// buffer comes before all that is submitted with it, so that every piece is submitted by itself.
 /// fn begin(
+///     device: &wgpu::Device,
 ///     queue: &wgpu::Queue,
-///     encoder: &mut wgpu::CommandEncoder,
 ///     [prefill, step]: &[Plan; 2],
 ///     generator: &Generator,
 ///     prompt: &[u32],
 /// ) -> Result<()> {
 ///     let missing = |name: &str| Error::Missing { tensor: name.into(), expected: "a generator's".into() };
 ///     let (&id, before) = prompt.split_last().ok_or_else(|| missing("prompt"))?;
-///     let rows = CACHES.of_texts(generator).sequences(&[CachedRows { slot: 0, past: 0, new: before.len() }])?;
-///     let state = CACHES.decode(generator, &[Some(DecodeRow { slot: 0, past: before.len(), id, memory: None })])?;
-///     let sampling = [Sampling::sampled(7).with_temperature(0.8)?.with_top_p(0.95)?.with_stops(&[50256])?];
-///     for (plan, name, words) in [
-///         (prefill, "ids", before),
-///         (prefill, "sequences", rows.words()),
-///         (step, "state", state.words()),
-///         (step, "sampling", Sampling::words(&sampling)),
-///     ] {
+///     let write = |plan: &Plan, name: &str, words: &[u32]| {
 ///         let view = plan.view(name).ok_or_else(|| missing(name))?;
 ///         queue.write_buffer(view.buffer(), 0, bytemuck::cast_slice(words));
+///         Ok::<(), Error>(())
+///     };
+///     for (n, piece) in before.chunks(256).enumerate() {
+///         let rows = [CachedRows { slot: 0, past: 256 * n, new: piece.len() }];
+///         write(prefill, "ids", piece)?;
+///         write(prefill, "sequences", CACHES.of_texts(generator).sequences(&rows)?.words())?;
+///         let mut encoder = device.create_command_encoder(&Default::default());
+///         prefill.record(&mut encoder);
+///         queue.submit([encoder.finish()]);
 ///     }
-///     prefill.record(encoder);
-///     Ok(())
+///     let state = CACHES.decode(generator, &[Some(DecodeRow { slot: 0, past: before.len(), id, memory: None })])?;
+///     let sampling = [Sampling::sampled(7).with_temperature(0.8)?.with_top_p(0.95)?.with_stops(&[50256])?];
+///     write(step, "state", state.words())?;
+///     write(step, "sampling", Sampling::words(&sampling))
 /// }
 ///
 /// /// Every frame: eight tokens more. Step number n writes row n of `tokens`, `u32` (steps, 1), which is there to be copied and mapped;
@@ -92,11 +96,11 @@ pub enum GeneratorStack {
 pub struct Generator {
     /// Ids to rows, without segments.
     pub embedding: Embedding,
-    /// In front of the names of the embedding's weights.
+    /// In front of the names of the embedding's weights: empty, or ending in a dot.
     pub embedding_prefix: String,
     /// The layers, with their final norm.
     pub stack: GeneratorStack,
-    /// In front of the names of the stack's weights and caches.
+    /// In front of the names of the stack's weights and caches: empty, or ending in a dot.
     pub stack_prefix: String,
     /// The name of the projection's weight (V, d_model): the token table's, to tie it.
     pub head_weight: String,
@@ -163,9 +167,11 @@ impl Generator {
     ///
     /// # Errors
     /// As the parts' own checks; [`Error::Option`] for a stack without layers, another width than the embedding's, self-attention that
-    /// is not causal, segments, masks, which no step has, and positions in cross-attention (rotary, causal, windows, slopes).
+    /// is not causal, a prefix that does not end in a dot, segments, masks, which no step has, and positions in cross-attention (rotary, causal, windows, slopes).
     pub fn check(&self) -> Result<()> {
         self.embedding.check()?;
+        check_prefix(&self.embedding_prefix)?;
+        check_prefix(&self.stack_prefix)?;
         nonzero("n_layers", self.n_layers())?;
         match &self.stack {
             GeneratorStack::Encoder(stack) => stack.layer.check()?,

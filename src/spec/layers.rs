@@ -9,6 +9,18 @@ use crate::error::{Error, Result};
 use crate::shape::nonzero;
 pub use attention::{AttentionPath, MultiHeadAttention, Projection, RotaryOptions, Score};
 
+/// Refuses a prefix that would run into the names behind it.
+pub(crate) fn check_prefix(prefix: &str) -> Result<()> {
+    if prefix.is_empty() || prefix.ends_with('.') {
+        return Ok(());
+    }
+    Err(Error::option(
+        "prefix",
+        format!("nothing, or what ends in a dot: {:?}", format!("{prefix}.")),
+        format!("{prefix:?}"),
+    ))
+}
+
 /// Where a layer's norms stand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Placement {

@@ -18,7 +18,7 @@ impl Builder {
         };
         let element = self.float(label, "x", x)?;
         self.expect(label, "x", x, element, &[rows, d_in])?;
-        self.expect(label, "weight", weight, element, &[d_out, d_in])?;
+        self.expect_weight(label, &few.linear, element)?;
         let vectors = few.norm.map_or([None; 2], |n| [n.weight, n.bias]);
         for (name, tensor, size) in
             [("bias", bias, d_out), ("norm weight", vectors[0], d_in), ("norm bias", vectors[1], d_in)]

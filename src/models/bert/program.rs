@@ -24,7 +24,7 @@ impl Bert {
     ///
     /// # Errors
     /// [`Error::Option`](crate::Error::Option) for no outputs, layers that there are not, sequences longer than the model has positions, an
-    /// embedding with a key mask, a mask's layout, or `inputs.weights` ([`Output::Attention`] is the way to them); as
+    /// embedding with a key mask, a mask's layout, or `inputs.attention_weights` ([`Output::Attention`] is the way to them); as
     /// [`Builder::encoder_layer`].
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
         let shape = only_shape(inputs)?.to_self();

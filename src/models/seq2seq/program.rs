@@ -27,7 +27,7 @@ impl Seq2Seq {
     ///
     /// # Errors
     /// [`Error::Option`](crate::Error::Option) for no outputs, layers that there are not, sequences longer than the model has positions, a
-    /// mask's layout, or `inputs.weights` (outputs are the way to them); as [`Builder::encoder_layer`] and [`Builder::decoder_layer`].
+    /// mask's layout, or `inputs.attention_weights` (outputs are the way to them); as [`Builder::encoder_layer`] and [`Builder::decoder_layer`].
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
         let shape = only_shape(inputs)?;
         self.check(&shape, outputs)?;
