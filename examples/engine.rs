@@ -13,9 +13,7 @@ use std::error::Error;
 use tileformer::layers::{Encoder, EncoderLayer, Inputs};
 use tileformer::reference::layers::{self as reference, Weights};
 use tileformer::wgpu::{self, BufferUsages};
-use tileformer::{
-    BatchShape, Bindings, Element, Kernels, Options, Plan, Program, Role, Scratch, Sequences, TensorView, wanted_features,
-};
+use tileformer::{BatchShape, Bindings, Kernels, Options, Plan, Program, Scratch, Sequences, wanted_features};
 
 /// The width of a row.
 const D_MODEL: usize = 96;
@@ -215,20 +213,26 @@ struct Model {
 impl Model {
     /// Seeded numbers for every weight that the program names.
     fn new(engine: &Engine, spec: Encoder, program: &Program) -> Result<Self, Box<dyn Error>> {
-        let (mut places, mut values) = (Vec::new(), Vec::new());
-        for (name, _, _, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Weight) {
-            // Any offset works. A multiple of 256 bytes, the largest alignment that a device asks for, needs no parameters of
-            // the plan's own.
-            values.resize(values.len().next_multiple_of(64), 0.0);
-            places.push((name, values.len(), *layout));
-            let centre = if name.ends_with("weight") && name.contains("norm") { 1.0 } else { 0.0 };
-            values.extend((0..layout.len() as u32).map(|i| centre + 0.2 * noise(places.len() as u32, i)));
+        // Any offset works. A multiple of 256 bytes, the largest alignment that a device asks for, needs no parameters of the
+        // plan's own.
+        const ALIGN: u64 = 256;
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some("weights"),
+            size: program.weight_bytes(ALIGN),
+            usage: BufferUsages::STORAGE,
+            mapped_at_creation: true,
+        };
+        let buffer = engine.device.create_buffer(&descriptor);
+        let bindings = program.weights_in(&buffer, 0, ALIGN)?;
+        let mut values = vec![0.0f32; (buffer.size() / 4) as usize];
+        for (name, view) in bindings.iter() {
+            let (first, centre) = (view.offset(), if name.ends_with("weight") && name.contains("norm") { 1.0 } else { 0.0 });
+            for (i, value) in (0..).zip(&mut values[first as usize..][..view.layout().len()]) {
+                *value = centre + 0.2 * noise(first as u32, i);
+            }
         }
-        let buffer = engine.filled(BufferUsages::STORAGE, &values)?;
-        let mut bindings = Bindings::new();
-        for (name, first, layout) in places {
-            bindings.set(name, TensorView::new(&buffer, first as u64, Element::F32, layout)?);
-        }
+        buffer.slice(..).get_mapped_range_mut()?.copy_from_slice(bytemuck::cast_slice(&values));
+        buffer.unmap();
         Ok(Self { spec, bindings, values: values.into_iter().map(f64::from).collect() })
     }
 
@@ -272,11 +276,12 @@ impl Tile {
     ) -> Result<Self, Box<dyn Error>> {
         let rows = batch.0.q_rows;
         let [x, y] = [(); 2].map(|()| engine.buffer(BufferUsages::STORAGE, rows * D_MODEL));
-        let sequences = engine.filled(BufferUsages::STORAGE, batch.1.words())?;
+        let sequences = batch.1.clone().for_shape(&batch.0)?;
+        let sequences = engine.filled(BufferUsages::STORAGE, sequences.words())?;
         let mut bindings = model.bindings.clone();
-        bindings.set("x", TensorView::f32(&x, &[rows, D_MODEL])?);
-        bindings.set("y", TensorView::f32(&y, &[rows, D_MODEL])?);
-        bindings.set("sequences", TensorView::u32(&sequences, &[batch.0.sequences, 8])?);
+        for (name, buffer) in [("x", &x), ("y", &y), ("sequences", &sequences)] {
+            bindings.set(name, program.view(name, buffer, 0)?);
+        }
         Ok(Self { plan: program.bind_with(&bindings, scratch)?, x, y, batch })
     }
 

@@ -19,7 +19,7 @@ use tileformer::layers::{Embedding, Encoder, EncoderLayer, Norm, Placement};
 use tileformer::reference::layers::{self as reference, Batch, Weights};
 use tileformer::reference::{Linear, Real, linear, pool};
 use tileformer::spec::Pooling;
-use tileformer::{Activation, BatchShape, Builder, Kernels, Layout, Program, Sequences};
+use tileformer::{Activation, BatchShape, Builder, Element, Kernels, Layout, Program, Sequences};
 
 /// The largest difference that f32 arithmetic explains, logits being around 1.
 const TOLERANCE: f64 = 2e-5;
@@ -58,8 +58,8 @@ impl Classifier {
         let mean = b.scratch("mean", storage, Layout::contiguous(&[shape.sequences, d_model])?)?;
         let (sequences, longest) = (batch.sequences, shape.longest_k);
         b.pool("mean", &Pool { x: encoded, sequences, longest, pooling: Pooling::Mean, normalize: false, y: mean })?;
-        // What the caller reads is an output, in memory of the caller's.
-        let logits = b.output("logits", storage, Layout::contiguous(&[shape.sequences, self.classes])?)?;
+        // What the caller reads is an output, in memory of the caller's. It may be f32 where the rows are f16.
+        let logits = b.output("logits", Element::F32, Layout::contiguous(&[shape.sequences, self.classes])?)?;
         b.head("classifier.weight", Some("classifier.bias"), mean, logits)?;
         b.finish()
     }

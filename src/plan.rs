@@ -293,6 +293,16 @@ impl Plan {
         }
     }
 
+    /// Records the dispatches number `part` of [`Program::dispatches`] and no others, so that a long run can be spread over frames; numbers beyond
+    /// the last are left out. The parts of one run must come in order, each dispatch once; until the last of them has run, nothing else may use the
+    /// plan's scratch ([`Scratch::shared`]) or change what it reads.
+    pub fn record_part(&self, pass: &mut wgpu::ComputePass<'_>, part: std::ops::Range<usize>) {
+        let end = part.end.min(self.bound.len());
+        for bound in self.bound.get(part.start..end).unwrap_or_default() {
+            bound.record(pass);
+        }
+    }
+
     /// Records the dispatches into one compute pass of their own.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
         let descriptor = wgpu::ComputePassDescriptor { label: Some(self.program.name()), timestamp_writes: None };

@@ -295,3 +295,39 @@ fn logits_on_matrix_units<const ROWS: usize>(bias: Option<&str>) {
     let alike = few.ids.iter().zip(&matrices.ids).filter(|(few, matrices)| few[0] == matrices[0]).count();
     assert!(alike >= ROWS - 2, "{alike} of {ROWS} first tokens are the same");
 }
+
+/// Rule: the logits of a step are the twin's, and the host may go on with any other id than the step chose.
+#[test]
+fn the_host_chooses_from_logits() {
+    for (number, (name, generator)) in generators().into_iter().enumerate() {
+        let mut rng = seeded("logits", number as u64);
+        let session = seeded_session(kernels(), &generator, Element::F32, &mut rng);
+        let mut text = texts(&generator, &[5], &[4], &mut rng).remove(0);
+        if let Some(memory) = &text.memory {
+            session.remember(&[memory]);
+        }
+        prefill(&session, &[Some(&text)], 8);
+        let shape = StepShape { logits: true, ..StepShape::new(1, STEPS) };
+        let program = generator.step(&session.kernels, &session.inputs, &shape).unwrap();
+        let sampling = gpu().upload_u32(&[1, SAMPLING_WORDS], Sampling::words(&[Sampling::greedy()])).unwrap();
+        let mut bindings = session.bindings(&program, &[("sampling", &sampling)]);
+        gpu().allocate(&program, &mut bindings).unwrap();
+        let plan = program.bind(&bindings).unwrap();
+        let vocabulary = generator.embedding.vocabulary;
+        for _ in 0..3 {
+            let width = generator.cross_attention().map_or(1, |a| a.k_width);
+            let memory = text.memory.as_ref().map(|m| (0, m.f32.len() / width));
+            let row = DecodeRow { slot: 0, past: text.ids.len() - 1, id: *text.ids.last().unwrap(), memory };
+            let state = session.inputs.caches.decode(&generator, &[Some(row)]).unwrap();
+            gpu().write(plan.view("state").unwrap(), bytemuck::cast_slice(state.words())).unwrap();
+            gpu().run(&plan).unwrap();
+            let found = gpu().read_f32(plan.view("logits").unwrap()).unwrap();
+            let right = twin_logits(&session, &text).split_off((text.ids.len() - 1) * vocabulary);
+            let worst = found.iter().zip(&right).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+            assert!(found.len() == vocabulary && worst < 1e-4, "{name}: {worst}");
+            // The least likely, which no step would choose.
+            let least = (0..vocabulary).min_by(|&a, &b| found[a].total_cmp(&found[b])).unwrap();
+            text.ids.push(least as u32);
+        }
+    }
+}

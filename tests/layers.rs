@@ -58,7 +58,7 @@ fn encoder_floor(spec: &EncoderLayer, case: &Case, side: &Side, prefix: &str, x:
 }
 
 fn check_encoder_layer(what: &str, spec: &EncoderLayer, side: &Side, weights: bool, seed: u64) {
-    let inputs = Inputs { mask: side.mask_layout(), weights, ..Inputs::new(side.shape) };
+    let inputs = Inputs { mask: side.mask_layout(), attention_weights: weights, ..Inputs::new(side.shape) };
     let program = spec.program(kernels(), &inputs).unwrap_or_else(|e| panic!("{what}: {e}"));
     let d = spec.attention.d_model;
     let case = run_case(&program, d, side, None, seed);
@@ -175,7 +175,12 @@ fn decoder_sublayers<'a>(
 }
 
 fn check_decoder_layer(what: &str, spec: &DecoderLayer, own: &Side, cross: &Side, weights: bool, seed: u64) {
-    let inputs = Inputs { mask: own.mask_layout(), cross_mask: cross.mask_layout(), weights, ..Inputs::new(cross.shape) };
+    let inputs = Inputs {
+        mask: own.mask_layout(),
+        cross_mask: cross.mask_layout(),
+        attention_weights: weights,
+        ..Inputs::new(cross.shape)
+    };
     let program = spec.program(kernels(), &inputs).unwrap_or_else(|e| panic!("{what}: {e}"));
     let d = spec.attention.d_model;
     let case = run_case(&program, d, own, Some((cross, spec.cross_attention.k_width)), seed);

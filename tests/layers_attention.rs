@@ -17,7 +17,7 @@ const NO_BROADCAST: [bool; 4] = [false; 4];
 /// own.
 fn check(what: &str, spec: &MultiHeadAttention, side: &Side, cross: bool, weights: bool, seed: u64) {
     let mut seed = seeded("layers_attention", seed);
-    let inputs = Inputs { mask: side.mask_layout(), weights, ..Inputs::new(side.shape) };
+    let inputs = Inputs { mask: side.mask_layout(), attention_weights: weights, ..Inputs::new(side.shape) };
     let program = if cross { spec.cross_program(kernels(), &inputs) } else { spec.program(kernels(), &inputs) };
     let program = program.unwrap_or_else(|e| panic!("{what}: {e}"));
     let made = Made::of(&program, &mut seed);

@@ -51,6 +51,30 @@ fn a_smaller_batch_follows_a_larger_one() {
     assert_eq!(right, run(&Sequences::packed(&[20]).unwrap().for_shape(&shape).unwrap()));
 }
 
+/// Rule: a run in parts, each submitted by itself, gives the bits of a run at once.
+#[test]
+#[allow(clippy::disallowed_methods)]
+fn a_run_goes_in_parts() {
+    let on = on();
+    let program = EncoderLayer::new(32, 4, 64).program(&on.kernels, &Inputs::new(BatchShape::padded(2, 8))).unwrap();
+    let x = uniform(&mut seeded("usage", 4), 16 * 32, -1.0, 1.0);
+    let mut bindings = weights(on, &program);
+    bindings.set("x", on.gpu.upload_f32(&[16, 32], &x).unwrap());
+    bindings.set("sequences", on.gpu.upload_sequences(&Sequences::padded(&[8, 5], 8).unwrap()).unwrap());
+    on.gpu.allocate(&program, &mut bindings).unwrap();
+    let (plan, y) = (program.bind(&bindings).unwrap(), bindings.get("y").unwrap());
+    on.gpu.run(&plan).unwrap();
+    let right = on.gpu.read_f32(y).unwrap();
+    on.gpu.write(y, &vec![0; 4 * 16 * 32]).unwrap();
+    for part in [0..2, 2..2, 2..3, 3..99, 99..100] {
+        assert!(part.start != 3 || on.gpu.read_f32(y).unwrap().iter().all(|&v| v == 0.0), "not all has run");
+        let mut encoder = on.gpu.device.create_command_encoder(&Default::default());
+        plan.record_part(&mut encoder.begin_compute_pass(&Default::default()), part);
+        on.gpu.queue.submit([encoder.finish()]);
+    }
+    assert_eq!(right, on.gpu.read_f32(y).unwrap());
+}
+
 /// Rule: weights one behind the other in one buffer give the bits that they give apart, at any alignment.
 #[test]
 fn weights_lie_in_one_buffer() {

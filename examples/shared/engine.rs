@@ -8,7 +8,7 @@ use tileformer::convenience::{Gpu, Setup};
 use tileformer::layers::Inputs;
 use tileformer::models::HostWeights;
 use tileformer::models::bert::{BertInputs, Output};
-use tileformer::{BatchShape, Bindings, Element, Kernels, Plan, Role, Sequence, Sequences};
+use tileformer::{BatchShape, Bindings, Element, Kernels, Plan, Role, Sequences};
 
 use crate::cli::{Common, Failure};
 use crate::folder::{Encoded, Folder, Result};
@@ -127,9 +127,7 @@ impl Loaded<'_> {
             Self::Gpu { gpu, plan, bindings, shape, outputs } => {
                 ids.resize(shape.q_rows, 0);
                 segment_ids.resize(shape.q_rows, 0);
-                let mut items = sequences.as_slice().to_vec();
-                items.resize(shape.sequences, Sequence::default());
-                let sequences = Sequences::new(items)?;
+                let sequences = sequences.for_shape(shape)?;
                 for (name, words) in [("ids", &ids[..]), ("segment_ids", &segment_ids), ("sequences", sequences.words())] {
                     let view = bindings.get(name).ok_or("the program lacks an input")?;
                     gpu.write(view, &words.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<_>>())?;

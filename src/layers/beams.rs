@@ -84,7 +84,7 @@ impl Generator {
             let label = format!("{}layers.{layer}.gather", self.stack_prefix);
             b.cache_gather(&label, &CacheGather { from, parents, lengths, to })?;
         }
-        let (logits, _) = self.append_step(&mut b, inputs, state, batch)?;
+        let (logits, _) = self.append_step(&mut b, inputs, state, batch, None)?;
         let vocabulary = self.embedding.vocabulary;
         let words = Layout::contiguous(&[batch, seen_words(vocabulary)])?;
         let banned = Some(b.input("banned", Element::U32, words)?);

@@ -45,6 +45,8 @@ pub struct StepShape {
     pub steps: usize,
     /// Whether the chosen tokens' log-probabilities are an output, `log_probs` (steps, B).
     pub log_probs: bool,
+    /// Whether the logits that a step chose from are an output, `logits` (B, V), before any bias.
+    pub logits: bool,
     /// Whether `bias` is an input, added to every row's logits (V).
     pub bias: bool,
     /// The id that a row which has ended writes.
@@ -55,7 +57,7 @@ impl StepShape {
     /// Ids alone.
     #[must_use]
     pub fn new(rows: usize, steps: usize) -> Self {
-        Self { rows, steps, log_probs: false, bias: false, padding: 0 }
+        Self { rows, steps, log_probs: false, logits: false, bias: false, padding: 0 }
     }
 }
 
@@ -147,6 +149,10 @@ impl Generator {
     /// | `layers.N.cross_cache` | state, where there is cross-attention |
     /// | `tokens` | `u32` (steps, B): step by step the chosen ids, `padding` from a row's end on |
     /// | `log_probs` | `f32` (steps, B), where asked for |
+    /// | `logits` | `f32` (B, V), where asked for: the last step's; those of a row that rests are undefined |
+    ///
+    /// To choose on the CPU instead, read `logits` behind a step and write the `state` for the next one, of rows whose past is one longer and whose
+    /// id is the one that was chosen.
     ///
     /// The tokens of a prompt come into `seen` from the host, or by [`Builder::mark_seen`]; those that are chosen are added.
     ///
@@ -159,8 +165,12 @@ impl Generator {
         let mut b = Builder::new(kernels, "decode step").with_storage(inputs.storage)?;
         let has_cross = self.cross_attention().is_some();
         let state = b.state("state", Element::U32, self.state_layout(batch)?)?;
-        let (logits, maxima) = self.append_step(&mut b, inputs, state, batch)?;
         let vocabulary = self.embedding.vocabulary;
+        let logits = match shape.logits {
+            true => Some(b.output("logits", Element::F32, Layout::contiguous(&[batch, vocabulary])?)?),
+            false => None,
+        };
+        let (logits, maxima) = self.append_step(&mut b, inputs, state, batch, logits)?;
         let sampling = b.input("sampling", Element::U32, Layout::contiguous(&[batch, SAMPLING_WORDS])?)?;
         let seen = b.state("seen", Element::U32, Layout::contiguous(&[batch, seen_words(vocabulary)])?)?;
         let bias = match shape.bias {
@@ -192,13 +202,14 @@ impl Generator {
         Layout::contiguous(&[DecodeState::rows(batch, self.cross_attention().is_some()), STATE_WORDS])
     }
 
-    /// From the ids of a decode state to logits (B, V) and the largest of each workgroup's columns.
+    /// From the ids of a decode state to logits (B, V), in scratch where no tensor for them is given, and the largest of each workgroup's columns.
     pub(super) fn append_step(
         &self,
         b: &mut Builder,
         inputs: &GeneratorInputs,
         state: Tensor,
         batch: usize,
+        logits: Option<Tensor>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let sequences = state.narrow(0, 0, batch)?;
         let cross = if self.cross_attention().is_some() { Some(state.narrow(0, batch, batch)?) } else { None };
@@ -206,7 +217,7 @@ impl Generator {
         let rows = Rows { count: batch, longest: 1, ids, sequences, cross };
         let x = b.scratch("hidden rows", b.storage(), Layout::contiguous(&[batch, self.embedding.d_model])?)?;
         self.append_stack(b, inputs, &rows, Behind::Rows(x))?;
-        self.append_logits(b, x, sequences)
+        self.append_logits(b, x, sequences, logits)
     }
 
     /// The state tensor of a layer's cache.
@@ -261,7 +272,13 @@ impl Generator {
     }
 
     /// Final norm and projection in one: logits (B, V) and the largest of each workgroup's columns.
-    fn append_logits(&self, b: &mut Builder, x: Tensor, sequences: Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    fn append_logits(
+        &self,
+        b: &mut Builder,
+        x: Tensor,
+        sequences: Tensor,
+        logits: Option<Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let (batch, vocabulary) = (x.layout().sizes()[0], self.embedding.vocabulary);
         let d_model = self.embedding.d_model;
         let weight = b.weight(&self.head_weight, Layout::contiguous(&[vocabulary, d_model])?)?;
@@ -270,7 +287,7 @@ impl Generator {
             None => None,
         };
         let before = self.final_norm().map(|norm| (format!("{}norm.", self.stack_prefix), norm));
-        let logits = b.scratch_rows("logits", &[batch, vocabulary])?;
+        let logits = logits.map_or_else(|| b.scratch_rows("logits", &[batch, vocabulary]), Ok)?;
         let linear = Linear { bias, ..Linear::new(x, weight, logits) };
         b.logits("head", before, &linear, Some(sequences)).map(|maxima| (logits, maxima))
     }
