@@ -11,12 +11,12 @@
 //! One kernel alone: causal attention over two packed texts of 30 and 50 rows, q, k and v side by side, 12 heads of 64 each.
 //!
 //! ```no_run
-//! # fn f(kernels: &tileformer::Kernels, encoder: &mut wgpu::CommandEncoder, qkv: &wgpu::Buffer, sequences: &wgpu::Buffer, out: &wgpu::Buffer)
+//! # fn f(kernels: &tileformer::Kernels, encoder: &mut wgpu::CommandEncoder, qkv: &wgpu::Buffer, rows_of: &wgpu::Buffer, heads: &wgpu::Buffer)
 //! #     -> tileformer::Result<()> {
 //! use tileformer::kernels::{FusedAttention, Visibility};
 //! use tileformer::{AttentionOptions, Bindings, Builder, Element, Layout, Sequences, TensorView};
 //!
-//! let batch = Sequences::packed(&[30, 50])?; // `batch.words()` is what the buffer `sequences` holds
+//! let batch = Sequences::packed(&[30, 50])?; // `batch.words()` is what the buffer `rows_of` holds
 //! let mut b = Builder::new(kernels, "causal attention");
 //! let all = b.input("qkv", Element::F32, Layout::contiguous(&[80, 3 * 12 * 64])?)?;
 //! let part = |n: usize| all.narrow(1, n * 12 * 64, 12 * 64)?.split_heads(12, 64);
@@ -29,8 +29,8 @@
 //! let mut bindings = Bindings::new();
 //! bindings
 //!     .set("qkv", TensorView::f32(qkv, &[80, 3 * 12 * 64])?)
-//!     .set("sequences", TensorView::u32(sequences, &[2, 8])?)
-//!     .set("out", TensorView::f32(out, &[80, 12, 64])?);
+//!     .set("sequences", TensorView::u32(rows_of, &[2, 8])?)
+//!     .set("out", TensorView::f32(heads, &[80, 12, 64])?);
 //! b.finish()?.bind(&bindings)?.record(encoder);
 //! # Ok(()) }
 //! ```
