@@ -163,8 +163,7 @@ fn alias(dispatch: &str, written: &str, other: &str) -> String {
 
 /// What a limit counts, where it is bytes.
 fn unit(limit: &str) -> &'static str {
-    let in_bytes = limit.ends_with("_size") && !limit.contains("workgroup_size");
-    if in_bytes { " bytes" } else { "" }
+    if limit.ends_with("_size") { " bytes" } else { "" }
 }
 
 /// What may help against a limit that a device can be asked to raise.

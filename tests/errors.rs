@@ -371,7 +371,6 @@ fn two_devices() {
     bindings.set("x", two.view(&[5, 8]));
     let error = one.projection().bind(&bindings).unwrap_err();
     assert!(matches!(error, tileformer::Error::Device(_)), "{error:?}");
-    println!("{error}");
     assert!(error.to_string().contains("x (1.0)"), "wgpu does not say which tensor it is: {error}");
     let error = Scratch::shared(&[&one.projection(), &two.projection()]).unwrap_err();
     assert!(error.to_string().contains("programs of one device"), "{error}");
