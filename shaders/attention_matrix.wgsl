@@ -6,9 +6,10 @@
 // TILE_N at a time. Each subgroup has a part of PART_M queries: q and the sums of out in matrices. Where there are fewer
 // subgroups than parts (their size is the driver's choice) the walk is made again for the next parts; surplus ones only help to
 // load. A matrix shows its elements in workgroup memory only: scores go there, and ROW_THREADS neighbours make a row's weights, in
-// f16; with 32 threads a subgroup these are rows of its own part. A row's reference, to which its exponentials are relative, stays
-// until the row's maximum has grown by more than 8 in log2; then the row's sums pass through workgroup memory to be scaled by an
-// exact power of two. A tile whose keys all its queries see looks at no option, and its scores stay in registers.
+// f16; with 32 threads a subgroup these are rows of its own part. A row's reference, to which its exponentials are relative, lies 7
+// in log2 below the row's maximum when it is set, so that weights down to 2^-21 of the largest keep all digits of an f16 and those
+// down to 2^-32 some, and stays until the maximum is more than 15 above it; then the row's sums pass through workgroup memory to be
+// scaled by an exact power of two. A tile whose keys all its queries see looks at no option, and its scores stay in registers.
 // Keys hidden by the key mask are zeros in k and v; those past the length are the last key again, whose weight there is 0.
 // Two barriers a tile: values of the next one and keys of the one after it are fetched ahead of the products with this one's
 // values, and placed behind the next one's softmax.
@@ -41,6 +42,8 @@ const SHARE: u32 = TILE_N / 4u / ROW_THREADS;  // groups of four scores of a thr
 const STEP: u32 = ROW_THREADS * 4u;
 
 const LOG2_E: f32 = 1.4426950408889634;
+const MARGIN: f32 = 7.0;                     // in log2, from a row's reference to the score that it was set by
+const GROWTH: f32 = 15.0;                    // in log2, from its reference to its largest score: an f16 holds no 2^16
 const EXACT: f32 = 1024.0;                   // up to here products in log2 may be off by 2^-13
 
 alias Query = array<MatrixA, BLOCKS * HEAD_BLOCKS>;     // [block of rows][block of columns]
@@ -198,17 +201,18 @@ fn row_sum(v: f32) -> f32 {
   return sum;
 }
 
-// The reference for a tile whose largest score is `top`. Returns what the row's sums are to be multiplied by.
+// The reference for a tile whose largest score is `top`. Returns what the row's sums are to be multiplied by. Where scores are so
+// large that f32 rounds the margin, it becomes 8 natural units at most, 2^11.6.
 fn refer(state: ptr<function, Softmax>, top: f32) -> f32 {
   var scale = 1.0;
   let half_growth = 0.5 * top - 0.5 * (*state).reference;  // halves: scores may be as far apart as f32 reaches
   if (*state).total == 0.0 {
-    (*state).reference = top;
+    (*state).reference = top - MARGIN * LN_2;
   } else if half_growth > 40.0 {
     scale = 0.0;
-    (*state).reference = top;
-  } else if half_growth > 4.0 * LN_2 {
-    let power = ceil(2.0 * half_growth * LOG2_E);
+    (*state).reference = top - MARGIN * LN_2;
+  } else if half_growth > 0.5 * GROWTH * LN_2 {
+    let power = ceil(2.0 * half_growth * LOG2_E) - MARGIN;  // 9 to 109
     scale = bitcast<f32>((127u - u32(power)) << 23u);
     (*state).reference += power * LN_2;
   }

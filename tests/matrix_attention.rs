@@ -116,7 +116,7 @@ fn growing_rows(variant: &Variant, on: &On) {
         let mut data = Data::of(&case, "matrix growth", number as u64);
         for (i, q) in data.q.chunks_exact_mut(d).enumerate() {
             q.fill(0.0);
-            q[i % d] = [0.5, 0.1, -0.3, 0.01, 1.5][i % 5];
+            q[i % d] = [0.5, 0.1, -0.3, 0.01, 1.5, 1.9][i % 6];
         }
         for (j, k) in data.k.chunks_exact_mut(d).enumerate() {
             k.fill(j as f32 / 4.0);
@@ -144,11 +144,35 @@ fn growing_rows(variant: &Variant, on: &On) {
     }
 }
 
+/// Rows of one large score and many small ones, of whose values alone out is made: their weights are 2^-21 of the largest and more,
+/// which f16 holds with all its digits once the largest is 2^7.
+fn long_tails(variant: &Variant, on: &On) {
+    let (t, s, d) = (70, 4096.min(deepest()), 16);
+    let mut case = Case::plain([1, t, s], [1, 1], [d, d], Place::DENSE);
+    case.options.scale = Some(1.0);
+    let mut data = Data::of(&case, "matrix tails", 0);
+    data.q.fill(0.0);
+    data.q.chunks_exact_mut(d).enumerate().for_each(|(i, q)| q[0] = [-14.5, -13.4, -12.0][i % 3]);
+    for (j, (k, v)) in data.k.chunks_exact_mut(d).zip(data.v.chunks_exact_mut(d)).enumerate() {
+        k.fill(if j == 0 { 0.0 } else { 1.0 });
+        v.fill(if j == 0 { 0.0 } else { 60_000.0 });
+    }
+    let data = Data { q: stored(Element::F16, &data.q), ..data };
+    let right = twin::<f64>(&case, &data).out;
+    for (i, (found, right)) in run(&case, on, Element::F16, &data).f32("out").into_iter().zip(right).enumerate() {
+        // Half an ULP of a weight and of the result, and what exp may be off by.
+        let floor = right * (2.0 * WEIGHT + 40.0 * EPS);
+        let error = (f64::from(found) - right).abs();
+        assert!(error <= floor, "{variant:?} tails: [{i}] is {found}, not {right}");
+    }
+}
+
 /// Rule: options combine freely, every edge of a tile is right, and sums survive any growth of a row's maximum.
 #[test]
 fn attention_on_matrices() {
     on_each_class("attention_matrix", &["64x16.h64m16"], |variant, on| {
         growing_rows(variant, on);
+        long_tails(variant, on);
         edges(variant, on);
         options_at_random(variant, on, 70);
     });
