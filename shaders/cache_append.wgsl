@@ -2,8 +2,8 @@
 //
 //   k (rows, NH_kv, HS), v (rows, NH_kv, VS), sequences (B, 8) -> cache (2, slots, NH_kv, S, W)
 //
-// New row t of a sequence is its key number k_len − q_len + t; one that the slot has no room for is not written. A thread copies four
-// columns of one row. Loops: constant.
+// New row t of a sequence is its key number k_len − q_len + t; one that the slot has no room for, or of no slot, is not written.
+// A thread copies four columns of one row. Loops: constant.
 
 struct Params {
   groups: u32,             // of four columns, in a head
@@ -14,6 +14,7 @@ struct Params {
   head_size: u32,
   value_size: u32,
   capacity: u32,           // keys of a slot
+  key_rows: u32,           // of the cache, up to where the last slot's first head ends
   sequence_stride: u32,    // strides
   k_row: u32,
   k_head: u32,
@@ -48,9 +49,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let s = params.sequences_offset + b * params.sequence_stride;
   let key = sequences[s + 3u] - sequences[s + 1u] + t;  // wraps to more than any capacity where there are more rows than keys
   if t >= sequences[s + 1u] || key >= params.capacity { return; }
+  let key_row = min(sequences[s + 2u], params.key_rows) + key;  // a start past them all wraps to no other slot
+  if key_row >= params.key_rows { return; }
   let row = sequences[s] + t;
   let size = select(params.head_size, params.value_size, kind == 1u);
-  let to = params.cache_offset + kind * params.cache_kind + (sequences[s + 2u] + key) * params.cache_row + head * params.cache_head + d;
+  let to = params.cache_offset + kind * params.cache_kind + key_row * params.cache_row + head * params.cache_head + d;
   for (var c = 0u; c < 4u / LANES; c++) {
     if d + c * LANES >= size { return; }
     if kind == 0u {

@@ -16,7 +16,7 @@ fn finish(r: u32, m: u32, owner: u32, n: u32, sum: vec4<f32>) {
   let v = biased(sum, n, vec4<f32>(0.0));
   let s = params.sequences_offset + owner * params.sequence_stride;
   let key = sequences[s + 3u] - sequences[s + 1u] + (row - sequences[s]);  // wraps to more than any capacity where negative
-  let key_row = sequences[s + 2u] + key;
+  let key_row = min(sequences[s + 2u], params.key_rows) + key;  // a start past them all wraps to no other slot
   for (var c = 0u; c < 4u / LANES; c++) {
     let column = params.first_column + n + c * LANES;
     if n + c * LANES >= params.d_out {

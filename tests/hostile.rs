@@ -100,6 +100,13 @@ fn hostile_sequences_end_over_caches() {
             let outside = words[..first / align * align].iter().chain(&words[first + extent..]);
             assert!(outside.clone().all(|&w| w == POISON), "{name} wrote outside its binding: case {number}");
         }
+        // Slots that begin past the last one's first head are no slots, wherever a key of theirs would wrap to.
+        if words.chunks_exact(8).all(|sequence| sequence[2] as usize >= (3 * HEADS + 1) * 9) {
+            for name in ["cache", "appended"] {
+                let words = done.tensor(name).words();
+                assert!(words.iter().all(|&w| w == POISON), "{name} has keys of no slot: case {number}");
+            }
+        }
     }
 }
 

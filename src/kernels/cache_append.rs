@@ -1,5 +1,6 @@
 //! `cache_append`: projected keys and values of new rows into a key/value cache.
 
+use super::key_rows;
 use crate::builder::{Builder, Launch};
 use crate::classes::FLAT;
 use crate::error::{Error, Result};
@@ -19,6 +20,7 @@ params! {
         head_size: u32,
         value_size: u32,
         capacity: u32,
+        key_rows: u32,
         sequence_stride: u32,
         k_row: u32,
         k_head: u32,
@@ -110,6 +112,7 @@ impl Builder {
             head_size: head_size as u32,
             value_size: value_size as u32,
             capacity: capacity as u32,
+            key_rows: key_rows(cache),
             sequence_stride: sequences.layout().stride(0),
             k_row: k.layout().stride(0),
             k_head: k.layout().stride(1),

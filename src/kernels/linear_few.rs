@@ -3,7 +3,7 @@
 
 mod check;
 
-use super::{Linear, stride};
+use super::{Linear, key_rows, stride};
 use crate::builder::{Builder, Launch};
 use crate::classes::{self, Class};
 use crate::error::{Error, Result};
@@ -331,7 +331,7 @@ impl Builder {
                 params.head_size = head_size as u32;
                 params.value_size = value_head_size as u32;
                 params.capacity = layout.size(3);
-                params.key_rows = ((layout.sizes()[1] - 1) * layout.sizes()[2] + 1) as u32 * params.capacity;
+                params.key_rows = key_rows(cache);
                 params.cache_kind = layout.stride(0);
                 params.cache_head = layout.stride(2);
                 // Of slots with one key too: a row's number counts keys of all slots and heads.

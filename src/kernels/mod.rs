@@ -225,6 +225,12 @@ fn rows_case(kernel: &'static str, storage: Storage, rows: usize, columns: usize
     Case { operation, kernel, storage, rows, columns, depth: columns, ragged_columns, invariant: false, cached: false }
 }
 
+/// The rows of a cache (2, slots, NH_kv, S, W) up to where the last slot's first head ends: a key of a slot lies below.
+fn key_rows(cache: Tensor) -> u32 {
+    let layout = cache.layout();
+    ((layout.size(1) - 1) * layout.size(2) + 1) * layout.size(3)
+}
+
 /// The stride of dimension `dim` of an optional tensor.
 fn stride(tensor: Option<Tensor>, dim: usize) -> u32 {
     tensor.map_or(0, |t| t.layout().stride(dim))
