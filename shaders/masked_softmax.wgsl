@@ -35,18 +35,13 @@ struct Params {
 @group(1) @binding(3) var<storage, read> mask: array<u32>;             // (B, NH, T, S)
 @group(1) @binding(4) var<storage, read_write> y: array<Wide>;         // (B, NH, T, S)
 
-const LOWEST: f32 = -3.402823466e38;
-
-// exp of differences of at most 0, however large: exp(−104) is 0 in f32.
-fn exp0(d: vec4<f32>) -> vec4<f32> { return exp(max(d, vec4<f32>(-104.0))); }
-
-// The bits of floats in their order, and back.
-fn order(v: f32) -> u32 {
+// Integers in the order of floats that are not NaN, each another, and back.
+fn ordered(v: f32) -> u32 {
   let bits = bitcast<u32>(v);
   return select(bits | 0x80000000u, ~bits, bits >= 0x80000000u);
 }
 
-fn of_order(o: u32) -> f32 { return bitcast<f32>(select(~o, o & 0x7fffffffu, o >= 0x80000000u)); }
+fn of_ordered(o: u32) -> f32 { return bitcast<f32>(select(~o, o & 0x7fffffffu, o >= 0x80000000u)); }
 
 struct Row { b: u32, h: u32, i: u32, s: Sequence }
 
@@ -65,12 +60,8 @@ fn plain4(found: vec4<u32>, j: u32) -> vec4<u32> {
 fn scores4(row: Row, at: u32, j: u32) -> vec4<u32> {
   let found = x4(at);
   if params.options == 0u { return plain4(found, j); }
-  var bits: vec4<u32>;
-  for (var c = 0u; c < 4u; c++) {
-    let v = finish_score(bitcast<f32>(found[c]), row.b, row.h, row.s, row.i, j + c);
-    bits[c] = select(v, MINUS_INFINITY, found[c] == MINUS_INFINITY);
-  }
-  return bits;
+  let bits = finish_scores(bitcast<vec4<f32>>(found), keys_exist(row.b, row.s, j), row.b, row.h, row.s, row.i, j);
+  return select(bits, vec4<u32>(MINUS_INFINITY), found == vec4<u32>(MINUS_INFINITY));
 }
 
 fn visible4(bits: vec4<u32>) -> vec4<bool> { return bits != vec4<u32>(MINUS_INFINITY); }
@@ -122,7 +113,7 @@ fn rows(id: vec3<u32>, thread: u32, subgroup: u32) {
     sum = fma(sum, exp0(vec4<f32>(largest - next)).x, (e.x + e.y) + (e.z + e.w));
     largest = next;
   }
-  let top = of_order(row_max(0u, thread, subgroup, order(largest)));
+  let top = of_ordered(row_max(0u, thread, subgroup, ordered(largest)));
   var kept_sum = 0.0;
   for (var g = 0u; g < GROUPS; g++) {
     if g * STEP < kept_keys {

@@ -21,10 +21,11 @@ fn finish_scores(product: vec4<f32>, exist: vec4<bool>, b: u32, h: u32, s: Seque
   var added = vec4<f32>(0.0);
   let flags = params.attention.flags;
   if (flags & (BOOLEAN_MASK | ADDITIVE_MASK)) != 0u {
-    // Tiles reach past the last query and key; the mask does not.
+    // Tiles reach past the last query and key, of which there may be none; the mask does not. What stands in for them is dropped: only
+    // where it is read tells, and only shaders that check no index read it there.
     let row = params.attention.mask_offset + b * params.attention.mask_batch + h * params.attention.mask_head
-              + min(i, s.q_len - 1u) * params.attention.mask_row;
-    let at = row + min(vec4<u32>(keys), vec4<u32>(s.k_len - 1u)) * params.attention.mask_key;
+              + min(i, max(s.q_len, 1u) - 1u) * params.attention.mask_row;
+    let at = row + min(vec4<u32>(keys), vec4<u32>(max(s.k_len, 1u) - 1u)) * params.attention.mask_key;
     let bits = vec4<u32>(mask[at.x], mask[at.y], mask[at.z], mask[at.w]);
     if (flags & BOOLEAN_MASK) != 0u {
       visible = visible & (bits != vec4<u32>(0u));
@@ -39,10 +40,6 @@ fn finish_scores(product: vec4<f32>, exist: vec4<bool>, b: u32, h: u32, s: Seque
     added = fma(vec4<f32>(-params.attention.slopes[h / 4u][h % 4u]), distance, added);
   }
   return select(vec4<u32>(MINUS_INFINITY), bitcast<vec4<u32>>(scale_scores(product, added)), visible);
-}
-
-fn finish_score(product: f32, b: u32, h: u32, s: Sequence, i: u32, j: u32) -> u32 {
-  return finish_scores(vec4<f32>(product), vec4<bool>(key_exists(b, s, j)), b, h, s, i, j).x;
 }
 
 // softcap(scale · x) + added. WGSL's tanh is good to 1e-5 absolute, which a large cap multiplies: near 0 its series stands in. No product

@@ -8,7 +8,7 @@ use crate::program::{Tensor, params};
 use crate::spec::AttentionOptions;
 use crate::tensor::Element;
 use crate::tuning::Case;
-use crate::variant::{ATTENTION, Binding, Kernel, ROWS, ROWS_SUBGROUPS, SCORES, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, ROWS, ROWS_SUBGROUPS, SCORES, SOFTMAX, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -37,8 +37,8 @@ const OPTIONS: usize = offset_of!(Params, attention);
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "masked_softmax",
-    shared: &[&ROWS, &ATTENTION, &SCORES],
-    subgroups: &[&ROWS_SUBGROUPS, &ATTENTION, &SCORES],
+    shared: &[&ROWS, &ATTENTION, &SCORES, &SOFTMAX],
+    subgroups: &[&ROWS_SUBGROUPS, &ATTENTION, &SCORES, &SOFTMAX],
     parts: &[],
     source: wgsl!("masked_softmax.wgsl"),
     bindings: &[
