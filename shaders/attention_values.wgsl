@@ -1,6 +1,6 @@
 // attention_values: out = probs · v
 //
-//   probs (B, NH, T, S), v (k_rows, NH_kv, HS) -> out (q_rows, NH, HS)
+//   probs (B, NH, T, S), v (k_rows, NH_kv, VS) -> out (q_rows, NH, VS)
 //
 // A workgroup makes TILE_M queries × TILE_N columns of one head of one sequence. Keys past the length or hidden by the key mask
 // are loaded as zeros, so that NaN in them never arrives. Rows of out that no sequence has are not written.
@@ -12,7 +12,7 @@ struct Params {
   batch: u32,
   n_heads: u32,
   heads_per_kv: u32,   // query heads that share a value head
-  head_size: u32,
+  value_size: u32,
   longest_q: u32,
   longest_k: u32,
   probs_batch: u32,    // strides
@@ -32,10 +32,10 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> probs: array<Wide>;           // (B, NH, T, S)
-@group(1) @binding(1) var<storage, read> v: array<Storage>;            // (k_rows, NH_kv, HS)
+@group(1) @binding(1) var<storage, read> v: array<Storage>;            // (k_rows, NH_kv, VS)
 @group(1) @binding(2) var<storage, read> sequences: array<u32>;        // (B, 8)
 @group(1) @binding(3) var<storage, read> key_mask: array<u32>;         // (B, S)
-@group(1) @binding(4) var<storage, read_write> out: array<Storage>;    // (q_rows, NH, HS)
+@group(1) @binding(4) var<storage, read_write> out: array<Storage>;    // (q_rows, NH, VS)
 
 // For the loads: set once, from uniform values (a private variable does not count as one itself).
 var<private> batch_index: u32;
@@ -60,7 +60,7 @@ fn probs4(row: u32, j: u32, tail: bool) -> vec4<f32> {
 }
 
 fn v4(first: u32, d: u32, j: u32) -> vec4<f32> {
-  if d >= params.head_size || !key_exists(batch_index, current, j) { return vec4<f32>(0.0); }
+  if d >= params.value_size || !key_exists(batch_index, current, j) { return vec4<f32>(0.0); }
   let at = first + j * params.v_row;
   return group4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]);
 }
@@ -98,10 +98,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let row = i0 + tile_row(thread, i);
     for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
       let d = d0 + tile_column(thread, j);
-      if row < s.q_len && d < params.head_size {
+      if row < s.q_len && d < params.value_size {
         let at = params.out_offset + (s.q_start + row) * params.out_row + h * params.out_head + d;
         for (var c = 0u; c < 4u / LANES; c++) {
-          if d + c * LANES < params.head_size { out[at / LANES + c] = pick(sums[j], c); }
+          if d + c * LANES < params.value_size { out[at / LANES + c] = pick(sums[j], c); }
         }
       }
     }

@@ -1,4 +1,5 @@
-// attention_weights: weights = exp(score − largest) / sum, a second pass behind `attention`, which leaves largest and sum of each row
+// attention_weights: weights = exp(score − reference) / sum, a second pass behind `attention`, which leaves of each row a reference, its
+// largest score or one near it, and the sum
 //
 //   q (q_rows, NH, HS), k (k_rows, NH_kv, HS), statistics (2, B, NH, T) -> weights (B, NH, T, S)
 //
@@ -25,7 +26,7 @@ struct Params {
   q_offset: u32,
   k_offset: u32,
   weights_offset: u32,
-  statistics_kind: u32,   // stride from the largest scores to the sums
+  statistics_kind: u32,   // stride from the references to the sums
   statistics_batch: u32,
   statistics_head: u32,
   statistics_offset: u32,

@@ -3,8 +3,8 @@
 //   x (rows, d_in), weight (d_out, d_in), bias (d_out), residual (rows, d_out) -> y (rows, d_out)
 //
 // A workgroup makes TILE_M rows × TILE_N columns of y. Rows and columns past the edge are computed from the last one's data
-// and not stored; only the last k are tested in the loads. Sums run over k in order, so a row's bits do not depend on the other
-// rows. Loops: k up to d_in. Workgroup memory: shared/tile.wgsl. Parameters, bindings and epilogue: shared/linear.wgsl.
+// and not stored; k past d_in count as zeros. Sums run over k in order, so a row's bits do not depend on the other rows.
+// Loops: k up to d_in. Workgroup memory: shared/tile.wgsl. Parameters, bindings and epilogue: shared/linear.wgsl.
 
 fn work(id: vec3<u32>, thread: u32) {
   let tiles_m = (params.rows + TILE_M - 1u) / TILE_M;

@@ -150,9 +150,9 @@ fn place_of(thread: u32, i: u32, block: u32) -> vec2<u32> {
 fn residuals_of(to: ptr<function, Residuals>, thread: u32, m0: u32, n0: u32, block: u32) {
   if params.residual == 0u || block >= BLOCKS_M * BLOCKS_N { return; }
   for (var i = 0u; i < ITEMS; i++) {  // unroll
-    let place = place_of(thread, i, block);
-    let n = n0 + place.y;
-    (*to)[i] = residual4(min(m0 + place.x, params.rows - 1u), select(0u, n, n < params.d_out));
+    let shown = place_of(thread, i, block);
+    let n = n0 + shown.y;
+    (*to)[i] = residual4(min(m0 + shown.x, params.rows - 1u), select(0u, n, n < params.d_out));
   }
 }
 
@@ -202,10 +202,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       workgroupBarrier();
       for (var i = 0u; i < ITEMS; i++) {  // unroll
         let at = (thread + i * THREADS) * 4u;
-        let place = place_of(thread, i, block);
+        let shown = place_of(thread, i, block);
         if at < SUMS && at / SQUARE >= first && at / SQUARE < first + subgroups {
-          let sums = get_sums(at) + vec4<f32>(get_operands(place.y));
-          store(m0 + place.x, n0 + place.y, activate_onto(sums, params.activation, known[i]));
+          let sums = get_sums(at) + vec4<f32>(get_operands(shown.y));
+          store(m0 + shown.x, n0 + shown.y, activate_onto(sums, params.activation, known[i]));
         }
       }
       workgroupBarrier();

@@ -4,7 +4,7 @@
 //
 // A workgroup makes one sequence, a thread every THREADS-th group of four columns. The rows of a sequence are those of its keys: padding is
 // not among them. Four rows are under way at a time. For the length, Σ y², means are made twice rather than stored between. A sequence
-// without rows gives zeros; so does a length below 1e-12, but for rounding.
+// without rows gives zeros; a length below 1e-12 counts as 1e-12.
 // Loops: columns, longest sequence. Workgroup memory: THREADS · 4 bytes. (Reimers and Gurevych, arXiv 1908.10084)
 
 struct Params {

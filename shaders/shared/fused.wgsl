@@ -17,7 +17,7 @@ struct Params {
   v_head: u32,
   out_row: u32,
   out_head: u32,
-  statistics: u32,     // which are wanted: 0 none, 1 the logarithms of sums, 2 largest scores and sums
+  statistics: u32,     // which are wanted: 0 none, 1 the logarithms of sums, 2 references and sums
   statistics_kind: u32,
   statistics_batch: u32,
   statistics_head: u32,

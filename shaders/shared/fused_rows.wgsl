@@ -6,15 +6,15 @@
 const LN_2: f32 = 0.6931471805599453;
 
 // What is wanted of a row: the logarithm of its sum of exponentials, by its bits −∞ where nothing was summed and for a row that
-// the sequence lacks, or its largest score and the sum below it.
-fn store_statistics(i: u32, top: f32, sum: f32) {
+// the sequence lacks, or the score that exponentials are relative to, its largest or one near it, and their sum.
+fn store_statistics(i: u32, reference: f32, sum: f32) {
   if params.statistics == 0u || i >= params.longest_q { return; }
   let at = params.statistics_offset + batch_index * params.statistics_batch + head_index * params.statistics_head + i;
   let there = sum > 0.0 && i < current.q_len;
   if params.statistics == 1u {
-    statistics[at] = select(MINUS_INFINITY, bitcast<u32>(fma(log2(sum), LN_2, top)), there);
+    statistics[at] = select(MINUS_INFINITY, bitcast<u32>(fma(log2(sum), LN_2, reference)), there);
   } else {
-    statistics[at] = bitcast<u32>(top);
+    statistics[at] = bitcast<u32>(reference);
     statistics[at + params.statistics_kind] = bitcast<u32>(select(0.0, sum, there));
   }
 }

@@ -2,7 +2,7 @@
 
 const SEGMENTS: u32 = THREADS / SHARE;
 
-const DEPTH: f32 = 16777216.0;        // of 1
+const DEPTH: f32 = 16777216.0;        // what a logit, over the temperature, that lies 1 below the largest has
 const DEEPEST: f32 = 104.0;           // e^−104 is 0 in f32
 const LIMIT: u32 = 1744830464u;       // DEEPEST · DEPTH
 

@@ -1,4 +1,5 @@
-// Storage of f16 in pairs, for devices without the type: offsets, strides and inner sizes are even. Stores saturate at ±65504.
+// Storage of f16 in pairs, for devices without the type: offsets, strides and inner sizes are even, except sizes of
+// vectors that are only read. Stores saturate at ±65504.
 
 const LANES: u32 = 2u;       // elements in a Storage
 alias Storage = u32;

@@ -127,8 +127,8 @@ pub struct FusedAttention {
     /// `f32` (B, NH, T): the logarithm of the sum of exponentials of a row's scores. −∞ for a row with no visible key, and for those
     /// that a sequence lacks: every element is written.
     pub log_sum_exp: Option<Tensor>,
-    /// `f32` (2, B, NH, T): the largest score of each row, and the sum of exponentials of the distances to it, 0 where there is no
-    /// visible key; what [`AttentionWeights`](super::AttentionWeights) reads. A logarithm would lose the sum beside a large score.
+    /// `f32` (2, B, NH, T): of each row a score that exponentials are relative to, the largest or one near it, and the sum of
+    /// exponentials of the distances to it, 0 where there is no visible key; what [`AttentionWeights`](super::AttentionWeights) reads. A logarithm would lose the sum beside a large score.
     /// Not together with `log_sum_exp`.
     pub statistics: Option<Tensor>,
     /// Whether the queries are new rows of texts whose keys are in a cache: with [`Options::batch_invariant`](crate::Options) a row's bits

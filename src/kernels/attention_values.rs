@@ -17,7 +17,7 @@ params! {
         batch: u32,
         n_heads: u32,
         heads_per_kv: u32,
-        head_size: u32,
+        value_size: u32,
         longest_q: u32,
         longest_k: u32,
         probs_batch: u32,
@@ -60,11 +60,11 @@ pub(super) static KERNEL: Kernel = Kernel {
 pub struct AttentionValues {
     /// `f32` (B, NH, T, S); finite up to each sequence's length, at keys that the key mask hides too, and anything behind it
     pub probs: Tensor,
-    /// (k_rows, NH_kv, HS); NH_kv divides NH
+    /// (k_rows, NH_kv, VS); NH_kv divides NH
     pub v: Tensor,
     /// Sequences and key mask; other options have no meaning here and are ignored.
     pub visibility: Visibility,
-    /// (q_rows, NH, HS); rows that no sequence has are not written
+    /// (q_rows, NH, VS); rows that no sequence has are not written
     pub out: Tensor,
 }
 
@@ -80,15 +80,15 @@ impl Builder {
             return Err(Error::shape("probs", "(B, NH, T, S)", probs.layout()));
         };
         self.expect(label, "probs", *probs, Element::F32, &[batch, n_heads, longest_q, longest_k])?;
-        let &[k_rows, n_kv_heads, head_size] = v.layout().sizes() else {
-            return Err(Error::shape("v", "(k_rows, NH_kv, HS)", v.layout()));
+        let &[k_rows, n_kv_heads, value_size] = v.layout().sizes() else {
+            return Err(Error::shape("v", "(k_rows, NH_kv, VS)", v.layout()));
         };
         let &[q_rows, ..] = out.layout().sizes() else {
-            return Err(Error::shape("out", "(q_rows, NH, HS)", out.layout()));
+            return Err(Error::shape("out", "(q_rows, NH, VS)", out.layout()));
         };
         let element = self.float(label, "v", *v)?;
-        self.expect(label, "v", *v, element, &[k_rows, n_kv_heads, head_size])?;
-        self.expect(label, "out", *out, element, &[q_rows, n_heads, head_size])?;
+        self.expect(label, "v", *v, element, &[k_rows, n_kv_heads, value_size])?;
+        self.expect(label, "out", *out, element, &[q_rows, n_heads, value_size])?;
         heads_divide(n_heads, n_kv_heads)?;
         let visibility = Visibility {
             options: AttentionOptions { key_mask: visibility.key_mask.is_some(), ..AttentionOptions::default() },
@@ -104,7 +104,7 @@ impl Builder {
             kernel: KERNEL.name,
             storage,
             rows: longest_q,
-            columns: head_size,
+            columns: value_size,
             depth: longest_k,
             ragged_columns: false,
             invariant: self.batch_invariant(),
@@ -112,14 +112,14 @@ impl Builder {
         });
         let class = choice.class;
         let tiles_m = (longest_q as u32).div_ceil(class.get("TILE_M"));
-        let tiles_n = (head_size as u32).div_ceil(class.get("TILE_N"));
+        let tiles_n = (value_size as u32).div_ceil(class.get("TILE_N"));
         let params = Params {
             tiles_m,
             tiles_n,
             batch: batch as u32,
             n_heads: n_heads as u32,
             heads_per_kv: (n_heads / n_kv_heads) as u32,
-            head_size: head_size as u32,
+            value_size: value_size as u32,
             longest_q: longest_q as u32,
             longest_k: longest_k as u32,
             probs_batch: probs.layout().stride(0),
@@ -129,7 +129,7 @@ impl Builder {
             v_head: v.layout().stride(1),
             out_row: out.layout().stride(0),
             out_head: out.layout().stride(1),
-            attention: visibility.params(head_size),
+            attention: visibility.params(value_size),
             ..Params::default()
         };
         let pairs = batch as u64 * n_heads as u64 * longest_q as u64 * longest_k as u64;
@@ -139,7 +139,7 @@ impl Builder {
             workgroups: u64::from(tiles_m) * u64::from(tiles_n) * batch as u64 * n_heads as u64,
             params,
             operands: &[Some(*probs), Some(*v), visibility.sequences, visibility.key_mask, Some(*out)],
-            flops: 2 * pairs * head_size as u64,
+            flops: 2 * pairs * value_size as u64,
             bytes: None,
         })
     }
