@@ -65,6 +65,27 @@ impl Visible {
         Ok(Some(Layout::contiguous(sizes)?))
     }
 
+    /// Whether masks and causal order hide every key from some query of (B, NH, T, S).
+    pub(crate) fn hides_all(&self, sizes: [usize; 4]) -> Outcome<bool> {
+        let [batch, _, queries, keys] = sizes;
+        let attended = match &self.mask {
+            None => Array::new(&[1, 1, 1, 1], vec![true])?,
+            Some(MaskValues::Boolean(mask)) => mask.clone(),
+            Some(MaskValues::Additive(mask)) => mask.map(|added| added != f32::NEG_INFINITY),
+        };
+        let attended = attended.broadcast(&sizes)?;
+        let by_key = match &self.key_mask {
+            None => Array::new(&[1, 1, 1, 1], vec![true])?,
+            Some(mask) => mask.clone().reshape(&[batch, 1, 1, keys])?,
+        };
+        let by_key = by_key.broadcast(&sizes)?;
+        let mut rows = std::iter::zip(attended.values().chunks(keys), by_key.values().chunks(keys)).enumerate();
+        Ok(rows.any(|(row, (attended, by_key))| {
+            let last = if self.options.causal { row % queries } else { keys - 1 };
+            !std::iter::zip(attended, by_key).take(last + 1).any(|(&a, &b)| a && b)
+        }))
+    }
+
     /// Provides `sequences`, `key_mask` and `mask` under names that begin with `prefix`.
     pub(crate) fn feed<'a>(&'a self, feeds: &mut Feeds<'a>, prefix: &str) {
         let words = |mask: &Array<bool>| mask.values().iter().map(|&v| u32::from(v)).collect();

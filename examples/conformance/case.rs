@@ -145,6 +145,12 @@ impl Case {
         safetensors::serialize(views, None).map_err(malformed)
     }
 
+    /// Whether NaN is expected anywhere.
+    pub(crate) fn expects_nan(&self) -> bool {
+        let is_nan = |value: &Value| matches!(value, Value::Float(array) if array.values().iter().any(|v| v.is_nan()));
+        self.outputs().any(|(_, value)| is_nan(value))
+    }
+
     /// The expected outputs, by their names without `out.`.
     pub(crate) fn outputs(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.tensors.iter().filter_map(|(name, value)| Some((name.strip_prefix("out.")?, value)))
@@ -184,6 +190,12 @@ impl Attributes {
                 None => failed(format!("{key} in {}: expected {kind}, found {found}", self.name)),
             },
         }
+    }
+
+    /// Leaves out a case that has more options than these: what is not read could change the result.
+    pub(crate) fn expect(&self, known: &[&str]) -> Outcome<()> {
+        let more = self.values.iter().find(|(key, value)| !value.is_null() && !known.contains(&key.as_str()));
+        more.map_or(Ok(()), |(key, _)| unsupported(format!("attribute {key}")))
     }
 
     pub(crate) fn int(&self, key: &str) -> Outcome<Option<i64>> {

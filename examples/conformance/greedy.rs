@@ -1,30 +1,62 @@
 //! Greedy texts: the tokens must be the expected ones, up to the first that rounding may choose.
 
+use serde_json::Value;
 use tileformer::convenience::Gpu;
 use tileformer::models::Checkpoint;
 use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
 use tileformer::{Bindings, Element};
 
 use super::host::Array;
-use super::judge::{Outcome, unsupported};
+use super::judge::{Outcome, failed, unsupported};
 
 /// Behind two logits that are as close as this, rounding chooses the token.
 const CLOSE: f64 = 1e-3;
 
 /// Settings that would choose other tokens, and what leaves them as they are.
-const SETTINGS: [(&str, f64); 5] = [
+const SETTINGS: [(&str, f64); 8] = [
     ("repetition_penalty", 1.0),
+    ("encoder_repetition_penalty", 1.0),
     ("no_repeat_ngram_size", 0.0),
     ("encoder_no_repeat_ngram_size", 0.0),
-    ("suppress_tokens", 0.0),
-    ("bad_words_ids", 0.0),
+    ("begin_suppress_tokens", 0.0),
+    ("sequence_bias", 0.0),
+    ("exponential_decay_length_penalty", 0.0),
+    ("guidance_scale", 1.0),
 ];
 
-/// Leaves out texts that a configuration wants to be more than the largest logits.
+/// Leaves out texts that a configuration wants to be more than the largest logits of what is not banned.
 pub(crate) fn expect_plain(checkpoint: &Checkpoint) -> Outcome<()> {
     let config = checkpoint.generation_config();
-    let set = SETTINGS.iter().find(|(key, neutral)| config.get(key).is_some_and(|value| value.as_f64() != Some(*neutral)));
+    let does_nothing = |value: &Value, neutral| match value {
+        Value::Array(values) => values.is_empty(),
+        value => value.as_f64() == Some(neutral),
+    };
+    let set = SETTINGS.iter().find(|(key, neutral)| config.get(key).is_some_and(|value| !does_nothing(value, *neutral)));
     set.map_or(Ok(()), |(key, _)| unsupported(format!("texts with {key}")))
+}
+
+/// Tokens of a setting: a number, or a list of them.
+pub(crate) fn tokens(checkpoint: &Checkpoint, key: &str) -> Outcome<Vec<u32>> {
+    let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let all = match checkpoint.generation_config().get(key) {
+        None => Some(Vec::new()),
+        Some(Value::Array(values)) => values.iter().map(token).collect(),
+        Some(value) => token(value).map(|id| vec![id]),
+    };
+    all.map_or_else(|| failed(format!("config.json: {key}: expected tokens")), Ok)
+}
+
+/// What a configuration bans everywhere: suppressed tokens, and bad words of one token each, of which end tokens are none.
+pub(crate) fn banned(checkpoint: &Checkpoint) -> Outcome<Vec<u32>> {
+    let (mut banned, ends) = (tokens(checkpoint, "suppress_tokens")?, tokens(checkpoint, "eos_token_id")?);
+    let Some(words) = checkpoint.generation_config().get("bad_words_ids") else { return Ok(banned) };
+    for word in words.as_array().into_iter().flatten() {
+        match word.as_array().map(Vec::as_slice) {
+            Some([id]) => banned.extend(id.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| !ends.contains(id))),
+            _ => return unsupported("texts with bad words of several tokens"),
+        }
+    }
+    Ok(banned)
 }
 
 /// What a row of logits says about the next token.
@@ -117,4 +149,9 @@ impl Texts {
 /// The tokens of choices.
 pub(crate) fn ids_of(choices: &[Vec<Choice>]) -> Vec<Vec<u32>> {
     choices.iter().map(|row| row.iter().map(|choice| choice.id).collect()).collect()
+}
+
+/// Words as a buffer holds them.
+pub(crate) fn bytes_of(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }

@@ -9,9 +9,9 @@ use tileformer::{BatchShape, Sequences};
 
 use super::case::Case;
 use super::gpu::Session;
-use super::greedy::{Choice, Texts, expect_plain, ids_of};
+use super::greedy::{Choice, Texts, banned, bytes_of, expect_plain, ids_of, tokens};
 use super::host::Array;
-use super::huggingface::{Attended, like_ids, words};
+use super::huggingface::{Attended, BLIND_ROWS, checkpoint, configured, like_ids, words};
 use super::judge::{Outcome, Results, failed, unsupported};
 
 /// A model with its inputs, ready to be run anywhere.
@@ -24,14 +24,37 @@ pub(crate) struct Run {
     shape: BatchShape,
     /// Each expected output's name, and ours.
     outputs: Vec<(String, Output)>,
-    texts: Vec<Texts>,
+    texts: Vec<Continued>,
+}
+
+/// An output of texts: of all at once, or each by itself where padding stands in front of some.
+struct Continued {
+    name: String,
+    /// (rows, T)
+    sizes: [usize; 2],
+    /// The tokens in front of the prompts, and the texts without them.
+    parts: Vec<(Vec<u32>, Texts)>,
+}
+
+impl Continued {
+    /// The output with what was made of each part: its new tokens row by row.
+    fn output(&self, made: &[Vec<Vec<u32>>]) -> Outcome<(String, Array<f32>)> {
+        let mut ids = Vec::new();
+        for ((padding, texts), made) in self.parts.iter().zip(made) {
+            let (_, found) = texts.output(made)?;
+            for text in found.values().chunks_exact(texts.length) {
+                ids.extend(padding.iter().map(|&id| id as f32).chain(text.iter().copied()));
+            }
+        }
+        Ok((self.name.clone(), Array::new(&self.sizes, ids)?))
+    }
 }
 
 impl Run {
     /// Reads a case.
     pub(crate) fn new(case: &Case) -> Outcome<Self> {
-        let checkpoint = Checkpoint::from_bytes(case.text("config")?, vec![("the case's weights".into(), case.weights()?)])?;
-        let mut model = CausalModel::new(&checkpoint)?;
+        let checkpoint = checkpoint(case)?;
+        let mut model = configured(CausalModel::new(&checkpoint))?;
         let (sizes, ids) = words(case, "in.input_ids")?;
         let &[batch, longest] = sizes else {
             return failed(format!("in.input_ids: expected (B, T), found {sizes:?}"));
@@ -42,7 +65,12 @@ impl Run {
         let mask = like_ids(case, "in.attention_mask", [batch, longest], 1)?;
         let attended = Attended::of(&mask, [batch, longest])?;
         model.layer.attention.options.key_mask = attended.key_mask.is_some();
-        let outputs = case.outputs().filter_map(|(name, _)| Some((name.to_owned(), output(name)?))).collect();
+        let layers = model.n_layers;
+        let outputs: Vec<_> =
+            case.outputs().filter_map(|(name, _)| Some((name.to_owned(), output(name, layers)?))).collect();
+        if attended.some_begin_hidden && !outputs.is_empty() {
+            return unsupported(BLIND_ROWS);
+        }
         let shape = BatchShape::padded(batch, longest);
         let mut run = Self { checkpoint, model, ids, attended, shape, outputs, texts: Vec::new() };
         case.expect_inputs(&["input_ids", "attention_mask"])?;
@@ -56,9 +84,14 @@ impl Run {
     }
 
     /// The texts of `greedy_ids`, of all rows, or of `greedy_ids_rowN`.
-    fn texts(&self, case: &Case, name: &str, which: &str, mask: &[u32]) -> Outcome<Texts> {
+    fn texts(&self, case: &Case, name: &str, which: &str, mask: &[u32]) -> Outcome<Continued> {
         expect_plain(&self.checkpoint)?;
         let (batch, prompt) = (self.shape.sequences, self.shape.longest_q);
+        for (key, counts) in [("forced_eos_token_id", true), ("forced_bos_token_id", prompt == 1)] {
+            if counts && !tokens(&self.checkpoint, key)?.is_empty() {
+                return unsupported(format!("texts with {key}"));
+            }
+        }
         let first = match which.strip_prefix("_row").map(str::parse::<usize>) {
             None if which.is_empty() => Some(0),
             Some(Ok(row)) if row < batch => Some(row),
@@ -71,11 +104,8 @@ impl Run {
             return failed(format!("out.{name}: {sizes:?} are no texts behind prompts of {prompt} tokens"));
         }
         let prompts = first * prompt..(first + rows) * prompt;
-        if mask[prompts.clone()].contains(&0) {
-            return unsupported("texts behind padded prompts");
-        }
         let given = expected.chunks_exact(length).flat_map(|text| &text[..prompt]);
-        if !given.eq(&self.ids[prompts]) {
+        if !given.eq(&self.ids[prompts.clone()]) {
             return failed(format!("out.{name}: the texts do not begin with the prompts"));
         }
         if expected.iter().any(|&id| id as usize >= self.model.embedding.vocabulary) {
@@ -83,11 +113,27 @@ impl Run {
         }
         let new = |text: &[u32]| text[prompt..].to_vec();
         let made: Vec<u32> = expected.chunks_exact(length).flat_map(new).collect();
-        // The end token, unless a text goes on behind it.
-        let banned = ends(&self.checkpoint).into_iter().filter(|id| !made.contains(id)).collect();
-        let texts = Texts::new(name, [length, prompt], expected, banned);
-        let choices = self.choices(&texts)?;
-        Ok(texts.up_to_close(choices.iter().map(Vec::as_slice)))
+        // The end tokens, unless a text goes on behind one.
+        let ends = tokens(&self.checkpoint, "eos_token_id")?;
+        let mut banned = banned(&self.checkpoint)?;
+        banned.extend(ends.into_iter().filter(|id| !made.contains(id)));
+        // Padding in front counts for nothing, not even for positions.
+        let hidden = |row: &[u32]| row.iter().take_while(|&&m| m == 0).count();
+        let padding: Vec<usize> = mask[prompts.clone()].chunks_exact(prompt).map(hidden).collect();
+        if std::iter::zip(mask[prompts].chunks_exact(prompt), &padding).any(|(row, &n)| n == prompt || row[n..].contains(&0))
+        {
+            return unsupported("texts behind prompts with padding at their ends, or of nothing else");
+        }
+        let together = if padding.iter().all(|&n| n == 0) { rows } else { 1 };
+        let mut parts = Vec::new();
+        for (texts, padding) in expected.chunks_exact(together * length).zip(padding) {
+            let (padding, kept) = texts.split_at(padding);
+            let length = length - padding.len();
+            let texts = Texts::new(name, [length, prompt - padding.len()], kept.to_vec(), banned.clone());
+            let choices = self.choices(&texts)?;
+            parts.push((padding.to_vec(), texts.up_to_close(choices.iter().map(Vec::as_slice))));
+        }
+        Ok(Continued { name: name.to_owned(), sizes: [rows, length], parts })
     }
 
     /// What stands behind each prompt of the expected texts and each of their tokens, on the CPU reference in f64.
@@ -182,10 +228,14 @@ impl Run {
             let written = session.run_model(&program, bindings, &feeds.into_iter().collect()).await?;
             results = self.named(|name, _| written.get(name))?;
         }
-        for texts in &self.texts {
-            let (tokens, rows) = (self.generate(session, texts).await?, texts.rows().len());
-            let of_row = |row: usize| tokens.iter().skip(row).step_by(rows).copied().collect();
-            results.push(texts.output(&(0..rows).map(of_row).collect::<Vec<_>>())?);
+        for continued in &self.texts {
+            let mut made = Vec::new();
+            for (_, texts) in &continued.parts {
+                let (tokens, rows) = (self.generate(session, texts).await?, texts.rows().len());
+                let of_row = |row: usize| tokens.iter().skip(row).step_by(rows).copied().collect();
+                made.push((0..rows).map(of_row).collect());
+            }
+            results.push(continued.output(&made)?);
         }
         Ok(results)
     }
@@ -195,38 +245,26 @@ impl Run {
         if !self.outputs.is_empty() {
             let wanted = self.wanted();
             let host = self.model.host_weights::<f32>(&self.checkpoint, &wanted)?;
-            let Attended { sequences, key_mask } = &self.attended;
+            let Attended { sequences, key_mask, .. } = &self.attended;
             let inputs = CausalInputs { ids: &self.ids, sequences, key_mask: key_mask.as_deref() };
             let found = self.model.reference(&host.weights()?, &inputs, &wanted)?;
             results = self.named(|name, sizes| Array::new(sizes, found.get(name).cloned().unwrap_or_default()))?;
         }
         // The expected tokens are the past of each choice: as long as they agree, that is what a choice of its own would see.
-        for texts in &self.texts {
-            results.push(texts.output(&ids_of(&self.choices(texts)?))?);
+        for continued in &self.texts {
+            let made = |(_, texts): &(Vec<u32>, Texts)| Ok(ids_of(&self.choices(texts)?));
+            results.push(continued.output(&continued.parts.iter().map(made).collect::<Outcome<Vec<_>>>()?)?);
         }
         Ok(results)
     }
 }
 
 /// Our output for an expected one.
-fn output(name: &str) -> Option<Output> {
+fn output(name: &str, layers: usize) -> Option<Output> {
     let number = |prefix: &str| name.strip_prefix(prefix).and_then(|n| n.parse::<usize>().ok());
     match name {
         "logits" => Some(Output::Logits),
+        "last_hidden" => Some(Output::Hidden(layers)),
         _ => number("hidden_").map(Output::Hidden).or_else(|| number("attention_").map(Output::Attention)),
     }
-}
-
-/// The tokens that end a text: one, several or none.
-fn ends(checkpoint: &Checkpoint) -> Vec<u32> {
-    let id = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match checkpoint.config().get("eos_token_id") {
-        Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
-    }
-}
-
-fn bytes_of(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }

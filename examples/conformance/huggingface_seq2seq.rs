@@ -3,16 +3,16 @@
 use tileformer::convenience::CHUNK_STEPS;
 use tileformer::layers::{GeneratorInputs, Inputs, StepShape};
 use tileformer::models::Checkpoint;
-use tileformer::models::seq2seq::{Output, Seq2Seq, Seq2SeqInputs};
+use tileformer::models::seq2seq::{Output, Seq2Seq, Seq2SeqInputs, Tokens};
 use tileformer::spec::cache::{CachedRows, DecodeRow};
 use tileformer::spec::generator::GeneratorCaches;
 use tileformer::{BatchShape, Bindings, Program, Sequences};
 
 use super::case::Case;
 use super::gpu::Session;
-use super::greedy::{Choice, Texts, expect_plain, ids_of};
+use super::greedy::{Choice, Texts, banned, bytes_of, expect_plain, ids_of};
 use super::host::Array;
-use super::huggingface::{Attended, like_ids, words};
+use super::huggingface::{Attended, BLIND_ROWS, checkpoint, configured, like_ids, words};
 use super::judge::{Outcome, Results, failed, unsupported};
 
 /// The name of the expected texts.
@@ -36,13 +36,16 @@ pub(crate) struct Run {
 impl Run {
     /// Reads a case.
     pub(crate) fn new(case: &Case) -> Outcome<Self> {
-        let checkpoint = Checkpoint::from_bytes(case.text("config")?, vec![("the case's weights".into(), case.weights()?)])?;
-        let mut model = Seq2Seq::new(&checkpoint)?;
+        let checkpoint = checkpoint(case)?;
+        let mut model = configured(Seq2Seq::new(&checkpoint))?;
         case.expect_inputs(&["input_ids", "attention_mask", "decoder_input_ids"])?;
         let (sizes, source_ids) = matrix(case, "in.input_ids")?;
         let [batch, longest] = sizes;
         let mask = like_ids(case, "in.attention_mask", sizes, 1)?;
         let attended = Attended::of(&mask, sizes)?;
+        if attended.some_have_none {
+            return unsupported(BLIND_ROWS);
+        }
         let is_masked = attended.key_mask.is_some();
         model.encoder.layer.attention.options.key_mask = is_masked;
         model.decoder.layer.cross_attention.options.key_mask = is_masked;
@@ -53,7 +56,7 @@ impl Run {
                 (other, _) => return failed(format!("in.decoder_input_ids: expected {batch} rows, found {other:?}")),
             },
         };
-        let layers = model.encoder.n_layers;
+        let layers = [model.encoder.n_layers, model.decoder.n_layers];
         let outputs = case.outputs().filter_map(|(name, _)| Some((name.to_owned(), output(name, layers)?))).collect();
         let shape = BatchShape::cross(batch, targets, longest);
         let mut run = Self { checkpoint, model, source_ids, attended, target_ids, shape, outputs, texts: None };
@@ -68,9 +71,6 @@ impl Run {
 
     fn read_texts(&self, case: &Case) -> Outcome<Texts> {
         expect_plain(&self.checkpoint)?;
-        if self.model.tokens.forced_first.is_some() {
-            return unsupported("greedy texts whose first token is forced");
-        }
         let name = format!("out.{TEXTS}");
         let ([rows, length], expected) = matrix(case, &name)?;
         let Some(start) = self.model.tokens.start else { return failed("config.json: no decoder_start_token_id") };
@@ -80,7 +80,9 @@ impl Run {
         if expected.iter().step_by(length).any(|&id| id != start) {
             return failed(format!("{name}: a text that does not begin with {start}"));
         }
-        let texts = Texts::new(TEXTS, [length, 1], expected, Vec::from_iter(self.model.tokens.end));
+        let mut banned = banned(&self.checkpoint)?;
+        banned.extend(self.model.tokens.end);
+        let texts = Texts::new(TEXTS, [length, 1], expected, banned);
         let choices = self.choices(&texts)?;
         Ok(texts.up_to_close(choices.iter().map(Vec::as_slice)))
     }
@@ -93,9 +95,13 @@ impl Run {
         let host = self.model.host_weights::<f64>(&self.checkpoint, &[Output::Logits])?;
         let found = self.model.reference(&host.weights()?, &self.inputs(&target_ids, &target), &[Output::Logits])?;
         let Some(logits) = found.get("logits") else { return failed("no logits") };
-        let choice = |(at, row): (usize, &[f64])| match self.model.tokens.forced_last {
-            Some(id) if at % longest + 1 == longest => Choice { id, margin: f64::INFINITY },
-            _ => Choice::of(row, &texts.banned),
+        let Tokens { forced_first, forced_last, .. } = self.model.tokens;
+        let choice = |(at, row): (usize, &[f64])| {
+            let last = forced_last.filter(|_| at % longest + 1 == longest);
+            match last.or(forced_first.filter(|_| at % longest == 0)) {
+                Some(id) => Choice { id, margin: f64::INFINITY },
+                None => Choice::of(row, &texts.banned),
+            }
         };
         let all: Vec<_> = logits.chunks_exact(self.model.target.vocabulary).enumerate().map(choice).collect();
         Ok(all.chunks_exact(longest).map(<[_]>::to_vec).collect())
@@ -103,7 +109,7 @@ impl Run {
 
     /// What the reference reads, with these targets.
     fn inputs<'a>(&'a self, target_ids: &'a [u32], target: &'a Sequences) -> Seq2SeqInputs<'a> {
-        let Attended { sequences, key_mask } = &self.attended;
+        let Attended { sequences, key_mask, .. } = &self.attended;
         Seq2SeqInputs { source_ids: &self.source_ids, source: sequences, target_ids, target, key_mask: key_mask.as_deref() }
     }
 
@@ -149,23 +155,30 @@ impl Run {
         let slots = lengths.iter().enumerate();
         let slot = |(slot, &new): (usize, &usize)| memory.sequence(slot * longest_k, &CachedRows { slot, past: 0, new });
         let slots = Sequences::new(slots.map(slot).collect::<tileformer::Result<_>>()?)?;
-        let row = |slot: usize| {
-            Some(DecodeRow { slot, past: 0, id: tokens.start.unwrap_or(0), memory: Some((slot, lengths[slot])) })
+        let state = |past: usize, id: u32| {
+            let row = |slot: usize| Some(DecodeRow { slot, past, id, memory: Some((slot, lengths[slot])) });
+            caches.decode(&generator, &(0..rows).map(row).collect::<Vec<_>>())
         };
-        let state = caches.decode(&generator, &(0..rows).map(row).collect::<Vec<_>>())?;
-        let state_sizes = [state.words().len() / 8, 8];
+        let first = state(0, tokens.start.unwrap_or(0))?;
+        let state_sizes = [first.words().len() / 8, 8];
         bindings
             .set("source.ids", gpu.upload_u32(&[k_rows], &self.source_ids)?)
             .set("source.sequences", gpu.upload_sequences(&self.attended.sequences)?)
             .set("memory_sequences", gpu.upload_sequences(&slots)?)
-            .set("state", gpu.upload_u32(&state_sizes, state.words())?);
+            .set("state", gpu.upload_u32(&state_sizes, first.words())?);
         texts.bind(gpu, generator.embedding.vocabulary, &mut bindings)?;
         for program in [&encode, &remember] {
             gpu.run(&session.plan(program, &bindings.known_to(program)).await?)?;
         }
         let plan = session.plan(&step, &bindings.known_to(&step)).await?;
-        let mut made = vec![Vec::new(); rows];
-        let mut decoding = gpu.decode(&plan, steps, CHUNK_STEPS)?;
+        let forced_first = tokens.forced_first.filter(|_| steps > 0);
+        if let (Some(id), Some(view)) = (forced_first, bindings.get("state")) {
+            // The step over the start token leaves its keys and values; what it chooses is not looked at.
+            gpu.run(&plan)?;
+            gpu.write(view, bytes_of(state(1, id)?.words()).as_slice())?;
+        }
+        let mut made = vec![Vec::from_iter(forced_first); rows];
+        let mut decoding = gpu.decode(&plan, steps - usize::from(forced_first.is_some()), CHUNK_STEPS)?;
         while let Some(chunk) = decoding.next_async().await {
             for ids in chunk?.tokens.chunks_exact(rows) {
                 made.iter_mut().zip(ids).for_each(|(text, &id)| text.push(id));
@@ -236,10 +249,11 @@ impl Run {
 }
 
 /// Our output for an expected one.
-fn output(name: &str, encoder_layers: usize) -> Option<Output> {
+fn output(name: &str, [encoder_layers, decoder_layers]: [usize; 2]) -> Option<Output> {
     let number = |prefix: &str| name.strip_prefix(prefix).and_then(|n| n.parse::<usize>().ok());
     match name {
         "logits" => Some(Output::Logits),
+        "last_hidden" => Some(Output::DecoderHidden(decoder_layers)),
         "encoder_last_hidden" => Some(Output::EncoderHidden(encoder_layers)),
         _ => number("encoder_hidden_")
             .map(Output::EncoderHidden)

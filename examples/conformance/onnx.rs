@@ -1,15 +1,15 @@
 //! ONNX's operators.
 
-use tileformer::Activation;
 use tileformer::layers::NormKind;
 use tileformer::spec::RotaryOrder;
+use tileformer::{Activation, Element};
 
 use super::case::{Attributes, Case, Value};
 use super::gpu::Session;
 use super::host::{Array, axis, common_sizes};
 use super::judge::{Outcome, Results, Stop, failed, unsupported};
 use super::kernels::{self, Epilogue};
-use super::onnx_attention;
+use super::{onnx_attention, onnx_norm};
 
 /// A node of an ONNX graph.
 pub(crate) struct Node<'a> {
@@ -57,6 +57,15 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// Leaves out integers, where the operator has them as well as floats.
+    fn expect_floats(&self, op: &str) -> Outcome<()> {
+        let has_integers = matches!(op, "Gather" | "MatMul" | "Gemm" | "Relu");
+        match self.input(0)? {
+            Some(Value::Int(_) | Value::Bool(_)) if has_integers => unsupported(format!("{op} of integers or booleans")),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether output number `i` is wanted.
     pub(crate) fn wants(&self, i: usize) -> bool {
         self.outputs.get(i).is_some_and(|name| !name.is_empty())
@@ -71,10 +80,14 @@ impl<'a> Node<'a> {
 /// Runs a case of ONNX's suite.
 pub(crate) async fn run(session: &Session, case: &Case) -> Outcome<Results> {
     let node = Node::new(case)?;
-    let outputs = match case.text("op")? {
+    let op = case.text("op")?;
+    let Some(known) = attributes_of(op) else { return unsupported(format!("operator {op}")) };
+    node.attributes.expect(known)?;
+    node.expect_floats(op)?;
+    let outputs = match op {
         "Attention" => onnx_attention::attention(session, &node).await?,
-        "LayerNormalization" => normalization(session, &node, NormKind::Layer).await?,
-        "RMSNormalization" => normalization(session, &node, NormKind::Rms).await?,
+        "LayerNormalization" => onnx_norm::normalization(session, &node, NormKind::Layer).await?,
+        "RMSNormalization" => onnx_norm::normalization(session, &node, NormKind::Rms).await?,
         "Softmax" => vec![softmax(session, &node).await?],
         "Gelu" => vec![gelu(session, &node).await?],
         "Relu" => vec![kernels::activation(session, node.float(0)?, Activation::Relu).await?],
@@ -82,27 +95,53 @@ pub(crate) async fn run(session: &Session, case: &Case) -> Outcome<Results> {
         "Gemm" => vec![gemm(session, &node).await?],
         "Gather" => vec![gather(session, &node).await?],
         "RotaryEmbedding" => vec![rotary(session, &node).await?],
-        "SwiGLU" => vec![kernels::gate(session, node.float(0)?, node.float(1)?, Activation::Silu).await?],
+        "SwiGLU" => vec![swi_glu(session, &node).await?],
         other => return unsupported(format!("operator {other}")),
     };
     Ok(node.results(outputs))
 }
 
-/// The norm over all dimensions from `axis` on, with mean and inverse deviation.
-async fn normalization(session: &Session, node: &Node<'_>, kind: NormKind) -> Outcome<Vec<Array<f32>>> {
-    let (x, weight, bias) = (node.float(0)?, node.float(1)?, node.optional(2)?);
-    let from = axis(node.attributes.int("axis")?.unwrap_or(-1), x.sizes().len())?;
-    let (outer, inner) = x.sizes().split_at(from);
-    let (rows, columns) = (outer.iter().product(), inner.iter().product());
-    let vector = |array: &Array<f32>| array.broadcast(inner)?.reshape(&[columns]);
-    let (weight, bias) = (vector(weight)?, bias.map(vector).transpose()?);
-    let eps = node.attributes.float("epsilon")?.unwrap_or(1e-5);
-    let flat = x.clone().reshape(&[rows, columns])?;
-    let normed = kernels::layer_norm(session, &flat, [Some(&weight), bias.as_ref()], (kind, eps)).await?;
-    let reduced = [outer, &vec![1; inner.len()]].concat();
-    let statistics = normed.statistics.swap(0, 1)?;
-    let statistic = |i: usize| statistics.narrow(i, 1)?.reshape(&reduced);
-    Ok(vec![normed.y.reshape(x.sizes())?, statistic(0)?, statistic(1)?])
+/// The attributes of an operator that are read, and those that change nothing here; none for an operator that is not known.
+fn attributes_of(op: &str) -> Option<&'static [&'static str]> {
+    Some(match op {
+        "Attention" => &[
+            "is_causal",
+            "kv_num_heads",
+            "left_window_size",
+            "q_num_heads",
+            "qk_matmul_output_mode",
+            "right_window_size",
+            "scale",
+            "softcap",
+            "softmax_precision",
+        ],
+        "LayerNormalization" | "RMSNormalization" => &["axis", "epsilon", "stash_type"],
+        "Softmax" | "Gather" => &["axis"],
+        "Gelu" => &["approximate"],
+        // Of old: memory that the result may use.
+        "Relu" => &["consumed_inputs"],
+        "MatMul" => &[],
+        // Of old: leave to repeat C.
+        "Gemm" => &["alpha", "beta", "broadcast", "transA", "transB"],
+        // The caches have as many columns as `rotary_embedding_dim` turns.
+        "RotaryEmbedding" => &["interleaved", "num_heads", "rotary_embedding_dim"],
+        "SwiGLU" => &["alpha"],
+        _ => return None,
+    })
+}
+
+/// a · sigmoid(alpha · a) · b, as silu(alpha · a) · (b / alpha); the sigmoid of 0 is ½.
+async fn swi_glu(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
+    let (a, b, alpha) = (node.float(0)?, node.float(1)?, node.attributes.float("alpha")?.unwrap_or(1.0));
+    if alpha == 1.0 {
+        return kernels::gate(session, a, b, Activation::Silu).await;
+    }
+    // What the factor makes of an operand may be beyond f16.
+    let session = &session.stored(Element::F32);
+    if alpha == 0.0 {
+        return kernels::gate(session, a, &b.map(|v| 0.5 * v), Activation::Identity).await;
+    }
+    kernels::gate(session, &a.map(|v| alpha * v), &b.map(|v| v / alpha), Activation::Silu).await
 }
 
 /// Heads turned by positions, which are ids into the caches of cosines and sines, or the rows themselves.
@@ -121,15 +160,19 @@ async fn rotary(session: &Session, node: &Node<'_>) -> Outcome<Array<f32>> {
     };
     let &[batch, t, heads, size] = rows.sizes() else { return failed("input: 4 dimensions") };
     let half = cos.columns();
-    let (positions, caches) = match node.input(3)? {
-        Some(Value::Int(ids)) => (ids.values().to_vec(), cos.sizes()[0]),
+    // Positions and caches of one sequence are those of all.
+    let over_rows = |cache: &Array<f32>| cache.broadcast(&[batch, t, half])?.reshape(&[batch * t, half]);
+    let (positions, cos, sin) = match node.input(3)? {
+        Some(Value::Int(ids)) => (ids.broadcast(&[batch, t])?.values().to_vec(), cos.clone(), sin.clone()),
         Some(_) => return failed("position_ids: expected integers"),
-        None => ((0..(batch * t) as i64).collect(), batch * t),
+        None => ((0..(batch * t) as i64).collect(), over_rows(cos)?, over_rows(sin)?),
     };
     let positions = positions.iter().map(|&p| u32::try_from(p).map_err(|e| Stop::Failed(format!("position {p}: {e}"))));
     let positions = positions.collect::<Outcome<Vec<u32>>>()?;
-    let flat = |cache: &Array<f32>| cache.clone().reshape(&[caches, half]);
-    let (cos, sin) = (flat(cos)?, flat(sin)?);
+    let [caches, _] = cos.dims("cos_cache")?;
+    if sin.sizes() != cos.sizes() || half == 0 {
+        return failed(format!("cos_cache and sin_cache: {:?} and {:?}", cos.sizes(), sin.sizes()));
+    }
     let pairs = cos.values().chunks(half).zip(sin.values().chunks(half));
     let table = Array::new(&[caches, 2 * half], pairs.flat_map(|(c, s)| [c, s].concat()).collect())?;
     let order = if node.attributes.flag("interleaved")? { RotaryOrder::Interleaved } else { RotaryOrder::Halves };

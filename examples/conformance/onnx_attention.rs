@@ -1,12 +1,12 @@
 //! ONNX's `Attention`: heads that are projected already, with past, masks, windows and the scores as an output.
 
-use tileformer::{AttentionOptions, Sequences};
+use tileformer::{AttentionOptions, Element, Sequences};
 
 use super::attention::{Heads, MaskValues, Visible};
 use super::case::Value;
 use super::gpu::Session;
 use super::host::Array;
-use super::judge::{Outcome, failed};
+use super::judge::{Outcome, failed, unsupported};
 use super::onnx::Node;
 
 /// Y, present key, present value and, where wanted, the output of Q·Kᵀ.
@@ -26,6 +26,7 @@ pub(crate) async fn attention(session: &Session, node: &Node<'_>) -> Outcome<Vec
     let heads = Heads { q: split_heads(q, n_heads)?, k, v };
 
     heads.check()?;
+    check_precision(session, node)?;
     let visible = visible(node, &heads, past_length)?;
     let attended = heads.attend(session, &visible).await?;
     let y = match flat {
@@ -44,6 +45,16 @@ pub(crate) async fn attention(session: &Session, node: &Node<'_>) -> Outcome<Vec
         });
     }
     Ok(outputs)
+}
+
+/// Leaves out a softmax of less precision than ours, which is f32: f16 (10) unless operands are f16 anyway, and bf16 (16).
+fn check_precision(session: &Session, node: &Node<'_>) -> Outcome<()> {
+    match node.attributes.int("softmax_precision")? {
+        None | Some(1 | 11) => Ok(()),
+        Some(10) if session.storage() == Element::F16 => Ok(()),
+        Some(precision @ (10 | 16)) => unsupported(format!("softmax_precision {precision}")),
+        Some(other) => failed(format!("softmax_precision: expected 1, 10, 11 or 16, found {other}")),
+    }
 }
 
 /// (B, T, heads · size) or (B, heads, T, size) -> (B, T, heads, size)

@@ -223,7 +223,11 @@ impl Attention<'_> {
     async fn layer(&self) -> Outcome<(Array<f32>, Array<f32>)> {
         let [batch, queries, keys] = self.sizes()?;
         let [query, key, value] = &self.rows;
-        let visible = self.masks.visible([batch, self.spec.n_heads, queries, keys], 0)?;
+        let sizes = [batch, self.spec.n_heads, queries, keys];
+        let visible = self.masks.visible(sizes, 0)?;
+        if self.case.expects_nan() && visible.hides_all(sizes)? {
+            return unsupported("NaN of rows that see no key, which are zeros here");
+        }
         let spec = MultiHeadAttention { options: visible.options(), ..self.spec.clone() };
         let shape = BatchShape::cross(batch, queries, keys);
         let inputs = Inputs {

@@ -196,12 +196,13 @@ impl<'a> Module<'a> {
 
 /// An activation by the name of its function, or as a module is shown.
 fn activation(name: &str) -> Outcome<Activation> {
-    match name {
+    match name.replace("inplace=True", "").as_str() {
         "relu" | "ReLU()" => Ok(Activation::Relu),
         "gelu" | "GELU(approximate='none')" => Ok(Activation::Gelu),
         "GELU(approximate='tanh')" => Ok(Activation::GeluTanh),
         "silu" | "SiLU()" => Ok(Activation::Silu),
         "tanh" | "Tanh()" => Ok(Activation::Tanh),
+        "Identity()" => Ok(Activation::Identity),
         other => unsupported(format!("activation {other}")),
     }
 }

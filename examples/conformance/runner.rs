@@ -12,6 +12,7 @@ pub(crate) mod judge;
 pub(crate) mod kernels;
 pub(crate) mod onnx;
 pub(crate) mod onnx_attention;
+pub(crate) mod onnx_norm;
 pub(crate) mod pytorch;
 pub(crate) mod pytorch_attention;
 pub(crate) mod pytorch_layers;

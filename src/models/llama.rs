@@ -10,7 +10,7 @@ use crate::spec::{Activation, AttentionOptions, RotaryOrder, RotaryScaling};
 ///
 /// # Errors
 /// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `llama`, rotary positions that are stretched in another
-/// way than `linear` and `llama3` or turn a part of a head, attention to later tokens or to a window, an activation that the crate does
+/// way than `linear` and `llama3` (`dynamic` stretches nothing within the model's positions) or turn a part of a head, attention to later tokens or to a window, an activation that the crate does
 /// not have, sizes that are missing or do not divide; each by its key.
 pub fn from_config(config: &Config) -> Result<CausalModel> {
     config.expect("model_type", &["llama"])?;
@@ -88,6 +88,8 @@ fn frequencies(config: &Config) -> Result<RotaryFrequencies> {
     };
     found.scaling = match parameters.text(key)? {
         None | Some("default") => RotaryScaling::None,
+        // Frequencies change in texts beyond the model's positions, which are refused.
+        Some("dynamic") => factor().map(|_| RotaryScaling::None)?,
         Some("linear") => RotaryScaling::Linear { factor: factor()? },
         Some("llama3") => {
             let (low_freq_factor, high_freq_factor) = (number("low_freq_factor")?, number("high_freq_factor")?);
@@ -98,7 +100,7 @@ fn frequencies(config: &Config) -> Result<RotaryFrequencies> {
             let original = positive(config, key)?.map_or_else(|| number(key), Ok)?;
             RotaryScaling::Llama3 { factor: factor()?, low_freq_factor, high_freq_factor, original }
         }
-        Some(_) => return Err(parameters.refusal(key, "default, linear or llama3")),
+        Some(_) => return Err(parameters.refusal(key, "default, dynamic, linear or llama3")),
     };
     Ok(found)
 }
