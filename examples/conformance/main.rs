@@ -18,6 +18,9 @@
 //! infinities must be equal. Ids must be the expected ones. Models go through the crate's checkpoint loader, and are computed on the
 //! CPU reference as well.
 //!
+//! What the crate does not do leaves a case out: an operator, an attribute that nothing here reads, a configuration that it refuses, and rows
+//! that see no key where something else than zeros is expected of them.
+//!
 //! One line a case:
 //!
 //! ```text

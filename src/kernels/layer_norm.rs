@@ -58,7 +58,7 @@ pub(super) static KERNEL: Kernel = Kernel {
 };
 
 /// Layer norm ([`Builder::layer_norm`]) or RMS norm ([`Builder::rms_norm`]) over the last dimension, with the residual added first. eps
-/// stands inside the root.
+/// stands inside the root, √(σ² + eps), where some texts write √σ² + eps.
 ///
 /// Deviations from the mean are squared and summed in f32: below about 1e-19 they count as zero, and a row whose sum overflows
 /// has no defined result.
