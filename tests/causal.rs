@@ -225,7 +225,8 @@ fn what_does_not_fit_is_named() {
         (llama(small_llama, r#", "rope_theta": 0"#), "rope_theta"),
         (llama(small_llama, r#", "rms_norm_eps": -1"#), "rms_norm_eps"),
         (scaled("7"), "rope_scaling"),
-        (scaled(r#"{"type": "dynamic", "factor": 2.0}"#), "rope_scaling: type"),
+        (scaled(r#"{"type": "longrope", "factor": 2.0}"#), "rope_scaling: type"),
+        (scaled(r#"{"rope_type": "dynamic", "factor": 0.5}"#), "rope_scaling: factor"),
         (scaled(r#"{"rope_type": "yarn", "factor": 2.0}"#), "rope_scaling: rope_type"),
         (scaled(r#"{"rope_type": "linear"}"#), "rope_scaling: factor"),
         (scaled(r#"{"rope_type": "linear", "factor": 0.5}"#), "rope_scaling: factor"),
@@ -245,6 +246,8 @@ fn what_does_not_fit_is_named() {
 
     let llama = model(&scaled(r#"{"type": "linear", "factor": 2.0}"#)).unwrap();
     assert_eq!(llama.frequencies.scaling, RotaryScaling::Linear { factor: 2.0 });
+    let dynamic = model(&scaled(r#"{"type": "dynamic", "factor": 2.0}"#)).unwrap();
+    assert_eq!(dynamic.frequencies.scaling, RotaryScaling::None);
     // What both spellings say is what the older one says, but for an empty one; sizes of the whole model come first.
     let linear = r#"{"rope_type": "linear", "factor": 4.0}"#;
     for (parameters, scaling, found) in [

@@ -10,8 +10,8 @@ use crate::spec::{Activation, AttentionOptions, RotaryOrder, RotaryScaling};
 ///
 /// # Errors
 /// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `llama`, rotary positions that are stretched in another
-/// way than `linear` and `llama3` (`dynamic` stretches nothing within the model's positions) or turn a part of a head, attention to later tokens or to a window, an activation that the crate does
-/// not have, sizes that are missing or do not divide; each by its key.
+/// way than `linear` and `llama3` (`dynamic` stretches nothing within the model's positions) or turn a part of a head, attention to later
+/// tokens or to a window, an activation that the crate does not have, sizes that are missing or do not divide; each by its key.
 pub fn from_config(config: &Config) -> Result<CausalModel> {
     config.expect("model_type", &["llama"])?;
     let (d_model, n_heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
