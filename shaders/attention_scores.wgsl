@@ -38,8 +38,7 @@ struct Params {
 @group(1) @binding(4) var<storage, read> mask: array<u32>;             // (B, NH, T, S)
 @group(1) @binding(5) var<storage, read_write> scores: array<Bits>;    // (B, NH, T, S)
 
-@compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn work(id: vec3<u32>, thread: u32) {
   let number = workgroup_number(id);
   let tiles = params.tiles_m * params.tiles_n;
   if number >= tiles * params.n_heads * params.batch { return; }

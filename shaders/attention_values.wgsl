@@ -51,7 +51,7 @@ fn a_rows(i: u32) -> vec4<u32> {
 // The columns d .. d + 3 of v begin in one place; rows of v are keys.
 fn b_rows(d: u32) -> vec4<u32> { return vec4<u32>(v_first + d, d, 0u, 0u); }
 
-fn probs4(row: u32, j: u32, tail: bool) -> vec4<f32> {
+fn a4(row: u32, j: u32, tail: bool) -> vec4<f32> {
   if tail && j >= current.k_len { return vec4<f32>(0.0); }
   let at = row + j / WIDE_LANES;
   let four = wide4(probs[at], probs[at + 1u / WIDE_LANES], probs[at + 2u / WIDE_LANES], probs[at + 3u / WIDE_LANES]);
@@ -65,17 +65,11 @@ fn v4(first: u32, d: u32, j: u32) -> vec4<f32> {
   return group4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]);
 }
 
-fn a_block(rows: vec4<u32>, j: u32, tail: bool) -> mat4x4<f32> {
-  return transpose(
-    mat4x4<f32>(probs4(rows.x, j, tail), probs4(rows.y, j, tail), probs4(rows.z, j, tail), probs4(rows.w, j, tail)));
-}
-
 fn b_block(at: vec4<u32>, j: u32, tail: bool) -> mat4x4<f32> {
   return mat4x4<f32>(v4(at.x, at.y, j), v4(at.x, at.y, j + 1u), v4(at.x, at.y, j + 2u), v4(at.x, at.y, j + 3u));
 }
 
-@compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn work(id: vec3<u32>, thread: u32) {
   let number = workgroup_number(id);
   let tiles = params.tiles_m * params.tiles_n;
   if number >= tiles * params.n_heads * params.batch { return; }

@@ -50,19 +50,12 @@ pub(crate) const TILE_64: Class = tile!("64x64x16", [64, 64, 16], [8, 8], 16, 1)
 /// 64 threads, 4×4 outputs each, k by 32: few rows, where the way through memory counts and not the product.
 pub(crate) const TILE_32: Class = tile!("32x32x32", [32, 32, 32], [4, 4], 4, 1);
 
-/// The same loops as a CPU adapter wants them: it keeps no registers over a barrier, so that nothing is loaded ahead, and unrolls
-/// too much as it is. 128×128 outputs have half the barriers of 64×64 for the work.
-pub(crate) const PLAIN_128: Class = tile!("128x128x16-plain", [128, 128, 16], [8, 8], 1, 0);
-
-/// 64×64 outputs, 64 threads of 8×8: any device, any storage.
+/// 64×64 outputs, 64 threads of 8×8: any device, any storage. Nothing is loaded ahead, as a CPU adapter keeps no registers over a barrier.
 pub(crate) const PLAIN_64: Class = tile!("64x64x16-plain", [64, 64, 16], [8, 8], 1, 0);
 
-/// 128 threads of 16×8 outputs in quads that have the same rows: a CPU adapter goes through workgroup memory lane by lane, and through
-/// broadcasts in a vector at once.
-pub(crate) const QUADS_128: Class = tile!("128x128x16-quads", [128, 128, 16], [16, 8], 1, 0);
-
-/// 64×64 outputs, 32 threads.
-pub(crate) const QUADS_64: Class = tile!("64x64x16-quads", [64, 64, 16], [16, 8], 1, 0);
+/// 32×64 outputs by eight threads in quads, 32×8 each: a single vector of a CPU adapter, which goes through memory thread by thread and
+/// through broadcasts all at once.
+pub(crate) const QUADS: Class = class!("32x64-quads", TILE_M: 32, TILE_N: 64);
 
 /// One row without a norm, 32 columns by eight threads, each of which goes along k by itself: a single vector of a CPU adapter, which
 /// has nothing to add up and no barrier, before which it would have to keep its registers in memory.
@@ -118,8 +111,11 @@ pub(crate) const HEADS_128: Class =
 pub(crate) const HEADS_256: Class =
     class!("64x128.v256", GROUPS_M: 8, GROUPS_N: 32, SCORE_GROUPS: 1, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 8, WRITERS: 2);
 
-/// [`HEADS_64`] for CPU adapters, in 24 KiB: all of a head and of a tile's weights at once, for a third of the barriers.
-pub(crate) const HEADS_64_QUADS: Class = class!("64x32.v64-quads", GROUPS_M: 8, GROUPS_N: 8, SCORE_GROUPS: 1, ROW_GROUPS: 2, VALUE_GROUPS: 2, TILE_K: 64, WRITERS: 8);
+/// Value heads of up to 64 by eight threads in quads, each with four queries at a time: a single vector of a CPU adapter.
+pub(crate) const HEADS_64_QUADS: Class = class!("64x32.v64-quads", THREAD_QUERIES: 4, KEY_GROUPS: 8, VALUE_GROUPS: 16);
+
+/// Up to 128, two queries at a time.
+pub(crate) const HEADS_128_QUADS: Class = class!("64x64.v128-quads", THREAD_QUERIES: 2, KEY_GROUPS: 16, VALUE_GROUPS: 32);
 
 /// Queries of a tile of `attention`, in every class: a plan may take another one for views that are not aligned.
 pub(crate) const HEADS_QUERIES: u32 = 64;
@@ -226,13 +222,13 @@ pub(crate) const MATRIX_HEADS_128_M8: Class =
 pub(crate) fn unaligned(class: &'static Class) -> &'static Class {
     let same = |names: &[&Class]| names.iter().any(|c| c.name == class.name);
     match class {
-        _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &PLAIN_128, &QUADS_128, &QUADS_64]) => &PLAIN_64,
+        _ if same(&[&TILE_128, &TILE_128X64, &TILE_64, &TILE_32, &QUADS]) => &PLAIN_64,
         _ if same(&[&FEW_1, &FEW_8, &FEW_1_NORMED, &FEW_8_NORMED]) => &FEW_4,
         _ if same(&[&FEW_1_WIDE, &FEW_8_WIDE]) => &FEW_4_WIDE,
         _ if same(&[&ROW_128]) => &ROWS_32,
         _ if same(&[&SPLIT_1]) => &SPLIT_8,
         _ if same(&[&HEADS_32, &HEADS_64_KEYS, &HEADS_64_QUADS]) => &HEADS_64,
-        _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128]) => &HEADS_256,
+        _ if same(&[&HEADS_80, &HEADS_96, &HEADS_128, &HEADS_128_QUADS]) => &HEADS_256,
         _ => class,
     }
 }

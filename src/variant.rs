@@ -121,6 +121,8 @@ fn matrix_source(size: u32) -> &'static Source {
 
 pub(crate) const GRID: Source = wgsl!("shared/grid.wgsl");
 pub(crate) const TILE: Source = wgsl!("shared/tile.wgsl");
+pub(crate) const TILE_QUADS: Source = wgsl!("shared/tile_quads.wgsl");
+pub(crate) const TAKE_ROW: Source = wgsl!("shared/take_row.wgsl");
 pub(crate) const PRODUCT: Source = wgsl!("shared/product.wgsl");
 pub(crate) const THREADS: Source = wgsl!("shared/threads.wgsl");
 pub(crate) const THREADS_QUADS: Source = wgsl!("shared/threads_quads.wgsl");
@@ -139,7 +141,7 @@ pub(crate) const LOGITS: Source = wgsl!("shared/logits.wgsl");
 pub(crate) struct Kernel {
     pub(crate) name: &'static str,
     pub(crate) shared: &'static [&'static Source],
-    /// What stands in place of `shared` in the subgroup tier, where the kernel comes in it.
+    /// What stands in place of `shared` and `source` in the subgroup tier, where the kernel comes in it.
     pub(crate) subgroups: &'static [&'static Source],
     /// Parts that an output bit chooses: without it, with it.
     pub(crate) parts: &'static [(u8, Source, Source)],
@@ -223,12 +225,15 @@ impl Variant {
         add(storage_source(self.storage));
         add(&WIDE[usize::from(self.storage.in_fours())]);
         add(&GRID);
-        let shared = if self.tier == Tier::Subgroups { self.kernel.subgroups } else { self.kernel.shared };
-        shared.iter().for_each(|s| add(s));
+        let (sources, last) = match self.tier {
+            Tier::Subgroups => (self.kernel.subgroups, None),
+            _ => (self.kernel.shared, Some(&self.kernel.source)),
+        };
+        sources.iter().for_each(|s| add(s));
         for (bit, without, with) in self.kernel.parts {
             add(if self.outputs & bit == 0 { without } else { with });
         }
-        add(&self.kernel.source);
+        last.into_iter().for_each(add);
         if let (Tier::Matrix, Some(emulate)) = (self.tier, emulate) {
             text = emulate(&text);
         }

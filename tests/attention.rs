@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use common::attention::{Case, Data, FACTORS, assert_scores, can_meet, covering_array, random_levels, softmax_errors};
 use common::{
-    Done, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_halves,
+    Done, On, Place, Run, assert_all_stored_variants, assert_all_variants, assert_close, largest, on, on_form, on_halves,
     on_invariant, pick, seeded, storage_floor, stored, sum_floor, widen,
 };
 use rand::RngExt;
@@ -145,8 +145,25 @@ fn edges_of_tiles_in_every_form() {
             }
         }
     }
+    for form in ["f32x4.64x64x16-plain", "f32x4.32x64-quads.subgroups"] {
+        for (number, (t, s)) in [(1, 4), (31, 36), (65, 68), (40, 132)].into_iter().enumerate() {
+            let case =
+                Case::plain([2, t, s], [2, 1], [[64, 36], [20, 68], [4, 128], [68, 64]][number], Place::ALL[number % 2]);
+            on_both(form, &case, Element::F32, &Data::of(&case, form, number as u64), &mut reached);
+        }
+    }
     assert_all_variants("attention_scores", &reached);
     assert_all_variants("attention_values", &reached);
+}
+
+/// The case with a form of scores and of values pinned, where the adapter has it.
+fn on_both(form: &str, case: &Case, element: Element, data: &Data, reached: &mut BTreeSet<String>) {
+    for kernel in ["attention_scores", "attention_values"] {
+        let Some((variant, on)) = on_form(&format!("{kernel}.{form}")) else { continue };
+        let done = check_stored(form, case, &on, element, data);
+        assert!(done.variants.contains(&variant), "{:?}", done.variants);
+        done.note(reached);
+    }
 }
 
 /// Rule: q, k, v and out in f16, as the type or in pairs, change nothing but the rounding of what is stored.
@@ -176,6 +193,14 @@ fn f16_in_both_forms() {
         let mut rng = seeded("f16 options", number);
         let case = Case::of(&random_levels(&mut rng), 9, &mut rng);
         both("f16 options", number, &case, number as usize % 4);
+    }
+    let case = Case::plain([1, 70, 84], [2, 1], [36, 64], Place::DENSE);
+    let mut data = Data::of(&case, "f16 pinned", 0);
+    for values in [&mut data.q, &mut data.k, &mut data.v] {
+        *values = stored(Element::F16, values);
+    }
+    for form in ["f16x4.64x64x16-plain", "f16x4.32x64-quads.subgroups"] {
+        on_both(form, &case, Element::F16, &data, &mut reached);
     }
     assert_all_stored_variants("attention_scores", Element::F16, &reached);
     assert_all_stored_variants("attention_values", Element::F16, &reached);

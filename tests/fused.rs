@@ -97,12 +97,18 @@ fn weights_in_a_second_pass() {
 #[test]
 fn few_queries_over_parts_of_the_keys() {
     let (mut wide, mut narrow) = (BTreeSet::new(), BTreeSet::new());
+    // CPU adapters take parts for one query alone.
+    let (form, pinned) = on_form("attention_split.f32x4.8x128").unwrap();
+    let check = |name: &str, case: &Case, data: &Data| {
+        let on = if case.shape.longest_q == 1 { on() } else { &pinned };
+        check_stored(name, case, on, Element::F32, data)
+    };
     let keys = [1, 7, 127, 128, 129, 255, 257, 400, 1025];
     for (number, &s) in keys.iter().enumerate() {
         for (t, heads) in [(1, [64, 64]), (1, [36, 20]), (3, [13, 7]), (8, [64, 128]), (5, [256, 256])] {
             let place = Place::ALL[(number + t) % 4];
             let case = Case::plain([2, t, s], [2, 1], heads, place);
-            check("parts", &case, false, &Data::of(&case, "parts", number as u64)).note(&mut wide);
+            check("parts", &case, &Data::of(&case, "parts", number as u64)).note(&mut wide);
         }
     }
     // More parts than are put together at a time, of which only the last are seen, or only the first.
@@ -111,7 +117,7 @@ fn few_queries_over_parts_of_the_keys() {
         case.bound = true;
         case.sequences[0].offset = offset;
         case.options = AttentionOptions { window_left: Some(40), window_right: Some(9), ..AttentionOptions::default() };
-        check("parts out of sight", &case, false, &Data::of(&case, "parts out of sight", offset as u64)).note(&mut wide);
+        check("parts out of sight", &case, &Data::of(&case, "parts out of sight", offset as u64)).note(&mut wide);
     }
     for number in 0..40 {
         let mut rng = seeded("parts of keys", number);
@@ -136,13 +142,13 @@ fn few_queries_over_parts_of_the_keys() {
             (case.sequences, case.shape.q_rows) = (full.sequences, full.shape.q_rows);
         }
         let data = Data::of(&case, "parts of keys", number);
-        let done = check(&format!("parts {number}"), &case, false, &data);
+        let done = check(&format!("parts {number}"), &case, &data);
         assert!(done.variants[0].name().starts_with("attention_split"), "{:?}", done.variants);
         done.note(&mut wide);
         check_weights(&format!("parts {number}"), &case, on(), Element::F32, &data);
     }
     for (number, place) in Place::ALL.into_iter().enumerate() {
-        for (packed, on) in on_halves() {
+        for (packed, halves) in on_halves() {
             let places = if packed { [Place::DENSE, Place::STRIDED, Place::EVEN, Place::EVEN] } else { Place::ALL };
             for t in [1, 6] {
                 let case = Case {
@@ -153,6 +159,8 @@ fn few_queries_over_parts_of_the_keys() {
                 for values in [&mut data.q, &mut data.k, &mut data.v] {
                     *values = stored(Element::F16, values);
                 }
+                let on = On::new(halves.gpu.clone(), Options::default().with_pinned(form));
+                let on = if t == 1 { halves } else { &on };
                 check_stored("parts f16", &case, on, Element::F16, &data).note(&mut narrow);
             }
         }
@@ -204,9 +212,11 @@ fn edges_of_tiles_in_every_form() {
     // The table has one class for these heads on CPU adapters, and another on GPUs.
     for (name, sizes) in [
         ("attention.f32x4.64x40.v80", [76, 80, 80, 68]),
-        ("attention.f32x4.64x32.v64", [64, 36, 64, 60]),
         ("attention.f32x4.64x64.v64", [64, 36, 64, 60]),
-        ("attention.f32x4.64x32.v64-quads.subgroups", [64, 36, 64, 60]),
+        ("attention.f32x4.64x32.v64", [64, 36, 64, 60]),
+        ("attention.f32x4.64x32.v32", [32, 12, 28, 32]),
+        ("attention.f32x4.64x48.v96", [96, 84, 92, 96]),
+        ("attention.f32x4.64x64.v128", [128, 100, 124, 128]),
     ] {
         let Some((_, on)) = on_form(name) else { continue };
         for (number, (t, size)) in [1, 39, 70, 129].into_iter().zip(sizes).enumerate() {
@@ -251,6 +261,7 @@ fn f16_in_both_forms() {
     for name in [
         "attention.f16x4.64x32.v64",
         "attention.f16x4.64x64.v64",
+        "attention.f16x4.64x64.v128",
         "attention.packedx4.64x64.v64",
         "attention.f16x4.64x32.v64-quads.subgroups",
     ] {
@@ -392,18 +403,21 @@ fn random_shapes() {
 /// Rule: quads change no bit, and what is hidden from all rows of a tile stays hidden though they take keys in fours.
 #[test]
 fn quads_change_no_bit() {
-    for (number, (s, causal)) in [(81, false), (70, true)].into_iter().enumerate() {
-        let mut case = Case::plain([2, 70, s], [2, 1], [52, 60], Place::DENSE);
+    for (number, (s, causal, value_size)) in
+        [(81, false, 60), (70, true, 60), (81, true, 124), (70, false, 128)].into_iter().enumerate()
+    {
+        let mut case = Case::plain([2, 70, s], [2, 1], [52, value_size], Place::DENSE);
         case.options.causal = causal;
         let data = Data::of(&case, "quads", number as u64);
+        let class = if value_size > 64 { "64x64.v128" } else { "64x32.v64" };
         let bits = |name: &str| {
             let (variant, on) = on_form(name)?;
             let done = check_stored(name, &case, &on, Element::F32, &data);
             assert_eq!(done.variants[0], variant);
             Some(done.tensor("out").bits())
         };
-        let plain = bits("attention.f32x4.64x32.v64");
-        let quads = bits("attention.f32x4.64x32.v64-quads.subgroups");
+        let plain = bits(&format!("attention.f32x4.{class}"));
+        let quads = bits(&format!("attention.f32x4.{class}-quads.subgroups"));
         assert!(quads.is_none() || quads == plain, "{s} keys");
     }
 }

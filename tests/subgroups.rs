@@ -32,10 +32,10 @@ fn emulated(text: &str, size: u32, kind: &str) -> String {
     format!("const EMULATED: u32 = {size}u;\n{}\n{text}", include_str!("common/emulated_subgroups.wgsl"))
 }
 
-/// The product of tiles in quads, broadcasts emulated: the thread at place `c` is as many lanes off as its place differs.
+/// The product in quads, broadcasts emulated: the thread at place `r` is as many lanes off as its place differs.
 fn emulated_product() -> String {
-    let text = include_str!("../shaders/shared/product_quads.wgsl");
-    let text = text.replace("quadBroadcast(a4[i], c)", "exchange_vec4(a4[i], place ^ c)");
+    let text = include_str!("../shaders/shared/tile_quads.wgsl");
+    let text = text.replace("quadBroadcast(mine, r)", "exchange_vec4(mine, place ^ r)");
     assert!(!text.contains("= quadBroadcast"), "not all is emulated:\n{text}");
     text
 }
@@ -56,7 +56,7 @@ fn every_size_gives_the_bits_of_the_core_tier() {
         for (file, text, kind) in PARTS {
             write(&format!("shared/{file}"), &emulated(text, size, kind));
         }
-        write("shared/product_quads", &emulated_product());
+        write("shared/tile_quads", &emulated_product());
         // Compilers take long for what is beside the point: activations, which no case has, and whole reductions.
         const NONE: &str =
             "fn activate_onto(v: vec4<f32>, kind: u32, added: vec4<f32>) -> vec4<f32> { return v + added; }\n";
@@ -77,7 +77,7 @@ fn compare_tiers(size: u32) {
         compare("linear_few.f32x4.1x64", few);
     }
     if [4, 16, 64].contains(&size) {
-        compare_forms(["linear.f32x4.64x64x16-quads.subgroups", "linear.f32x4.64x64x16-plain"], linear);
+        compare_forms(["linear.f32x4.32x64-quads.subgroups", "linear.f32x4.64x64x16-plain"], linear);
     }
 }
 

@@ -316,7 +316,7 @@ fn states_are_put_back() {
 /// Forms are tried for all cases at once, but what the device refuses of one costs no other case its turn.
 #[test]
 fn a_form_that_the_device_refuses_is_left_out() {
-    const REFUSED: [&str; 2] = ["linear.128x128x16-plain", "attention.64x128.v256"];
+    const REFUSED: [&str; 2] = ["linear.128x128x16", "attention.64x128.v256"];
     let layer = layer();
     let mut bindings = layer.bindings.clone();
     bindings.set("y", gpu().zeros(Element::F32, &[48, 64]).unwrap());
@@ -338,9 +338,12 @@ fn a_form_that_the_device_refuses_is_left_out() {
     let limit = Error::Limit { what: "a form".into(), limit: "a limit", needed: 2, allowed: 1 };
     let (_, all, builds) = tune(&[], limit.clone());
     assert!(REFUSED.iter().all(|form| all.contains(*form)), "{all:?}");
-    // As many as linear has forms here, and the built-in program: not the sum over all cases.
-    let of_linear = all.iter().filter(|form| form.starts_with("linear") && !form.starts_with("linear_sum")).count();
-    assert_eq!(builds, of_linear, "{all:?}");
+    // As many as the case with most forms has here: not the sum over all cases. Parts that are added up make two dispatches of one form.
+    let of = |operation: &str| {
+        let second = ["linear_sum.flat", "attention_reduce.flat"];
+        all.iter().filter(|form| form.starts_with(operation) && !second.contains(&form.as_str())).count()
+    };
+    assert_eq!(builds, of("linear").max(of("attention")), "{all:?}");
 
     let (tuned, seen, _) = tune(&REFUSED, limit);
     assert_eq!(all.difference(&seen).map(String::as_str).collect::<BTreeSet<_>>(), BTreeSet::from(REFUSED));

@@ -15,7 +15,7 @@ fn b_rows(n: u32) -> vec4<u32> {
 }
 
 // x[k .. k + 3] of a row; with `tail` zeros for k past the last.
-fn x4(row: u32, k: u32, tail: bool) -> vec4<f32> {
+fn a4(row: u32, k: u32, tail: bool) -> vec4<f32> {
   if tail && k >= params.d_in { return vec4<f32>(0.0); }
   let at = row + k / LANES;
   let four = group4(x[at], x[at + 1u / LANES], x[at + 2u / LANES], x[at + 3u / LANES]);
@@ -29,10 +29,6 @@ fn weight4(row: u32, k: u32, tail: bool) -> vec4<f32> {
   let four = group4(weight[at], weight[at + 1u / LANES], weight[at + 2u / LANES], weight[at + 3u / LANES]);
   if tail { return keep(four, params.d_in - k); }
   return four;
-}
-
-fn a_block(rows: vec4<u32>, k: u32, tail: bool) -> mat4x4<f32> {
-  return transpose(mat4x4<f32>(x4(rows.x, k, tail), x4(rows.y, k, tail), x4(rows.z, k, tail), x4(rows.w, k, tail)));
 }
 
 fn b_block(rows: vec4<u32>, k: u32, tail: bool) -> mat4x4<f32> {

@@ -14,7 +14,7 @@ fn b_rows(j: u32) -> vec4<u32> {
   return (k_first + min(vec4<u32>(j, j + 1u, j + 2u, j + 3u), vec4<u32>(k_last)) * params.k_row) / LANES;
 }
 
-fn q4(row: u32, d: u32, tail: bool) -> vec4<f32> {
+fn a4(row: u32, d: u32, tail: bool) -> vec4<f32> {
   if tail && d >= params.head_size { return vec4<f32>(0.0); }
   let at = row + d / LANES;
   let four = group4(q[at], q[at + 1u / LANES], q[at + 2u / LANES], q[at + 3u / LANES]);
@@ -28,10 +28,6 @@ fn k4(row: u32, d: u32, tail: bool) -> vec4<f32> {
   let four = group4(k[at], k[at + 1u / LANES], k[at + 2u / LANES], k[at + 3u / LANES]);
   if tail { return keep(four, params.head_size - d); }
   return four;
-}
-
-fn a_block(rows: vec4<u32>, d: u32, tail: bool) -> mat4x4<f32> {
-  return transpose(mat4x4<f32>(q4(rows.x, d, tail), q4(rows.y, d, tail), q4(rows.z, d, tail), q4(rows.w, d, tail)));
 }
 
 fn b_block(rows: vec4<u32>, d: u32, tail: bool) -> mat4x4<f32> {

@@ -3,10 +3,12 @@
 //
 // The kernel defines where operands come from, four rows of A or four columns of B at a time:
 //   fn a_rows(m: u32) -> vec4<u32>                                  where rows m .. m + 3 of A begin
-//   fn a_block(rows: vec4<u32>, k: u32, tail: bool) -> mat4x4<f32>  column c: those rows at k + c
-// and b_rows, b_block for columns of B; shared/product.wgsl or shared/product_quads.wgsl multiply. `tail` is a constant where they are
-// called: whether k may pass the last one, behind which are zeros. With AHEAD the loads of the next TILE_K are under way while the
-// ones before are multiplied. What a thread holds is in registers: its loops are written out.
+//   fn a4(row: u32, k: u32, tail: bool) -> vec4<f32>                A at k .. k + 3 of the row that begins there
+//   fn b_rows(n: u32) -> vec4<u32>                                  the same of columns of B
+//   fn b_block(rows: vec4<u32>, k: u32, tail: bool) -> mat4x4<f32>  column c: those columns at k + c
+// and shared/product.wgsl multiplies. `tail` is a constant where they are called: whether k may pass the last one, behind which are
+// zeros. With AHEAD the loads of the next TILE_K are under way while the ones before are multiplied. What a thread holds is in
+// registers: its loops are written out.
 
 const GROUPS_M: u32 = TILE_M / THREAD_M;  // threads along m
 const GROUPS_N: u32 = TILE_N / THREAD_N;
@@ -48,6 +50,10 @@ fn find_rows(carried: ptr<function, Carried>, thread: u32, m0: u32, n0: u32) {
 // Whether block number `i` of every thread belongs to A, and whether to B: constants, once the loops over blocks are unrolled.
 fn only_a(i: u32) -> bool { return (i + 1u) * THREADS <= BLOCKS_A; }
 fn only_b(i: u32) -> bool { return i * THREADS >= BLOCKS_A; }
+
+fn a_block(rows: vec4<u32>, k: u32, tail: bool) -> mat4x4<f32> {
+  return transpose(mat4x4<f32>(a4(rows.x, k, tail), a4(rows.y, k, tail), a4(rows.z, k, tail), a4(rows.w, k, tail)));
+}
 
 fn load_blocks(carried: ptr<function, Carried>, thread: u32, k0: u32, tail: bool) {
   for (var i = 0u; i < BLOCKS; i++) {  // unroll
@@ -103,21 +109,6 @@ fn multiply(sum: ptr<function, Accumulator>, thread: u32, m0: u32, n0: u32, begi
       workgroupBarrier();
     }
   }
-}
-
-alias RowOfSums = array<vec4<f32>, COLUMN_GROUPS>;
-
-// Takes a row of sums off the front. Only constants index the sums, so that they stay in registers though the loop around, which
-// finishes one row after the other, is too long to unroll.
-fn take_row(sum: ptr<function, Accumulator>) -> RowOfSums {
-  var row: RowOfSums;
-  for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
-    row[j] = (*sum)[j];
-  }
-  for (var at = 0u; at < (THREAD_M - 1u) * COLUMN_GROUPS; at++) {  // unroll
-    (*sum)[at] = (*sum)[at + COLUMN_GROUPS];
-  }
-  return row;
 }
 
 // Threads stand in patches of 8 × 4, so that those of a subgroup read few different groups.

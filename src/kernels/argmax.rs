@@ -5,7 +5,7 @@ use crate::builder::{Builder, Launch};
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::tensor::Element;
-use crate::variant::{Binding, Kernel, ORDER, ROWS, ROWS_SUBGROUPS, Variant, wgsl};
+use crate::variant::{Binding, Kernel, ORDER, ROWS, ROWS_SUBGROUPS, Source, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -19,12 +19,14 @@ params! {
     }
 }
 
+const SOURCE: Source = wgsl!("argmax.wgsl");
+
 pub(super) static KERNEL: Kernel = Kernel {
     name: "argmax",
     shared: &[&ORDER, &ROWS],
-    subgroups: &[&ORDER, &ROWS_SUBGROUPS],
+    subgroups: &[&ORDER, &ROWS_SUBGROUPS, &SOURCE],
     parts: &[],
-    source: wgsl!("argmax.wgsl"),
+    source: SOURCE,
     bindings: &[
         Binding::read("x", 1, 0, offset_of!(Params, x_offset)).wide(),
         Binding::write("ids", 1, offset_of!(Params, ids_offset)).single(),

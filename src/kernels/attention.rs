@@ -61,12 +61,12 @@ const COMMON: Source = wgsl!("shared/fused.wgsl");
 const INPUTS: Source = wgsl!("shared/fused_inputs.wgsl");
 const ROWS: Source = wgsl!("shared/fused_rows.wgsl");
 const PRODUCTS: Source = wgsl!("shared/fused_products.wgsl");
-const PRODUCTS_QUADS: Source = wgsl!("shared/fused_quads.wgsl");
+const SOURCE_QUADS: Source = wgsl!("attention_quads.wgsl");
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention",
     shared: &[&THREADS, &ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS, &PRODUCTS],
-    subgroups: &[&THREADS_QUADS, &ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS, &PRODUCTS_QUADS],
+    subgroups: &[&THREADS_QUADS, &ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS, &SOURCE_QUADS],
     parts: &[],
     source: wgsl!("attention.wgsl"),
     bindings: &[Q, K, V, SEQUENCES, KEY_MASK, MASK, OUT, STATISTICS],

@@ -5,7 +5,9 @@ use crate::builder::{Builder, Launch};
 use crate::error::Result;
 use crate::program::{Tensor, params};
 use crate::tuning::{Case, Operation};
-use crate::variant::{ATTENTION, Binding, Kernel, PRODUCT, SCORES, TILE, Variant, wgsl};
+use crate::variant::{
+    ATTENTION, Binding, Kernel, PRODUCT, SCORES, Source, TAKE_ROW, THREADS, THREADS_QUADS, TILE, TILE_QUADS, Variant, wgsl,
+};
 use std::mem::offset_of;
 
 params! {
@@ -36,12 +38,14 @@ params! {
 
 const OPTIONS: usize = offset_of!(Params, attention);
 
+const SOURCE: Source = wgsl!("attention_scores.wgsl");
+
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention_scores",
-    shared: &[&TILE, &PRODUCT, &ATTENTION, &SCORES, &QUERY_KEYS, &STORE_SCORES],
-    subgroups: &[],
+    shared: &[&THREADS, &TILE, &PRODUCT, &TAKE_ROW, &ATTENTION, &SCORES, &QUERY_KEYS, &STORE_SCORES],
+    subgroups: &[&THREADS_QUADS, &TILE_QUADS, &TAKE_ROW, &ATTENTION, &SCORES, &QUERY_KEYS, &STORE_SCORES, &SOURCE],
     parts: &[],
-    source: wgsl!("attention_scores.wgsl"),
+    source: SOURCE,
     bindings: &[
         Binding::read("q", 1, 0, offset_of!(Params, q_offset)),
         Binding::read("k", 1, 1, offset_of!(Params, k_offset)),

@@ -7,7 +7,9 @@ use crate::program::{Tensor, params};
 use crate::spec::AttentionOptions;
 use crate::tensor::Element;
 use crate::tuning::{Case, Operation};
-use crate::variant::{ATTENTION, Binding, Kernel, PRODUCT, TILE, Variant, wgsl};
+use crate::variant::{
+    ATTENTION, Binding, Kernel, PRODUCT, Source, TAKE_ROW, THREADS, THREADS_QUADS, TILE, TILE_QUADS, Variant, wgsl,
+};
 use std::mem::offset_of;
 
 params! {
@@ -38,12 +40,14 @@ params! {
 
 const OPTIONS: usize = offset_of!(Params, attention);
 
+const SOURCE: Source = wgsl!("attention_values.wgsl");
+
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention_values",
-    shared: &[&TILE, &PRODUCT, &ATTENTION],
-    subgroups: &[],
+    shared: &[&THREADS, &TILE, &PRODUCT, &TAKE_ROW, &ATTENTION],
+    subgroups: &[&THREADS_QUADS, &TILE_QUADS, &TAKE_ROW, &ATTENTION, &SOURCE],
     parts: &[],
-    source: wgsl!("attention_values.wgsl"),
+    source: SOURCE,
     bindings: &[
         Binding::read("probs", 1, 0, offset_of!(Params, probs_offset)).wide(),
         Binding::read("v", 1, 1, offset_of!(Params, v_offset)),

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::layers::Norm;
 use crate::tensor::Element;
-use crate::variant::{Binding, Kernel, ROOT, ROWS, ROWS_SUBGROUPS, Variant, wgsl};
+use crate::variant::{Binding, Kernel, ROOT, ROWS, ROWS_SUBGROUPS, Source, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -38,12 +38,14 @@ params! {
 /// The form that has `sum_out` and `statistics`; one that is not wanted is bound to memory that nothing writes.
 const OUTPUTS: u8 = 1;
 
+const SOURCE: Source = wgsl!("layer_norm.wgsl");
+
 pub(super) static KERNEL: Kernel = Kernel {
     name: "layer_norm",
     shared: &[&ROOT, &ROWS],
-    subgroups: &[&ROOT, &ROWS_SUBGROUPS],
+    subgroups: &[&ROOT, &ROWS_SUBGROUPS, &SOURCE],
     parts: &[(OUTPUTS, wgsl!("shared/norm_no_outputs.wgsl"), wgsl!("shared/norm_outputs.wgsl"))],
-    source: wgsl!("layer_norm.wgsl"),
+    source: SOURCE,
     bindings: &[
         Binding::read("weight", 0, 1, offset_of!(Params, weight_offset)),
         Binding::read("bias", 0, 2, offset_of!(Params, bias_offset)),

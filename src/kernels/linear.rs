@@ -13,7 +13,9 @@ use crate::spec::Activation;
 use crate::storage::{Storage, Tier};
 use crate::tensor::Element;
 use crate::tuning::{Case, Choice, Operation};
-use crate::variant::{ACTIVATE, Binding, Kernel, PRODUCT, Source, THREADS, THREADS_QUADS, TILE, Variant, wgsl};
+use crate::variant::{
+    ACTIVATE, Binding, Kernel, PRODUCT, Source, TAKE_ROW, THREADS, THREADS_QUADS, TILE, TILE_QUADS, Variant, wgsl,
+};
 use std::mem::offset_of;
 
 params! {
@@ -40,13 +42,13 @@ params! {
     }
 }
 
-const PRODUCT_QUADS: Source = wgsl!("shared/product_quads.wgsl");
 const PARAMS: Source = wgsl!("shared/linear.wgsl");
 const OPERANDS: Source = wgsl!("shared/linear_operands.wgsl");
 const EPILOGUE: Source = wgsl!("shared/linear_epilogue.wgsl");
 const STORE: Source = wgsl!("shared/linear_store.wgsl");
 const WHOLE: Source = wgsl!("shared/linear_whole.wgsl");
 const PARTS: Source = wgsl!("shared/linear_parts.wgsl");
+const SOURCE: Source = wgsl!("linear.wgsl");
 const STORE_WIDE: Source = wgsl!("shared/linear_store_wide.wgsl");
 
 const WEIGHT: Binding = Binding::read("weight", 0, 1, offset_of!(Params, weight_offset));
@@ -58,10 +60,10 @@ const WIDE_BINDINGS: &[Binding] = &[WEIGHT, BIAS, X, RESIDUAL, Binding::write("y
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear",
-    shared: &[&THREADS, &TILE, &PRODUCT, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
-    subgroups: &[&THREADS_QUADS, &TILE, &PRODUCT_QUADS, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
+    shared: &[&THREADS, &TILE, &PRODUCT, &TAKE_ROW, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
+    subgroups: &[&THREADS_QUADS, &TILE_QUADS, &TAKE_ROW, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE, &SOURCE],
     parts: &[],
-    source: wgsl!("linear.wgsl"),
+    source: SOURCE,
     bindings: &[WEIGHT, BIAS, X, RESIDUAL, Y],
     params_size: size_of::<Params>(),
     params_fields: Params::FIELDS,
@@ -69,7 +71,7 @@ pub(super) static KERNEL: Kernel = Kernel {
 
 pub(super) static KERNEL_SPLIT: Kernel = Kernel {
     name: "linear_split",
-    shared: &[&TILE, &PRODUCT, &PARAMS, &OPERANDS],
+    shared: &[&TILE, &PRODUCT, &TAKE_ROW, &PARAMS, &OPERANDS],
     subgroups: &[],
     source: wgsl!("linear_split.wgsl"),
     bindings: &[WEIGHT, X, Binding::write("partial", 1, offset_of!(Params, partial_offset)).wide()],

@@ -60,6 +60,9 @@ params! {
 const FEW: Source = wgsl!("shared/few.wgsl");
 const MEET: Source = wgsl!("shared/few_meet.wgsl");
 const MEET_SUBGROUPS: Source = wgsl!("shared/few_subgroups.wgsl");
+const SOURCE: Source = wgsl!("linear_few.wgsl");
+const SOURCE_APPEND: Source = wgsl!("linear_append.wgsl");
+const SOURCE_LOGITS: Source = wgsl!("linear_logits.wgsl");
 
 const WEIGHT: Binding = Binding::read("weight", 0, 1, offset_of!(Params, weight_offset));
 const BIAS: Binding = Binding::read("bias", 0, 2, offset_of!(Params, bias_offset));
@@ -71,9 +74,9 @@ const SEQUENCES: Binding = Binding::read("sequences", 1, 3, offset_of!(Params, s
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear_few",
     shared: &[&ACTIVATE, &ROOT, &FEW, &MEET],
-    subgroups: &[&ACTIVATE, &ROOT, &FEW, &MEET_SUBGROUPS],
+    subgroups: &[&ACTIVATE, &ROOT, &FEW, &MEET_SUBGROUPS, &SOURCE],
     parts: &[],
-    source: wgsl!("linear_few.wgsl"),
+    source: SOURCE,
     bindings: &[
         WEIGHT,
         BIAS,
@@ -90,7 +93,8 @@ pub(super) static KERNEL: Kernel = Kernel {
 
 pub(super) static KERNEL_APPEND: Kernel = Kernel {
     name: "linear_append",
-    source: wgsl!("linear_append.wgsl"),
+    subgroups: &[&ACTIVATE, &ROOT, &FEW, &MEET_SUBGROUPS, &SOURCE_APPEND],
+    source: SOURCE_APPEND,
     bindings: &[
         WEIGHT,
         BIAS,
@@ -107,8 +111,8 @@ pub(super) static KERNEL_APPEND: Kernel = Kernel {
 pub(super) static KERNEL_LOGITS: Kernel = Kernel {
     name: "linear_logits",
     shared: &[&ACTIVATE, &ORDER, &ROOT, &FEW, &MEET],
-    subgroups: &[&ACTIVATE, &ORDER, &ROOT, &FEW, &MEET_SUBGROUPS],
-    source: wgsl!("linear_logits.wgsl"),
+    subgroups: &[&ACTIVATE, &ORDER, &ROOT, &FEW, &MEET_SUBGROUPS, &SOURCE_LOGITS],
+    source: SOURCE_LOGITS,
     bindings: &[
         WEIGHT,
         BIAS,

@@ -8,7 +8,7 @@ use crate::program::{Tensor, params};
 use crate::spec::AttentionOptions;
 use crate::tensor::Element;
 use crate::tuning::Case;
-use crate::variant::{ATTENTION, Binding, Kernel, ROWS, ROWS_SUBGROUPS, SCORES, SOFTMAX, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, ROWS, ROWS_SUBGROUPS, SCORES, SOFTMAX, Source, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -35,12 +35,14 @@ params! {
 
 const OPTIONS: usize = offset_of!(Params, attention);
 
+const SOURCE: Source = wgsl!("masked_softmax.wgsl");
+
 pub(super) static KERNEL: Kernel = Kernel {
     name: "masked_softmax",
     shared: &[&ROWS, &ATTENTION, &SCORES, &SOFTMAX],
-    subgroups: &[&ROWS_SUBGROUPS, &ATTENTION, &SCORES, &SOFTMAX],
+    subgroups: &[&ROWS_SUBGROUPS, &ATTENTION, &SCORES, &SOFTMAX, &SOURCE],
     parts: &[],
-    source: wgsl!("masked_softmax.wgsl"),
+    source: SOURCE,
     bindings: &[
         Binding::read("x", 1, 0, offset_of!(Params, x_offset)).wide(),
         Binding::read("sequences", 1, 1, OPTIONS + offset_of!(Attention, sequences_offset)).single(),

@@ -86,10 +86,10 @@ pub use visibility::Visibility;
 use crate::classes::{
     CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
     HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_KEYS, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128,
-    HEADS_256, MATRIX_32, MATRIX_32_DEEP, MATRIX_32_M8, MATRIX_64, MATRIX_64_DEEP, MATRIX_64_M8, MATRIX_128,
-    MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_64_QUERIES, MATRIX_HEADS_128, MATRIX_HEADS_128_M8,
-    MATRIX_HEADS_128_QUERIES, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, REDUCE, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8,
-    TILE_32, TILE_64, TILE_128, TILE_128X64,
+    HEADS_128_QUADS, HEADS_256, MATRIX_32, MATRIX_32_DEEP, MATRIX_32_M8, MATRIX_64, MATRIX_64_DEEP, MATRIX_64_M8,
+    MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_64_QUERIES, MATRIX_HEADS_128, MATRIX_HEADS_128_M8,
+    MATRIX_HEADS_128_QUERIES, PLAIN_64, QUADS, REDUCE, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64,
+    TILE_128, TILE_128X64,
 };
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
@@ -136,9 +136,9 @@ const fn subgroup_family(kernel: &'static Kernel, classes: &'static [&'static Cl
 
 /// Every kernel with its forms.
 static FAMILIES: &[Family] = &[
-    family(&linear::KERNEL, &[&TILE_128, &TILE_128X64, &PLAIN_128], Storage::IN_FOURS),
+    family(&linear::KERNEL, &[&TILE_128, &TILE_128X64], Storage::IN_FOURS),
     family(&linear::KERNEL, &[&PLAIN_64], Storage::ALL),
-    subgroup_family(&linear::KERNEL, &[&QUADS_128, &QUADS_64]),
+    subgroup_family(&linear::KERNEL, &[&QUADS]),
     family(&linear::KERNEL_SPLIT, &[&TILE_64, &TILE_32], Storage::IN_FOURS),
     family(&linear::KERNEL_SPLIT, &[&PLAIN_64], Storage::SINGLES),
     family(&linear::KERNEL_SUM, &[&FLAT], Storage::ALL),
@@ -165,7 +165,7 @@ static FAMILIES: &[Family] = &[
     family(&attention::KERNEL, &[&HEADS_32, &HEADS_80, &HEADS_96], &[Storage::F32x4]),
     family(&attention::KERNEL, &[&HEADS_64_KEYS, &HEADS_128], Storage::IN_FOURS),
     family(&attention::KERNEL, &[&HEADS_64, &HEADS_256], Storage::ALL),
-    subgroup_family(&attention::KERNEL, &[&HEADS_64_QUADS]),
+    subgroup_family(&attention::KERNEL, &[&HEADS_64_QUADS, &HEADS_128_QUADS]),
     family(&attention::KERNEL_SPLIT, &[&SPLIT_1], Storage::TYPED_IN_FOURS),
     family(&attention::KERNEL_SPLIT, &[&SPLIT_8], Storage::ALL),
     family(&attention::KERNEL_REDUCE, &[&REDUCE], Storage::SINGLES),
@@ -181,11 +181,13 @@ static FAMILIES: &[Family] = &[
         ],
     ),
     family(&attention_scores::KERNEL, &[&PLAIN_64], Storage::ALL),
+    subgroup_family(&attention_scores::KERNEL, &[&QUADS]),
     family(&attention_weights::KERNEL, &[&PLAIN_64], Storage::ALL),
     family(&additive_scores::KERNEL, &[&FLAT], Storage::ALL),
     rows_x4(&masked_softmax::KERNEL, ROWS_X4, &[Storage::F32x4]),
     family(&masked_softmax::KERNEL, ROWS_SINGLE, &[Storage::F32]),
     family(&attention_values::KERNEL, &[&PLAIN_64], Storage::ALL),
+    subgroup_family(&attention_values::KERNEL, &[&QUADS]),
     Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, ROWS_X4, &[Storage::F32x4]) },
     Family { outputs: 1, ..family(&layer_norm::KERNEL, ROWS_SINGLE, &[Storage::F32]) },
     Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, NARROW_ROWS_X4, &[Storage::F16x4, Storage::Packedx4]) },

@@ -1,11 +1,11 @@
 //! Attention, fused and in steps.
 
 use super::case::Operation;
-use super::row::{ANY, MANY_QUERIES, Row, matrix, on_matrices, row, subgroups};
+use super::row::{ANY, MANY_QUERIES, Row, TYPED_FOURS, matrix, on_matrices, row, subgroups};
 use crate::classes::{
-    HEADS_32, HEADS_64, HEADS_64_KEYS, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_256, MATRIX_HEADS_64,
-    MATRIX_HEADS_64_M8, MATRIX_HEADS_64_QUERIES, MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_128_QUERIES, PLAIN_64,
-    SPLIT_1, SPLIT_8,
+    HEADS_32, HEADS_64, HEADS_64_KEYS, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128, HEADS_128_QUADS, HEADS_256,
+    MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_64_QUERIES, MATRIX_HEADS_128, MATRIX_HEADS_128_M8,
+    MATRIX_HEADS_128_QUERIES, PLAIN_64, QUADS, SPLIT_1, SPLIT_8,
 };
 use crate::storage::Storage;
 
@@ -14,9 +14,25 @@ pub(super) static ROWS: &[Row] = &[
         Operation::Attention,
         "attention_split",
         &SPLIT_1,
-        |c, _| Storage::TYPED_IN_FOURS.contains(&c.storage) && c.columns.max(c.depth) <= 256,
+        |c, d| TYPED_FOURS(c, d) && c.columns.max(c.depth) <= 256,
         |c, _| c.has_few(1),
         "one query: a tile of 64 would be empty but for one row, and one head would keep one core busy",
+    ),
+    subgroups(
+        Operation::Attention,
+        "attention",
+        &HEADS_64_QUADS,
+        |c, d| c.columns <= 64 && TYPED_FOURS(c, d),
+        |c, d| d.cpu && !c.in_steps(),
+        "a CPU: keys and values reach a vector of queries by broadcasts, without a barrier; three times as fast as tiles",
+    ),
+    subgroups(
+        Operation::Attention,
+        "attention",
+        &HEADS_128_QUADS,
+        |c, d| c.columns <= 128 && TYPED_FOURS(c, d),
+        |c, d| d.cpu && !c.in_steps(),
+        "the same for wider heads",
     ),
     row(
         Operation::Attention,
@@ -82,14 +98,6 @@ pub(super) static ROWS: &[Row] = &[
         ANY,
         "the narrowest class that holds the value head",
     ),
-    subgroups(
-        Operation::Attention,
-        "attention",
-        &HEADS_64_QUADS,
-        |c, d| c.columns <= 64 && Storage::TYPED_IN_FOURS.contains(&c.storage) && d.workgroup_bytes >= 24_576,
-        |_, d| d.cpu,
-        "a CPU: queries and weights reach a vector by broadcasts, and a tile of keys has a third of the barriers",
-    ),
     row(
         Operation::Attention,
         "attention",
@@ -139,6 +147,8 @@ pub(super) static ROWS: &[Row] = &[
         ANY,
         "what it writes takes longer than what it computes",
     ),
+    subgroups(Operation::AttentionScores, "", &QUADS, TYPED_FOURS, |_, d| d.cpu, "a CPU: as for linear"),
+    subgroups(Operation::AttentionValues, "", &QUADS, TYPED_FOURS, |_, d| d.cpu, "a CPU: as for linear"),
     row(Operation::AttentionScores, "", &PLAIN_64, ANY, ANY, "the most multiply-adds a load and a barrier in 8 KiB"),
     row(Operation::AttentionValues, "", &PLAIN_64, ANY, ANY, "the most multiply-adds a load and a barrier in 8 KiB"),
 ];

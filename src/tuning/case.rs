@@ -88,11 +88,6 @@ impl Case {
         self.rows > 32 && self.tiles(64, 64) >= CORES
     }
 
-    /// Whether no more of tiles of 128×128 is empty than of 64×64, or hardly more.
-    pub(super) fn fills_larger_tiles(&self) -> bool {
-        self.tiles(128, 128).saturating_mul(40) <= self.tiles(64, 64).saturating_mul(11)
-    }
-
     /// Which tile an H100 takes least time with on matrix units. A core makes so many tiles at once, each such round has a beginning and
     /// an end that cost more the larger a tile is, and the last round, which may be nearly empty, takes as long as a full one. The
     /// times are fitted to eight shapes without an activation, which they meet within a tenth.

@@ -7,8 +7,8 @@ use super::row::{
 };
 use crate::classes::{
     FEW_1, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_WIDE, HALVES_64, HALVES_64_M8, HALVES_128, MATRIX_32, MATRIX_32_DEEP,
-    MATRIX_32_M8, MATRIX_64, MATRIX_64_DEEP, MATRIX_64_M8, MATRIX_128, PLAIN_64, PLAIN_128, QUADS_64, QUADS_128, TILE_32,
-    TILE_64, TILE_128, TILE_128X64,
+    MATRIX_32_M8, MATRIX_64, MATRIX_64_DEEP, MATRIX_64_M8, MATRIX_128, PLAIN_64, QUADS, TILE_32, TILE_64, TILE_128,
+    TILE_128X64,
 };
 
 pub(super) static ROWS: &[Row] = &[
@@ -127,6 +127,14 @@ pub(super) static ROWS: &[Row] = &[
         |c, d| !d.cpu && c.takes_few(FEW_ROWS),
         "few rows on a GPU: memory is the limit still, and the second eight rows find the weights in the cache",
     ),
+    subgroups(
+        Operation::Linear,
+        "linear",
+        &QUADS,
+        TYPED_FOURS,
+        |c, d| d.cpu && !c.takes_few(8),
+        "a CPU: rows reach a vector by broadcasts, and no tile goes through workgroup memory, which takes four times as long",
+    ),
     row(
         Operation::Linear,
         "linear_few",
@@ -152,23 +160,6 @@ pub(super) static ROWS: &[Row] = &[
         "the same for any storage",
     ),
     row(Operation::Linear, "linear_few", &FEW_8_WIDE, FOURS, |c, _| c.columns <= 32, "few columns: no tile is left empty"),
-    subgroups(
-        Operation::Linear,
-        "linear",
-        &QUADS_128,
-        TYPED_FOURS,
-        |c, d| d.cpu && !c.invariant && c.fills_larger_tiles(),
-        "a CPU, where no more of the larger tile is empty, or hardly: rows reach a vector by broadcasts, 1.5 times as fast",
-    ),
-    subgroups(Operation::Linear, "linear", &QUADS_64, TYPED_FOURS, |_, d| d.cpu, "the same in smaller tiles"),
-    row(
-        Operation::Linear,
-        "linear",
-        &PLAIN_128,
-        FOURS,
-        |c, d| d.cpu && !c.invariant && c.fills_larger_tiles(),
-        "a CPU, where no more of the larger tile is empty, or hardly: half the barriers for the work",
-    ),
     row(
         Operation::Linear,
         "linear",
