@@ -9,6 +9,10 @@ use crate::variant::{Emulate, Variant};
 #[non_exhaustive]
 pub struct Options {
     /// Forbids choices by batch or row count, so that a row's bits do not depend on what else is in the batch.
+    ///
+    /// Where two forms of a kernel give the same bits (for any number of rows, with subgroups or without), that rests on `fma` being one
+    /// operation everywhere and on sums in the order written. Vulkan's drivers keep to that; D3D12, where `fma` is HLSL's `mad`, and Metal,
+    /// whose compiler has fast math by default, promise neither.
     pub batch_invariant: bool,
     /// A cache of the caller's for compiled pipelines.
     pub pipeline_cache: Option<wgpu::PipelineCache>,
@@ -42,6 +46,9 @@ impl Options {
     }
 
     /// With f32 projections on matrix units switched on or off.
+    ///
+    /// That the error is the one of plain f32 rests on subnormal f16 keeping their values. WGSL allows a device to flush them to zero: on
+    /// such a one elements below 2⁻¹⁴ count as 0.
     #[must_use]
     pub fn with_f32_by_matrices(self, f32_by_matrices: bool) -> Self {
         Self { f32_by_matrices, ..self }
@@ -85,6 +92,9 @@ impl Options {
     /// check. The caller promises for every recording that the rows of every sequence (`q_start`, `q_len`, `k_start`, `k_len` of a
     /// [`Sequence`](crate::Sequence)) lie inside the tensors that are bound. Otherwise the GPU reads and writes outside of buffers, with whatever
     /// follows. Ids outside their table stay harmless.
+    ///
+    /// Where offsets, strides or sizes are no multiples of four, the end of a row is loaded as a whole group of four and what is too much is
+    /// dropped: up to three elements behind a binding are read. Buffers with 12 bytes to spare behind the last tensor keep that inside.
     #[must_use]
     pub unsafe fn with_unchecked_shaders(self) -> Self {
         Self { unchecked: true, ..self }

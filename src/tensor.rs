@@ -10,7 +10,8 @@ pub enum Element {
     /// 32-bit float: activations, weights, additive masks.
     F32,
     /// 16-bit float: activations and weights in half the memory. Sums are f32 all the same. In a buffer they are IEEE binary16, little-endian, one
-    /// behind the other whatever the device; the buffer holds the last word of 4 bytes whole.
+    /// behind the other whatever the device; the buffer holds the last word of 4 bytes whole. Kernels' results saturate at ±65504, and a NaN may
+    /// come out as one of these on some devices.
     F16,
     /// 32-bit unsigned: ids, boolean masks (nonzero is true), sequences.
     U32,

@@ -166,7 +166,7 @@ pub enum FewOutput {
 }
 
 /// y = activation(norm(x) · Wᵀ + bias) + residual, always in the form for few rows: right for any number of them, fast for up to 16.
-/// A row's bits do not depend on how many there are.
+/// A row's bits do not depend on how many there are (on what that rests, [`Options::batch_invariant`](crate::Options) says).
 #[doc(alias = "gemv")]
 #[derive(Clone, Copy, Debug)]
 pub struct LinearFew {
