@@ -90,7 +90,6 @@ fn new_keys_are_appended_bit_by_bit() {
             let mut run = Run::stored(on, "append", place, element);
             let k = run.input("k", &[rows, heads, head_size], &k);
             let v = run.input("v", &[rows, heads, value_size], &v);
-            run.place = Place::DENSE;
             let sequences = run.words("sequences", &[4, 8], bytemuck::cast_slice(&sequences));
             run.place = cache_place(place);
             let cache = run.output("cache", &sizes);
@@ -167,8 +166,10 @@ fn slots_are_gathered_into_another_cache() {
 
                 let mut run = Run::stored(on, "gather", cache_place(place), element);
                 let from = run.input("from", &sizes(&from_shape), &from);
-                let parents = run.words("parents", &[4], &parents);
-                let lengths = lengths.map(|l| run.words("lengths", &[4], l));
+                run.place = place;
+                let parents = run.ids("parents", &parents);
+                let lengths = lengths.map(|l| run.ids("lengths", l));
+                run.place = cache_place(place);
                 let to = run.output("to", &sizes(&to_shape));
                 run.builder.cache_gather("gather", &CacheGather { from, parents, lengths, to }).unwrap();
                 let done = run.go();

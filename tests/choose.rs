@@ -37,10 +37,12 @@ fn maxima_stand_for_logits() {
     let forms = forms();
     for (number, columns) in [1, 36, 37, 38, 1000, 20_000].into_iter().enumerate() {
         let mut rng = seeded("maxima", number as u64);
-        let mut case = Case::new(logits(&mut rng, 3 * columns), columns, &[Sampling::greedy(); 3]);
+        let mut case = Case::new(logits(&mut rng, 5 * columns), columns, &[Sampling::greedy(); 5]);
         (case.maxima, case.log_probs) = (true, false);
         case.logits[..columns].fill(-3.0);
-        case.logits[2 * columns..].fill(f32::NAN);
+        case.logits[2 * columns..3 * columns].fill(f32::NAN);
+        case.logits[3 * columns..4 * columns].fill(f32::NEG_INFINITY);
+        case.logits[5 * columns - 1] = 1e3; // of the last group
         for on in forms {
             case.check(on, "maxima", Place::ALL[number % 4]);
         }
@@ -219,6 +221,50 @@ fn hostile_logits() {
     }
 }
 
+/// Rule: options that no [`Sampling`] has, as a GPU may write them, are taken to the ends of their ranges; NaN and what is negative is
+/// above them.
+#[test]
+fn options_out_of_range_are_taken_to_its_ends() {
+    const TEMPERATURE: usize = 0;
+    const TOP_P: usize = 2;
+    const PENALTY: usize = 3;
+    let columns = 300;
+    let (ends, sampled) =
+        (Sampling::sampled(9).with_top_k(40), |p| Sampling::sampled(9).with_repetition_penalty(p).unwrap());
+    let heat = |t| ends.with_temperature(t).unwrap();
+    // Field, value, what it is taken for, and a scale of logits at which draws tell that from others.
+    let cases = [
+        (TEMPERATURE, -0.0, Sampling::greedy(), 1.0),
+        (TEMPERATURE, 1e-9, heat(1e-6), 1e-8),
+        (TEMPERATURE, 1e9, heat(1e6), 1e6),
+        (TEMPERATURE, -1.0, heat(1e6), 1e6),
+        (TEMPERATURE, f32::NAN, heat(1e6), 1e6),
+        (PENALTY, 1e-9, sampled(1.0 / 1024.0), 1e-5),
+        (PENALTY, 0.0, sampled(1.0 / 1024.0), 1e-5),
+        (PENALTY, 1e9, sampled(1024.0), 1e-5),
+        (PENALTY, -1.0, sampled(1024.0), 1e-5),
+        (PENALTY, f32::NAN, sampled(1024.0), 1e-5),
+        (TOP_P, 1.5, Sampling::sampled(9), 1e-2),
+        (TOP_P, -1.0, Sampling::sampled(9), 1e-2),
+        (TOP_P, f32::NAN, Sampling::sampled(9), 1e-2),
+    ];
+    for on in forms() {
+        for (number, &(field, value, right, scale)) in cases.iter().enumerate() {
+            let mut rng = seeded("out of range", number as u64);
+            let mut case = Case::new(logits(&mut rng, 4 * columns), columns, &[right; 4]);
+            case.logits.iter_mut().for_each(|x| *x *= scale);
+            case.seen = Some((0..4 * seen_words(columns)).map(|_| rng.random()).collect());
+            let expected = case.check(on, "in range", Place::DENSE);
+            let mut words: Vec<u32> = Sampling::words(&case.options).to_vec();
+            words.chunks_exact_mut(16).for_each(|row| row[field] = value.to_bits());
+            case.options = bytemuck::cast_slice(&words).to_vec();
+            let found = case.go(on, Place::DENSE);
+            assert_eq!(found.tokens, expected.tokens, "{value} in word {field}");
+            assert_eq!(found.log_probs, expected.log_probs, "{value} in word {field}");
+        }
+    }
+}
+
 /// Rule: a token as far below the largest logit as f32 reaches has its log-probability all the same.
 #[test]
 fn log_probabilities_as_far_as_f32_reaches() {
@@ -249,24 +295,29 @@ fn sums_of_a_large_vocabulary() {
 /// Rule: a prompt's tokens become bits of its text; the first rows of a text clear those of the one before; rows that rest stay.
 #[test]
 fn prompts_are_marked() {
-    let words = seen_words(1000);
+    const LONGEST: u32 = 300;
     for (number, place) in Place::ALL.into_iter().enumerate() {
+        let vocabulary = [1000, 40_000][number % 2];
+        let words = seen_words(vocabulary);
+        let outside = [32 * words as u32, 32 * words as u32 + 33, u32::MAX];
         let mut rng = seeded("seen", number as u64);
-        // begins a text, goes on with one, rests, begins with one row
+        // begins a text, goes on with one, rests, begins with one row, has more rows than are served
         let sequences = [
-            [0u32, 90, 0, 90, 0, 0, 0, 0],
-            [90, 33, 0, 60, 27, 0, 0, 0],
+            [0u32, LONGEST, 0, LONGEST, 0, 0, 0, 0],
+            [300, 33, 0, 60, 27, 0, 0, 0],
             [0, 0, 0, 5, 0, 0, 0, 0],
-            [123, 1, 0, 1, 0, 0, 0, 0],
+            [333, 1, 0, 1, 0, 0, 0, 0],
+            [334, LONGEST + 10, 0, LONGEST + 10, 0, 0, 0, 0],
         ];
-        let ids: Vec<u32> = (0..124).map(|i| if i % 40 == 7 { u32::MAX - i } else { rng.random_range(0..1000) }).collect();
-        let mut expected: Vec<u32> = (0..4 * words).map(|_| rng.random()).collect();
+        let id = |i| if i % 9 == 7 { pick(&mut rng, &outside) } else { rng.random_range(0..vocabulary as u32) };
+        let ids: Vec<u32> = (0..644).map(id).collect();
+        let mut expected: Vec<u32> = (0..5 * words).map(|_| rng.random()).collect();
         let mut run = Run::new(on(), "mark_seen", place);
         let args = MarkSeen {
-            ids: run.words("ids", &[124], &ids),
-            sequences: run.words("sequences", &[4, 8], sequences.as_flattened()),
-            longest: 90,
-            seen: run.state("seen", &[4, words], &expected),
+            ids: run.ids("ids", &ids),
+            sequences: run.words("sequences", &[5, 8], sequences.as_flattened()),
+            longest: LONGEST as usize,
+            seen: run.state("seen", &[5, words], &expected),
         };
         run.builder.mark_seen("mark_seen", &args).unwrap();
         let found = run.go().tensor("seen").bits();
@@ -274,7 +325,7 @@ fn prompts_are_marked() {
             if s[4] == 0 && s[1] != 0 {
                 row.fill(0);
             }
-            for &id in &ids[s[0] as usize..(s[0] + s[1]) as usize] {
+            for &id in &ids[s[0] as usize..(s[0] + s[1].min(LONGEST)) as usize] {
                 if let Some(word) = row.get_mut(id as usize / 32) {
                     *word |= 1 << (id % 32);
                 }

@@ -112,13 +112,13 @@ fn run(on: &On, case: &Case, data: &Data) -> Done {
     let Case { rows, columns, vocabulary, .. } = *case;
     let mut run = Run::stored(on, "embedding", case.place, case.element);
     let token = run.weight("token", &[vocabulary, columns], &data.token);
-    let ids = run.words("ids", &[rows], &data.ids);
+    let ids = run.ids("ids", &data.ids);
     let y = run.output("y", &[rows, columns]);
     let longest = case.sequences.as_ref().map_or(0, |s| s.iter().map(|s| s.q_len).max().unwrap().max(1) as usize);
     let args = EmbeddingRows {
         positions: case.positions.map(|n| run.weight("position", &[n, columns], &data.position)),
         segments: case.segments.map(|n| {
-            let ids = run.words("segment_ids", &[rows], &data.segment_ids);
+            let ids = run.ids("segment_ids", &data.segment_ids);
             (ids, run.weight("segment", &[n, columns], &data.segment))
         }),
         add: case.add.then(|| run.input("add", &[rows, columns], &data.add)),

@@ -4,7 +4,10 @@
 mod common;
 
 use common::storing::{self, Storing};
-use common::{On, assert_close, on, on_core, seeded, storage_floor, stored, uniform};
+use common::{
+    On, Place, Run, assert_all_stored_variants, assert_close, on, on_core, on_halves, seeded, storage_floor, stored, uniform,
+};
+use tileformer::kernels::EmbeddingRows;
 use tileformer::layers::{EncoderLayer, Inputs, Placement};
 use tileformer::reference::Real;
 use tileformer::reference::layers::{Batch, Weights};
@@ -74,6 +77,27 @@ fn encoder_layers_in_both_forms() {
             }
         }
     }
+}
+
+/// Rule: a result that f16 cannot hold is stored as the largest number that it can, in every form of storage.
+#[test]
+fn results_saturate() {
+    let table: Vec<f32> = [6e4, -6e4, 1.0, -4e4, 4e4, -2.0, 65504.0, -65504.0, 32768.0, -32768.0, 0.5, 5e4].repeat(2);
+    let right: Vec<f32> = table.iter().map(|x| (2.0 * x).clamp(-65504.0, 65504.0)).collect();
+    let mut reached = std::collections::BTreeSet::new();
+    for (_, on) in on_halves() {
+        for place in [Place::DENSE, Place::EVEN] {
+            let mut run = Run::stored(on, "saturating", place, Element::F16);
+            let (token, ids) = (run.weight("token", &[2, 12], &table), run.ids("ids", &[0, 1]));
+            let y = run.output("y", &[2, 12]);
+            let args = EmbeddingRows { scale: 2.0, ..EmbeddingRows::new(ids, token, y) };
+            run.builder.embedding("embedding", &args).unwrap();
+            let done = run.go();
+            assert_eq!(done.f32("y"), right, "{:?}", done.variants);
+            done.note(&mut reached);
+        }
+    }
+    assert_all_stored_variants("embedding", Element::F16, &reached);
 }
 
 /// Rule: f16 halves every buffer of a plan.

@@ -168,26 +168,35 @@ fn check_halves(variant: &Variant, on: &On) {
     rows_stand_alone(on);
 }
 
-/// Rows of huge, tiny or no numbers leave the bits of all others as they are.
+/// Rows of huge, tiny or no numbers leave the bits of all others as they are, and rows of the weight those of other columns.
 fn rows_stand_alone(on: &On) {
     let (rows, d_in, d_out) = (66, 40, 65);
     let mut rng = seeded("rows alone", 0);
     let (x, weight) = (floats(&mut rng, rows * d_in), floats(&mut rng, d_out * d_in));
-    let run = |x: &[f32]| {
+    let run = |x: &[f32], weight: &[f32]| {
         let mut run = Run::new(on, "linear", Place::DENSE);
-        let (x, weight) = (run.input("x", &[rows, d_in], x), run.weight("weight", &[d_out, d_in], &weight));
+        let (x, weight) = (run.input("x", &[rows, d_in], x), run.weight("weight", &[d_out, d_in], weight));
         let y = run.output("y", &[rows, d_out]);
         run.builder.linear("linear", &kernels::Linear::new(x, weight, y)).unwrap();
         run.go().tensor("y").bits()
     };
-    let alone = run(&x);
+    let alone = run(&x, &weight);
     let mut mixed = x.clone();
     for (row, value) in [(3, 1e30), (17, 1e-20), (18, f32::NAN), (64, f32::INFINITY)] {
         mixed[row * d_in..][..d_in].fill(value);
     }
-    let mixed = run(&mixed);
+    let mixed = run(&mixed, &weight);
     for row in (0..rows).filter(|r| ![3, 17, 18, 64].contains(r)) {
         assert_eq!(alone[row * d_out..][..d_out], mixed[row * d_out..][..d_out], "row {row}");
+    }
+
+    let huge: Vec<f32> = weight.iter().map(|w| w * 1e20).collect();
+    let is_huge = |column: usize| [1, 6, 11, 20, 33, 35, 64].contains(&column);
+    let mixed: Vec<f32> = (0..d_out * d_in).map(|i| if is_huge(i / d_in) { huge[i] } else { weight[i] }).collect();
+    let (huge, mixed) = (run(&x, &huge), run(&x, &mixed));
+    for (i, found) in mixed.into_iter().enumerate() {
+        let right = if is_huge(i % d_out) { huge[i] } else { alone[i] };
+        assert_eq!(found, right, "row {}, column {}", i / d_out, i % d_out);
     }
 }
 

@@ -94,7 +94,7 @@ fn options_at_random(variant: &Variant, on: &On, cases: u64) {
 fn edges(variant: &Variant, on: &On) {
     let head = head_of(variant);
     let lengths = [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 127, 129];
-    let sizes = [1, 7, 8, 15, 16, 17, head / 2 + 1, head - 3, head - 1, head];
+    let sizes = [1, 6, 8, 15, 16, 18, head / 2 + 1, head - 3, head - 1, head];
     for (i, &t) in lengths.iter().enumerate() {
         let s = lengths[(5 * i + 3) % lengths.len()].min(deepest());
         let heads = [sizes[3 * i % sizes.len()], sizes[(7 * i + 1) % sizes.len()]];

@@ -39,6 +39,7 @@ fn heads_are_turned() {
         (9, 5, 6, 2),
         (2, 4, 128, 96),
         (6, 1, 10, 6),
+        (300, 3, 2, 2),
     ]
     .into_iter()
     .enumerate()
@@ -79,7 +80,7 @@ fn heads_are_turned() {
                     true => {
                         RotaryPositions::Sequences(run.words("sequences", &[2, 8], bytemuck::cast_slice(&sequences)), rows)
                     }
-                    false => RotaryPositions::Ids(run.words("ids", &[rows], &ids)),
+                    false => RotaryPositions::Ids(run.ids("ids", &ids)),
                 };
                 let table = run.input_as("table", Element::F32, &[20, turned], &table);
                 run.builder.rotary("rotary", &Rotary { x, table, order, positions: places, y }).unwrap();

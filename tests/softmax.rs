@@ -165,6 +165,20 @@ fn hidden_rows_give_zeros() {
     }
 }
 
+/// Rule: 0 is a largest score like any other, whichever sign it has.
+#[test]
+fn rows_whose_largest_score_is_zero() {
+    for (number, s) in [1, 6, 40, 1100].into_iter().enumerate() {
+        let case = Case::plain([1, 4, s], [1, 1], [1, 1], Place::ALL[number]);
+        let mut x = uniform(&mut seeded("zeros", s as u64), 4 * s, -9.0, -0.1);
+        for (row, zero) in [0.0, -0.0, 0.0, -0.0].into_iter().enumerate() {
+            let scores = &mut x[row * s..][..s];
+            if row < 2 { scores.fill(zero) } else { scores[s / 2] = zero }
+        }
+        check("zeros", &case, number % 2 == 1, &x);
+    }
+}
+
 /// Rule: rows sum to one, whatever a twin says.
 #[test]
 fn rows_sum_to_one() {

@@ -72,8 +72,8 @@ fn every_size_gives_the_bits_of_the_core_tier() {
 fn compare_tiers(size: u32) {
     compare("argmax.f32x4.rows32", |on| reductions(on, 32));
     compare("argmax.f32x4.row128", |on| reductions(on, 128));
-    // As many subgroups as there can be, two, and one that is not full.
-    if [4, 32, 128].contains(&size) {
+    // As many subgroups as there can be, two, one, and one that is not full.
+    if [4, 32, 64, 128].contains(&size) {
         compare("linear_few.f32x4.1x64", few);
     }
     if [4, 16, 64].contains(&size) {

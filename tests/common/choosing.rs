@@ -212,7 +212,7 @@ pub fn logits(rng: &mut StdRng, len: usize) -> Vec<f32> {
 pub fn options(rng: &mut StdRng) -> Sampling {
     let mut options = if rng.random_range(0..4) == 0 { Sampling::greedy() } else { Sampling::sampled(rng.random()) };
     if options.temperature() != 0.0 {
-        options = options.with_temperature(pick(rng, &[0.3, 0.7, 1.0, 1.5, 5.0])).unwrap();
+        options = options.with_temperature(pick(rng, &[0.3, 0.7, 1.0, 2.0, 5.0])).unwrap();
     }
     options
         .with_top_k(pick(rng, &[0, 0, 1, 2, 7, 40, 300]))

@@ -4,24 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use super::run::On;
-use tileformer::convenience::{Gpu, NO_ADAPTER};
+use tileformer::convenience::Gpu;
 use tileformer::{Element, Options, Variant, wgpu};
 
 /// The adapter of [`gpu`](super::gpu) with all that it has but the f16 type: f16 is stored in pairs there.
 pub fn gpu_without_f16() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
-        let adapter =
-            pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).expect(NO_ADAPTER);
-        let descriptor = wgpu::DeviceDescriptor {
-            required_features: tileformer::wanted_features(&adapter) - wgpu::Features::SHADER_F16,
-            required_limits: tileformer::wanted_limits(&adapter),
-            ..Default::default()
-        };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device without f16");
-        Gpu { info: adapter.get_info(), device, queue, cooperative_matrices: Vec::new() }
-    })
+    GPU.get_or_init(|| super::open(|device| device.required_features.remove(wgpu::Features::SHADER_F16)))
 }
 
 /// The crate on `gpu` once for each class and tier in which `kernel` stores `element` there, that one pinned.

@@ -43,6 +43,13 @@ impl Place {
     /// All that suit f32.
     pub const ALL: [Self; 4] = [Self::DENSE, Self::STRIDED, Self::OFF_BY_ONE, Self::ODD];
 
+    /// The same for tensor number `n` of a program, as aligned: where there is an offset or a gap, each has its own, so that a kernel
+    /// which takes one tensor's for another's is found out.
+    pub fn apart(self, n: usize) -> Self {
+        let apart = |elements: usize| if elements == 0 { 0 } else { elements + 4 * n };
+        Self { offset: apart(self.offset), gap: apart(self.gap) }
+    }
+
     /// The layout of a tensor of `sizes` here; the last dimension is dense.
     pub fn layout(self, sizes: &[usize]) -> Layout {
         let mut strides = vec![1; sizes.len()];

@@ -28,13 +28,28 @@ use std::sync::OnceLock;
 use tileformer::convenience::{Gpu, NO_ADAPTER, Setup};
 use tileformer::{Kernels, Options, wgpu};
 
-/// The device that all tests of a process share. A machine without any fails here: a test that skips itself tests nothing.
+/// A device of its own, with all that the crate has a use for, but for what `change` makes of it. A machine without any fails here: a
+/// test that skips itself tests nothing.
+pub fn open(change: impl FnOnce(&mut wgpu::DeviceDescriptor<'_>)) -> Gpu {
+    let power_preference = wgpu::PowerPreference::HighPerformance;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = instance.request_adapter(&wgpu::RequestAdapterOptions { power_preference, ..Default::default() });
+    let adapter = pollster::block_on(adapter).expect(NO_ADAPTER);
+    let mut descriptor = wgpu::DeviceDescriptor {
+        required_features: tileformer::wanted_features(&adapter),
+        required_limits: tileformer::wanted_limits(&adapter),
+        ..Default::default()
+    };
+    change(&mut descriptor);
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
+    Gpu { info: adapter.get_info(), device, queue, cooperative_matrices: Vec::new() }
+}
+
+/// The device that all tests of a process share. Its bindings begin at multiples of 256 bytes, the coarsest that there are: where they
+/// begin anywhere, the offsets that kernels add would all but vanish.
 pub fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| match Gpu::open(&Setup::default()) {
-        Ok(gpu) => gpu,
-        Err(error) => panic!("these tests run on a device, a software one will do: {error}\n{NO_ADAPTER}"),
-    })
+    GPU.get_or_init(|| open(|device| device.required_limits.min_storage_buffer_offset_alignment = 256))
 }
 
 /// The crate on [`gpu`], with default options.
@@ -90,14 +105,12 @@ pub fn on_small_bindings() -> &'static On {
     ON.get_or_init(|| On::new(small_bindings_gpu(1 << 16), Options::default()))
 }
 
-/// A device of its own, with storage bindings of at most `bytes`.
+/// A device of its own, with storage bindings of at most `bytes`, and without features.
 pub fn small_bindings_gpu(bytes: u64) -> Gpu {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
-    let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).expect(NO_ADAPTER);
-    let required_limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..tileformer::wanted_limits(&adapter) };
-    let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device with small bindings");
-    Gpu { info: adapter.get_info(), device, queue, cooperative_matrices: Vec::new() }
+    open(|device| {
+        device.required_features = wgpu::Features::empty();
+        device.required_limits.max_storage_buffer_binding_size = bytes;
+    })
 }
 
 /// Kernels on [`gpu`] with options of one's own; pipelines are compiled anew.

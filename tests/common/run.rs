@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::guarded::{Guarded, Place};
 use tileformer::convenience::Gpu;
-use tileformer::{Bindings, Builder, Element, Kernels, Layout, Options, Program, Tensor, Variant};
+use tileformer::kernels::ActivationRows;
+use tileformer::{Activation, Bindings, Builder, Element, Kernels, Layout, Options, Program, Scratch, Tensor, Variant};
 
 /// The crate on a device.
 pub struct On {
@@ -22,7 +23,7 @@ impl On {
 /// A program that is being built, with the buffers that it will run on. Every tensor, inputs too, lies between guards.
 pub struct Run {
     pub builder: Builder,
-    /// How the next tensors lie.
+    /// How the next tensors lie, but for what tells them apart: [`Place::apart`].
     pub place: Place,
     /// What floats are stored as, but for those that are f32 in any case.
     pub element: Element,
@@ -49,33 +50,40 @@ impl Run {
 
     /// An input of any kind of float: masks and probabilities are f32 in any case.
     pub fn input_as(&mut self, name: &str, element: Element, sizes: &[usize], data: &[f32]) -> Tensor {
-        let layout = self.place.layout(sizes);
+        let layout = self.next_place().layout(sizes);
         self.add(name, element, layout, float_bits(element, data));
         self.builder.input(name, element, layout).expect(name)
     }
 
-    /// An input of ids, masks or sequences.
+    /// An input of ids, with gaps between them where the place has any.
+    pub fn ids(&mut self, name: &str, ids: &[u32]) -> Tensor {
+        let layout = Layout::strided(&[ids.len()], &[1 + self.next_place().gap]).expect("a layout");
+        self.add(name, Element::U32, layout, ids.to_vec());
+        self.builder.input(name, Element::U32, layout).expect(name)
+    }
+
+    /// An input of masks, sequences or bits.
     pub fn words(&mut self, name: &str, sizes: &[usize], data: &[u32]) -> Tensor {
-        let layout = self.place.layout(sizes);
+        let layout = self.next_place().layout(sizes);
         self.add(name, Element::U32, layout, data.to_vec());
         self.builder.input(name, Element::U32, layout).expect(name)
     }
 
     /// A weight that holds `data`.
     pub fn weight(&mut self, name: &str, sizes: &[usize], data: &[f32]) -> Tensor {
-        let layout = self.place.layout(sizes);
+        let layout = self.next_place().layout(sizes);
         self.add(name, self.element, layout, float_bits(self.element, data));
         self.builder.weight(name, layout).expect(name)
     }
 
     /// An output full of poison.
     pub fn output(&mut self, name: &str, sizes: &[usize]) -> Tensor {
-        self.output_as(name, self.element, self.place.layout(sizes))
+        self.output_as(name, self.element, self.next_place().layout(sizes))
     }
 
     /// An output of any type and layout.
     pub fn output_as(&mut self, name: &str, element: Element, layout: Layout) -> Tensor {
-        let guarded = Guarded::output(&self.gpu, name, element, layout, self.place);
+        let guarded = Guarded::output(&self.gpu, name, element, layout, self.next_place());
         self.bindings.set(name, guarded.view.clone());
         self.tensors.insert(name.to_owned(), guarded);
         self.builder.output(name, element, layout).expect(name)
@@ -83,24 +91,56 @@ impl Run {
 
     /// A tensor of words that the program reads and writes.
     pub fn state(&mut self, name: &str, sizes: &[usize], data: &[u32]) -> Tensor {
-        let layout = self.place.layout(sizes);
+        let layout = self.next_place().layout(sizes);
         self.add(name, Element::U32, layout, data.to_vec());
         self.builder.state(name, Element::U32, layout).expect(name)
     }
 
+    fn next_place(&self) -> Place {
+        self.place.apart(self.tensors.len())
+    }
+
     fn add(&mut self, name: &str, element: Element, layout: Layout, data: Vec<u32>) {
-        let guarded = Guarded::input(&self.gpu, name, element, layout, self.place, &data);
+        let guarded = Guarded::input(&self.gpu, name, element, layout, self.next_place(), &data);
         self.bindings.set(name, guarded.view.clone());
         self.tensors.insert(name.to_owned(), guarded);
     }
 
-    /// Binds and runs.
+    /// Binds and runs, on scratch that was used before.
     pub fn go(self) -> Done {
+        let kernels = self.builder.kernels().clone();
         let program = self.builder.finish().expect("a program");
-        let plan = program.bind(&self.bindings).expect("a plan");
+        let scratch = used_scratch(&self.gpu, &kernels, &program);
+        let plan = program.bind_with(&self.bindings, &scratch).expect("a plan");
         self.gpu.run(&plan).expect("a run");
         Done { program, variants: plan.variants(), tensors: self.tensors }
     }
+}
+
+/// Scratch in which another program has left large numbers: fresh memory is zeros, which forgive a kernel that reads what none has
+/// written.
+fn used_scratch(gpu: &Gpu, kernels: &Kernels, program: &Program) -> Scratch {
+    let most = gpu.device.limits().max_storage_buffer_binding_size;
+    let sizes = [program.scratch_bytes().min(most) as usize / 16, 4];
+    if sizes[0] == 0 {
+        return Scratch::shared(&[program]).expect("scratch");
+    }
+    let layout = Layout::contiguous(&sizes).expect("a layout");
+    let mut builder = Builder::new(kernels, "used scratch");
+    let x = builder.input("x", Element::F32, layout).expect("x");
+    let between = builder.scratch("between", Element::F32, layout).expect("between");
+    let y = builder.output("y", Element::F32, layout).expect("y");
+    for (x, y) in [(x, between), (between, y)] {
+        builder.activation("fill", &ActivationRows { x, activation: Activation::Identity, y }).expect("a dispatch");
+    }
+    let user = builder.finish().expect("a program");
+    let scratch = Scratch::shared(&[program, &user]).expect("scratch");
+    let mut bindings = Bindings::new();
+    for (name, value) in [("x", 1e10), ("y", 0.0)] {
+        bindings.set(name, gpu.upload_f32(&sizes, &vec![value; layout.len()]).expect("an upload"));
+    }
+    gpu.run(&user.bind_with(&bindings, &scratch).expect("a plan")).expect("a run");
+    scratch
 }
 
 /// What a run leaves.
