@@ -164,12 +164,10 @@ fn slots_are_gathered_into_another_cache() {
                 let known: Vec<Option<f32>> = from.iter().copied().map(Some).collect();
                 reference::cache_gather((&from_shape, &known), &parents, lengths, (&to_shape, &mut right)).unwrap();
 
-                let mut run = Run::stored(on, "gather", cache_place(place), element);
+                let mut run = Run::stored(on, "gather", place, element);
                 let from = run.input("from", &sizes(&from_shape), &from);
-                run.place = place;
                 let parents = run.ids("parents", &parents);
                 let lengths = lengths.map(|l| run.ids("lengths", l));
-                run.place = cache_place(place);
                 let to = run.output("to", &sizes(&to_shape));
                 run.builder.cache_gather("gather", &CacheGather { from, parents, lengths, to }).unwrap();
                 let done = run.go();

@@ -38,7 +38,10 @@ fn check(
     let longest = sequences.shape().longest_k.max(1);
     let mut run = Run::stored(on, "pool", place, element);
     let xt = run.input("x", &[rows, columns], &x);
-    let st = run.words("sequences", &[count, 8], sequences.words());
+    // Queries, which are of no meaning here, elsewhere.
+    let mut words = sequences.words().to_vec();
+    words.chunks_exact_mut(8).for_each(|s| (s[0], s[1]) = (s[2] + 1, s[3] + 1));
+    let st = run.words("sequences", &[count, 8], &words);
     let y = run.output("y", &[count, columns]);
     run.builder.pool("pool", &Pool { x: xt, sequences: st, longest, pooling, normalize, y }).unwrap();
     let done = run.go();
