@@ -8,7 +8,7 @@
 // see looks at no option.
 // Workgroup memory: (A_ROWS · TILE_M + B_ROWS · GROUP_KEYS) · 4 bytes. Tile A has rows of TILE_M / 4 groups: q or weights
 // [depth][m / 4], or what threads found of rows [tx][m / 4]; tile B rows of GROUPS_N groups: k [depth · SCORE_GROUPS + g][tx]
-// or v [key · VALUE_GROUPS + j][tx]. shared/fused_products.wgsl and shared/fused_quads.wgsl have them: a_at, put_a, b_at, put_b.
+// or v [key · VALUE_GROUPS + j][tx]. shared/fused_products.wgsl has them: a_at, put_a, b_at, put_b.
 // Running maxima start at a finite value, and no infinity is computed with; keys past the length or hidden by the key mask are
 // zeros in v, so that NaN in them never arrives. Each thread keeps its share of a row's sum until the end.
 // Loops: keys up to k_len ≤ S, head_size. Parameters and bindings: shared/fused.wgsl. (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691)

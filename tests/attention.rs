@@ -260,6 +260,37 @@ fn far_caps_cost_no_digits() {
     }
 }
 
+/// Rule: probs behind a sequence's last key may hold anything, in a group of four with it too.
+#[test]
+fn probs_behind_the_last_key_reach_nothing() {
+    for form in ["64x64x16-plain", "32x64-quads.subgroups"] {
+        let Some((variant, on)) = on_form(&format!("attention_values.f32x4.{form}")) else { continue };
+        let mut case = Case::plain([2, 5, 24], [2, 1], [4, 8], Place::DENSE);
+        case.bound = true;
+        (case.sequences[0].k_len, case.sequences[1].k_len) = (13, 23);
+        let data = Data::of(&case, "behind", 0);
+        let (sizes, rows) = (case.score_sizes(), case.n_heads * case.shape.longest_q);
+        let length = |i: usize| case.sequences[i / 24 / rows].k_len as usize;
+        let mut seed = seeded("behind", 1);
+        let probs: Vec<f32> = (0..sizes.iter().product::<usize>()).map(|_| seed.random_range(0.0..1.0)).collect();
+        let with = |behind: f32| -> Vec<f32> {
+            probs.iter().enumerate().map(|(i, p)| if i % 24 < length(i) { *p } else { behind }).collect()
+        };
+        let found = |probs: &[f32]| {
+            let mut run = Run::new(&on, "values", case.place);
+            let probs = run.input("probs", &sizes, probs);
+            let v = run.input("v", &[case.shape.k_rows, case.n_kv_heads, case.value_head_size], &data.v);
+            let out = run.output("out", &[case.shape.q_rows, case.n_heads, case.value_head_size]);
+            let visibility = case.visibility(&mut run);
+            run.builder.attention_values("values", &AttentionValues { probs, v, visibility, out }).unwrap();
+            let done = run.go();
+            assert_eq!(done.variants, [variant]);
+            done.tensor("out").bits()
+        };
+        assert!(found(&with(f32::NAN)) == found(&with(0.0)), "{form}");
+    }
+}
+
 /// Rule: a row whose every key is hidden, by whichever option, gives exact zeros in weights and output.
 #[test]
 fn rows_without_a_key_give_zeros() {
