@@ -129,6 +129,7 @@ pub(crate) const THREADS_QUADS: Source = wgsl!("shared/threads_quads.wgsl");
 pub(crate) const ROWS: Source = wgsl!("shared/rows.wgsl");
 pub(crate) const ROWS_SUBGROUPS: Source = wgsl!("shared/rows_subgroups.wgsl");
 pub(crate) const ROOT: Source = wgsl!("shared/root.wgsl");
+pub(crate) const TANH: Source = wgsl!("shared/tanh.wgsl");
 pub(crate) const ACTIVATE: Source = wgsl!("shared/activate.wgsl");
 pub(crate) const ATTENTION: Source = wgsl!("shared/attention.wgsl");
 pub(crate) const SCORES: Source = wgsl!("shared/scores.wgsl");

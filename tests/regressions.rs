@@ -21,7 +21,7 @@ fn silu_of_huge_negative_numbers() {
     }
 }
 
-/// Rule: a cap far above a score leaves the score as it is.
+/// Rule: a cap far above a score leaves the score as it is, and scores have the digits of f32 at any cap.
 #[test]
 fn large_softcaps_leave_scores_alone() {
     let q = [0.0f32, 1e-3, 1.0, -5.0, 12.4, 12.6, 100.0];
@@ -34,9 +34,8 @@ fn large_softcaps_leave_scores_alone() {
         run.builder.attention_scores("scores", &args).unwrap();
         for (x, found) in q.iter().zip(run.go().f32("scores")) {
             let right = f64::from(cap) * (f64::from(*x) / f64::from(cap)).tanh();
-            // WGSL's tanh may be off by 1e-5 where it is more than 0.24.
             let error = (f64::from(found) - right).abs();
-            assert!(error <= 5e-5 * right.abs(), "{x} capped at {cap:e}: {found:e} where {right:e} is right");
+            assert!(error <= 2e-6 * right.abs(), "{x} capped at {cap:e}: {found:e} where {right:e} is right");
         }
     }
 }

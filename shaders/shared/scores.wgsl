@@ -1,7 +1,7 @@
 // What a score becomes and which keys a query sees. With p = i + offset:
 //   score   = softcap(scale · q·k) − slope[h] · |p − j| + additive[i, j]
 //   visible = j < k_len, key mask, boolean mask, j ≤ p if causal, p − left ≤ j ≤ p + right
-// The kernel binds `mask` (B, NH, T, S), u32, beside what shared/attention.wgsl needs.
+// The kernel binds `mask` (B, NH, T, S), u32, beside what shared/attention.wgsl needs. tanh4: shared/tanh.wgsl.
 
 // The first and last key that any of the queries i0 .. i0 + count can see by position, as i32; first > last for none. Nothing
 // overflows: positions and window widths lie within ±2^30, an open window is i32's largest, and reach is at least 0.
@@ -42,14 +42,12 @@ fn finish_scores(product: vec4<f32>, exist: vec4<bool>, b: u32, h: u32, s: Seque
   return select(vec4<u32>(MINUS_INFINITY), bitcast<vec4<u32>>(scale_scores(product, added)), visible);
 }
 
-// softcap(scale · x) + added. WGSL's tanh is good to 1e-5 absolute, which a large cap multiplies: near 0 its series stands in. No product
-// feeds an addition but by fma: what compilers make of one differs from form to form.
+// softcap(scale · x) + added. A cap 10⁴ times as large as a score leaves it as it is; what is to be its tanh may have no digits left. No
+// product feeds an addition but by fma: what compilers make of one differs from form to form.
 fn scale_scores(x: vec4<f32>, added: vec4<f32>) -> vec4<f32> {
-  if (params.attention.flags & SOFTCAP) == 0u { return fma(vec4<f32>(params.attention.scale), x, added); }
-  let scaled = params.attention.scale * x;
-  let t = clamp(scaled / params.attention.softcap, vec4<f32>(-15.0), vec4<f32>(15.0));
-  let s = t * t;
-  let p = fma(s, fma(s, fma(s, vec4<f32>(0.021869489), vec4<f32>(-0.053968254)), vec4<f32>(0.13333333)), vec4<f32>(-0.33333333));
-  let capped = fma(vec4<f32>(params.attention.softcap), tanh(t), added);
-  return select(capped, fma(scaled, fma(s, p, vec4<f32>(1.0)), added), abs(t) < vec4<f32>(0.25));
+  let scaled = fma(vec4<f32>(params.attention.scale), x, added);
+  if (params.attention.flags & SOFTCAP) == 0u { return scaled; }
+  let cap = vec4<f32>(params.attention.softcap);
+  let t = params.attention.scale * x / cap;
+  return select(fma(cap, tanh4(t), added), scaled, abs(t) < vec4<f32>(1e-4));
 }

@@ -5,7 +5,7 @@ use crate::classes::FLAT;
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::Activation;
-use crate::variant::{ACTIVATE, Binding, Kernel, Variant, wgsl};
+use crate::variant::{ACTIVATE, Binding, Kernel, TANH, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -24,7 +24,7 @@ params! {
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "activation",
-    shared: &[&ACTIVATE],
+    shared: &[&TANH, &ACTIVATE],
     subgroups: &[],
     parts: &[],
     source: wgsl!("activation.wgsl"),

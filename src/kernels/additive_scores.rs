@@ -5,7 +5,7 @@ use crate::builder::{Builder, Launch};
 use crate::classes::FLAT;
 use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
-use crate::variant::{ACTIVATE, ATTENTION, Binding, Kernel, SCORES, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, SCORES, TANH, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -38,7 +38,7 @@ const OPTIONS: usize = offset_of!(Params, attention);
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "additive_scores",
-    shared: &[&ACTIVATE, &ATTENTION, &SCORES, &STORE_SCORES],
+    shared: &[&ATTENTION, &TANH, &SCORES, &STORE_SCORES],
     subgroups: &[],
     parts: &[],
     source: wgsl!("additive_scores.wgsl"),

@@ -9,7 +9,7 @@ use crate::program::{Tensor, params};
 use crate::shape::{Layout, MAX_ELEMENTS};
 use crate::tensor::Element;
 use crate::tuning::{Case, Operation};
-use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Source, THREADS, THREADS_QUADS, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, SCORES, SOFTMAX, Source, TANH, THREADS, THREADS_QUADS, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -65,8 +65,8 @@ const SOURCE_QUADS: Source = wgsl!("attention_quads.wgsl");
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention",
-    shared: &[&THREADS, &ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS, &PRODUCTS],
-    subgroups: &[&THREADS_QUADS, &ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS, &SOURCE_QUADS],
+    shared: &[&THREADS, &ATTENTION, &TANH, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS, &PRODUCTS],
+    subgroups: &[&THREADS_QUADS, &ATTENTION, &TANH, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS, &SOURCE_QUADS],
     parts: &[],
     source: wgsl!("attention.wgsl"),
     bindings: &[Q, K, V, SEQUENCES, KEY_MASK, MASK, OUT, STATISTICS],
@@ -76,7 +76,7 @@ pub(super) static KERNEL: Kernel = Kernel {
 
 pub(super) static KERNEL_MATRIX: Kernel = Kernel {
     name: "attention_matrix",
-    shared: &[&ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS],
+    shared: &[&ATTENTION, &TANH, &SCORES, &SOFTMAX, &COMMON, &INPUTS, &ROWS],
     subgroups: &[],
     source: wgsl!("attention_matrix.wgsl"),
     ..KERNEL
@@ -84,7 +84,7 @@ pub(super) static KERNEL_MATRIX: Kernel = Kernel {
 
 pub(super) static KERNEL_SPLIT: Kernel = Kernel {
     name: "attention_split",
-    shared: &[&ATTENTION, &SCORES, &SOFTMAX, &COMMON, &INPUTS],
+    shared: &[&ATTENTION, &TANH, &SCORES, &SOFTMAX, &COMMON, &INPUTS],
     subgroups: &[],
     source: wgsl!("attention_split.wgsl"),
     bindings: &[Q, K, V, SEQUENCES, KEY_MASK, MASK, Binding::write("partial", 6, offset_of!(Params, out_offset)).single()],

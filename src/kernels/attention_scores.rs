@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::program::{Tensor, params};
 use crate::tuning::{Case, Operation};
 use crate::variant::{
-    ATTENTION, Binding, Kernel, PRODUCT, SCORES, Source, TAKE_ROW, THREADS, THREADS_QUADS, TILE, TILE_QUADS, Variant, wgsl,
+    ATTENTION, Binding, Kernel, PRODUCT, SCORES, Source, TAKE_ROW, TANH, THREADS, THREADS_QUADS, TILE, TILE_QUADS, Variant,
+    wgsl,
 };
 use std::mem::offset_of;
 
@@ -42,8 +43,8 @@ const SOURCE: Source = wgsl!("attention_scores.wgsl");
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention_scores",
-    shared: &[&THREADS, &TILE, &PRODUCT, &TAKE_ROW, &ATTENTION, &SCORES, &QUERY_KEYS, &STORE_SCORES],
-    subgroups: &[&THREADS_QUADS, &TILE_QUADS, &TAKE_ROW, &ATTENTION, &SCORES, &QUERY_KEYS, &STORE_SCORES, &SOURCE],
+    shared: &[&THREADS, &TILE, &PRODUCT, &TAKE_ROW, &ATTENTION, &TANH, &SCORES, &QUERY_KEYS, &STORE_SCORES],
+    subgroups: &[&THREADS_QUADS, &TILE_QUADS, &TAKE_ROW, &ATTENTION, &TANH, &SCORES, &QUERY_KEYS, &STORE_SCORES, &SOURCE],
     parts: &[],
     source: SOURCE,
     bindings: &[

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::program::{Tensor, params};
 use crate::tensor::Element;
 use crate::tuning::{Case, Operation};
-use crate::variant::{ATTENTION, Binding, Kernel, PRODUCT, SCORES, SOFTMAX, TAKE_ROW, TILE, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, PRODUCT, SCORES, SOFTMAX, TAKE_ROW, TANH, TILE, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -43,7 +43,7 @@ const OPTIONS: usize = offset_of!(Params, attention);
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "attention_weights",
-    shared: &[&TILE, &PRODUCT, &TAKE_ROW, &ATTENTION, &SCORES, &SOFTMAX, &QUERY_KEYS],
+    shared: &[&TILE, &PRODUCT, &TAKE_ROW, &ATTENTION, &TANH, &SCORES, &SOFTMAX, &QUERY_KEYS],
     subgroups: &[],
     parts: &[],
     source: wgsl!("attention_weights.wgsl"),

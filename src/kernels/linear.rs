@@ -14,7 +14,7 @@ use crate::storage::{Storage, Tier};
 use crate::tensor::Element;
 use crate::tuning::{Case, Choice, Operation};
 use crate::variant::{
-    ACTIVATE, Binding, Kernel, PRODUCT, Source, TAKE_ROW, THREADS, THREADS_QUADS, TILE, TILE_QUADS, Variant, wgsl,
+    ACTIVATE, Binding, Kernel, PRODUCT, Source, TAKE_ROW, TANH, THREADS, THREADS_QUADS, TILE, TILE_QUADS, Variant, wgsl,
 };
 use std::mem::offset_of;
 
@@ -60,8 +60,8 @@ const WIDE_BINDINGS: &[Binding] = &[WEIGHT, BIAS, X, RESIDUAL, Binding::write("y
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear",
-    shared: &[&THREADS, &TILE, &PRODUCT, &TAKE_ROW, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
-    subgroups: &[&THREADS_QUADS, &TILE_QUADS, &TAKE_ROW, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE, &SOURCE],
+    shared: &[&THREADS, &TILE, &PRODUCT, &TAKE_ROW, &TANH, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
+    subgroups: &[&THREADS_QUADS, &TILE_QUADS, &TAKE_ROW, &TANH, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE, &SOURCE],
     parts: &[],
     source: SOURCE,
     bindings: &[WEIGHT, BIAS, X, RESIDUAL, Y],
@@ -80,7 +80,7 @@ pub(super) static KERNEL_SPLIT: Kernel = Kernel {
 
 pub(super) static KERNEL_SUM: Kernel = Kernel {
     name: "linear_sum",
-    shared: &[&ACTIVATE, &PARAMS, &EPILOGUE, &STORE],
+    shared: &[&TANH, &ACTIVATE, &PARAMS, &EPILOGUE, &STORE],
     subgroups: &[],
     source: wgsl!("linear_sum.wgsl"),
     bindings: &[BIAS, Binding::read("partial", 1, 0, offset_of!(Params, partial_offset)).wide(), RESIDUAL, Y],
@@ -89,7 +89,7 @@ pub(super) static KERNEL_SUM: Kernel = Kernel {
 
 pub(super) static KERNEL_MATRIX: Kernel = Kernel {
     name: "linear_matrix",
-    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE, &WHOLE],
+    shared: &[&TANH, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE, &WHOLE],
     subgroups: &[],
     source: wgsl!("linear_matrix.wgsl"),
     ..KERNEL
@@ -98,7 +98,7 @@ pub(super) static KERNEL_MATRIX: Kernel = Kernel {
 /// Into f32, as logits are whatever the storage.
 pub(super) static KERNEL_WIDE: Kernel = Kernel {
     name: "linear_wide",
-    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE_WIDE, &WHOLE],
+    shared: &[&TANH, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE_WIDE, &WHOLE],
     bindings: WIDE_BINDINGS,
     subgroups: &[],
     source: wgsl!("linear_matrix.wgsl"),
@@ -108,7 +108,7 @@ pub(super) static KERNEL_WIDE: Kernel = Kernel {
 /// Parts of k side by side.
 pub(super) static KERNEL_MATRIX_SPLIT: Kernel = Kernel {
     name: "linear_matrix_split",
-    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &PARTS],
+    shared: &[&TANH, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &PARTS],
     subgroups: &[],
     source: wgsl!("linear_matrix.wgsl"),
     bindings: WIDE_BINDINGS,
@@ -117,7 +117,7 @@ pub(super) static KERNEL_MATRIX_SPLIT: Kernel = Kernel {
 
 pub(super) static KERNEL_HALVES: Kernel = Kernel {
     name: "linear_halves",
-    shared: &[&ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
+    shared: &[&TANH, &ACTIVATE, &PARAMS, &OPERANDS, &EPILOGUE, &STORE],
     subgroups: &[],
     source: wgsl!("linear_halves.wgsl"),
     ..KERNEL

@@ -11,7 +11,7 @@ use crate::program::{Tensor, params};
 use crate::spec::layers::NormKind;
 use crate::storage::Storage;
 use crate::tuning::{Case, Choice, Operation};
-use crate::variant::{ACTIVATE, Binding, Kernel, ORDER, ROOT, Source, Variant, wgsl};
+use crate::variant::{ACTIVATE, Binding, Kernel, ORDER, ROOT, Source, TANH, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -73,8 +73,8 @@ const SEQUENCES: Binding = Binding::read("sequences", 1, 3, offset_of!(Params, s
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "linear_few",
-    shared: &[&ACTIVATE, &ROOT, &FEW, &MEET],
-    subgroups: &[&ACTIVATE, &ROOT, &FEW, &MEET_SUBGROUPS, &SOURCE],
+    shared: &[&TANH, &ACTIVATE, &ROOT, &FEW, &MEET],
+    subgroups: &[&TANH, &ACTIVATE, &ROOT, &FEW, &MEET_SUBGROUPS, &SOURCE],
     parts: &[],
     source: SOURCE,
     bindings: &[
@@ -93,7 +93,7 @@ pub(super) static KERNEL: Kernel = Kernel {
 
 pub(super) static KERNEL_APPEND: Kernel = Kernel {
     name: "linear_append",
-    subgroups: &[&ACTIVATE, &ROOT, &FEW, &MEET_SUBGROUPS, &SOURCE_APPEND],
+    subgroups: &[&TANH, &ACTIVATE, &ROOT, &FEW, &MEET_SUBGROUPS, &SOURCE_APPEND],
     source: SOURCE_APPEND,
     bindings: &[
         WEIGHT,
@@ -110,8 +110,8 @@ pub(super) static KERNEL_APPEND: Kernel = Kernel {
 
 pub(super) static KERNEL_LOGITS: Kernel = Kernel {
     name: "linear_logits",
-    shared: &[&ACTIVATE, &ORDER, &ROOT, &FEW, &MEET],
-    subgroups: &[&ACTIVATE, &ORDER, &ROOT, &FEW, &MEET_SUBGROUPS, &SOURCE_LOGITS],
+    shared: &[&TANH, &ACTIVATE, &ORDER, &ROOT, &FEW, &MEET],
+    subgroups: &[&TANH, &ACTIVATE, &ORDER, &ROOT, &FEW, &MEET_SUBGROUPS, &SOURCE_LOGITS],
     source: SOURCE_LOGITS,
     bindings: &[
         WEIGHT,

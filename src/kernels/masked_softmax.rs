@@ -8,7 +8,7 @@ use crate::program::{Tensor, params};
 use crate::spec::AttentionOptions;
 use crate::tensor::Element;
 use crate::tuning::Case;
-use crate::variant::{ATTENTION, Binding, Kernel, ROWS, ROWS_SUBGROUPS, SCORES, SOFTMAX, Source, Variant, wgsl};
+use crate::variant::{ATTENTION, Binding, Kernel, ROWS, ROWS_SUBGROUPS, SCORES, SOFTMAX, Source, TANH, Variant, wgsl};
 use std::mem::offset_of;
 
 params! {
@@ -39,8 +39,8 @@ const SOURCE: Source = wgsl!("masked_softmax.wgsl");
 
 pub(super) static KERNEL: Kernel = Kernel {
     name: "masked_softmax",
-    shared: &[&ROWS, &ATTENTION, &SCORES, &SOFTMAX],
-    subgroups: &[&ROWS_SUBGROUPS, &ATTENTION, &SCORES, &SOFTMAX, &SOURCE],
+    shared: &[&ROWS, &ATTENTION, &TANH, &SCORES, &SOFTMAX],
+    subgroups: &[&ROWS_SUBGROUPS, &ATTENTION, &TANH, &SCORES, &SOFTMAX, &SOURCE],
     parts: &[],
     source: SOURCE,
     bindings: &[

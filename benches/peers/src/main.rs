@@ -54,6 +54,8 @@ struct Arguments {
 struct Load {
     /// Sets of inputs and weights to rotate over.
     copies: u64,
+    /// What one call reads.
+    input_bytes: u64,
     /// What one call writes.
     output_bytes: u64,
 }
@@ -123,8 +125,10 @@ fn compare(
     json: &mut Option<File>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let written = program.tensors().filter(|(_, role, ..)| *role == Role::Output);
+    let input_bytes = rows::cacheable_bytes(program);
     let load = Load {
-        copies: rows::copies(gpu, rows::cacheable_bytes(program)),
+        copies: rows::copies(gpu, input_bytes),
+        input_bytes,
         output_bytes: written.map(|(.., element, layout)| layout.extent() * element.size()).sum(),
     };
     for peer in peers {
