@@ -8,6 +8,8 @@
 // adapter goes through memory one thread after the other. A row's softmax is one thread's, with no barrier; the scores of a
 // tile, and then their weights, lie in its own places in workgroup memory (THREAD_QUERIES · TILE_N · 32 bytes), which a loop can go over.
 // What holds of options, maxima, sums and hidden keys holds as in attention.wgsl, whose bits these are where it has TILE_N keys a tile.
+// Products stand behind branches, for keys and columns that there are: Mesa 25 would move all of a loop behind all of its loads, into
+// more registers than there are.
 // Loops: keys up to k_len ≤ S, head_size. Parameters and bindings: shared/fused.wgsl.
 
 const THREADS: u32 = 8u;                  // the vector of most CPU adapters
@@ -37,9 +39,8 @@ fn k4(j: u32, d: u32) -> vec4<f32> {
   return keep(group4(k[at / LANES], k[(at + 1u) / LANES], k[(at + 2u) / LANES], k[(at + 3u) / LANES]), params.head_size - d);
 }
 
-// Columns past the last are the last ones' and not stored.
 fn v4(j: u32, d: u32) -> vec4<f32> {
-  let at = v_first + min(j, current.k_len - 1u) * params.v_row + min(d, params.value_size - 4u);
+  let at = v_first + min(j, current.k_len - 1u) * params.v_row + d;
   return group4(v[at / LANES], v[(at + 1u) / LANES], v[(at + 2u) / LANES], v[(at + 3u) / LANES]);
 }
 
@@ -66,9 +67,11 @@ fn put_products(thread: u32, i0: u32, j0: u32) {
     for (var g = 0u; g < KEY_GROUPS; g++) {  // unroll
       let mine = k4(j0 + g * 4u + place, d);
       let keys = transpose(mat4x4<f32>(quadBroadcast(mine, 0u), quadBroadcast(mine, 1u), quadBroadcast(mine, 2u), quadBroadcast(mine, 3u)));
-      for (var n = 0u; n < THREAD_QUERIES; n++) {  // unroll
-        for (var c = 0u; c < 4u; c++) {  // unroll
-          products[n * KEY_GROUPS + g] = fma(vec4<f32>(query[n][c]), keys[c], products[n * KEY_GROUPS + g]);
+      if j0 + g * 4u < current.k_len {
+        for (var n = 0u; n < THREAD_QUERIES; n++) {  // unroll
+          for (var c = 0u; c < 4u; c++) {  // unroll
+            products[n * KEY_GROUPS + g] = fma(vec4<f32>(query[n][c]), keys[c], products[n * KEY_GROUPS + g]);
+          }
         }
       }
     }
@@ -125,11 +128,13 @@ fn add_values(sum: ptr<function, Sums>, thread: u32, j0: u32, count: u32, masked
     let j = j0 + first + place;
     let exists = !masked || key_exists(batch_index, current, j);
     for (var v = 0u; v < VALUE_GROUPS; v++) {  // unroll
-      let mine = select(vec4<f32>(0.0), v4(j, v * 4u), exists);
-      for (var r = 0u; r < 4u; r++) {  // unroll
-        let value = quadBroadcast(mine, r);
-        for (var n = 0u; n < THREAD_QUERIES; n++) {  // unroll
-          (*sum)[n * VALUE_GROUPS + v] = fma(vec4<f32>(weights[n][r]), value, (*sum)[n * VALUE_GROUPS + v]);
+      if v * 4u < params.value_size {
+        let mine = select(vec4<f32>(0.0), v4(j, v * 4u), exists);
+        for (var r = 0u; r < 4u; r++) {  // unroll
+          let value = quadBroadcast(mine, r);
+          for (var n = 0u; n < THREAD_QUERIES; n++) {  // unroll
+            (*sum)[n * VALUE_GROUPS + v] = fma(vec4<f32>(weights[n][r]), value, (*sum)[n * VALUE_GROUPS + v]);
+          }
         }
       }
     }

@@ -43,6 +43,8 @@ var<private> current: Sequence;
 var<private> probs_first: u32;
 var<private> v_first: u32;
 
+fn a_exists(i: u32) -> bool { return i < current.q_len; }
+
 fn a_rows(i: u32) -> vec4<u32> {
   let row = min(vec4<u32>(i, i + 1u, i + 2u, i + 3u), vec4<u32>(current.q_len - 1u));
   return (probs_first + row * params.probs_row) / WIDE_LANES;

@@ -6,8 +6,8 @@ mod common;
 
 use common::few::{Case, check, data};
 use common::{Done, On, Place, Run, floats, on_form, seeded};
-use tileformer::kernels::{Argmax, Linear};
-use tileformer::{Activation, Element, Layout, Sequence};
+use tileformer::kernels::{Argmax, FusedAttention, Linear, Visibility};
+use tileformer::{Activation, AttentionOptions, Element, Layout, Sequence, Sequences};
 
 /// The tier's shared parts, and what they add up.
 const PARTS: [(&str, &str, &str); 3] = [
@@ -32,11 +32,10 @@ fn emulated(text: &str, size: u32, kind: &str) -> String {
     format!("const EMULATED: u32 = {size}u;\n{}\n{text}", include_str!("common/emulated_subgroups.wgsl"))
 }
 
-/// The product in quads, broadcasts emulated: the thread at place `r` is as many lanes off as its place differs.
-fn emulated_product() -> String {
-    let text = include_str!("../shaders/shared/tile_quads.wgsl");
-    let text = text.replace("quadBroadcast(mine, r)", "exchange_vec4(mine, place ^ r)");
-    assert!(!text.contains("= quadBroadcast"), "not all is emulated:\n{text}");
+/// Broadcasts of a quad emulated: the thread at place `r` is as many lanes off as its place differs.
+fn emulated_quads(text: &str) -> String {
+    let text = text.replace("quadBroadcast(mine, ", "exchange_vec4(mine, place ^ ");
+    assert!(!text.contains("quadBroadcast("), "not all is emulated:\n{text}");
     text
 }
 
@@ -56,7 +55,8 @@ fn every_size_gives_the_bits_of_the_core_tier() {
         for (file, text, kind) in PARTS {
             write(&format!("shared/{file}"), &emulated(text, size, kind));
         }
-        write("shared/tile_quads", &emulated_product());
+        write("shared/tile_quads", &emulated_quads(include_str!("../shaders/shared/tile_quads.wgsl")));
+        write("attention_quads", &emulated_quads(include_str!("../shaders/attention_quads.wgsl")));
         // Compilers take long for what is beside the point: activations, which no case has, and whole reductions.
         const NONE: &str =
             "fn activate_onto(v: vec4<f32>, kind: u32, added: vec4<f32>) -> vec4<f32> { return v + added; }\n";
@@ -78,6 +78,7 @@ fn compare_tiers(size: u32) {
     }
     if [4, 16, 64].contains(&size) {
         compare_forms(["linear.f32x4.32x64-quads.subgroups", "linear.f32x4.64x64x16-plain"], linear);
+        compare_forms(["attention.f32x4.64x32.v64-quads.subgroups", "attention.f32x4.64x32.v64"], attention);
     }
 }
 
@@ -134,5 +135,22 @@ fn linear(on: &On) -> Done {
     let weight = run.weight("weight", &[d_out, d_in], &floats(&mut seeded("quads weight", 0), d_out * d_in));
     let y = run.output("y", &[rows, d_out]);
     run.builder.linear("linear", &Linear::new(x, weight, y)).unwrap();
+    run.go()
+}
+
+/// Two sequences of one head, more than a tile of keys and less than one, with a window, so that tiles are plain and masked.
+fn attention(on: &On) -> Done {
+    let (batch, longest, size) = (2, 70, 36);
+    let mut run = Run::new(on, "attention", Place::DENSE);
+    let [q, k, v] = ["q", "k", "v"].map(|name| {
+        let sizes = [batch * longest, 1, size];
+        run.input(name, &sizes, &floats(&mut seeded(name, 1), batch * longest * size))
+    });
+    let options = AttentionOptions { window_left: Some(40), ..AttentionOptions::default() };
+    let sequences = Sequences::padded(&[longest, 21], longest).unwrap();
+    let sequences = run.words("sequences", &[batch, 8], sequences.words());
+    let visibility = Visibility { options, sequences: Some(sequences), ..Visibility::default() };
+    let y = run.output("y", &[batch * longest, 1, size]);
+    run.builder.attention("attention", &FusedAttention::new(q, k, v, [batch, longest, longest], visibility, y)).unwrap();
     run.go()
 }

@@ -1,7 +1,9 @@
-// x and the weight of linear, four neighbours along k at a time, as shared/tile.wgsl wants them.
+// x and the weight of linear, four neighbours along k at a time, as shared/tile.wgsl and tile_quads.wgsl want them.
 
 @group(0) @binding(1) var<storage, read> weight: array<Storage>;     // (d_out, d_in)
 @group(1) @binding(0) var<storage, read> x: array<Storage>;          // (rows, d_in)
+
+fn a_exists(m: u32) -> bool { return m < params.rows; }
 
 // Where rows m .. m + 3 begin, in units of Storage; those past the last row are the last one.
 fn a_rows(m: u32) -> vec4<u32> {

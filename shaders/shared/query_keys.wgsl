@@ -6,6 +6,8 @@ var<private> k_first: u32;
 var<private> q_last: u32;
 var<private> k_last: u32;
 
+fn a_exists(i: u32) -> bool { return i <= q_last; }
+
 fn a_rows(i: u32) -> vec4<u32> {
   return (q_first + min(vec4<u32>(i, i + 1u, i + 2u, i + 3u), vec4<u32>(q_last)) * params.q_row) / LANES;
 }

@@ -3,7 +3,8 @@
 // of its own. The threads of a quad read every fourth row of A for each other, which reaches them by a broadcast, so that an element
 // that is loaded serves as many products as registers hold sums. Sums run over k in order and have the bits of shared/tile.wgsl.
 //
-// The kernel defines a_rows, a4, b_rows and b_block, as there.
+// The kernel defines a_rows, a4, b_rows and b_block, as there, and
+//   fn a_exists(m: u32) -> bool                                     whether A has row m: sums of rows past the last stay 0
 
 const THREADS: u32 = 8u;                  // the vector of most CPU adapters
 const THREAD_M: u32 = TILE_M;
@@ -29,12 +30,15 @@ fn multiply(sum: ptr<function, Accumulator>, thread: u32, m0: u32, n0: u32, begi
     }
     for (var i = 0u; i < ROW_GROUPS; i++) {  // unroll
       let mine = a4(a_row[i], k, tail);
-      for (var r = 0u; r < 4u; r++) {  // unroll
-        let a = quadBroadcast(mine, r);
-        for (var c = 0u; c < 4u; c++) {  // unroll
-          for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
-            let at = (i * 4u + r) * COLUMN_GROUPS + j;
-            (*sum)[at] = fma(vec4<f32>(a[c]), b[j][c], (*sum)[at]);
+      let a = array(quadBroadcast(mine, 0u), quadBroadcast(mine, 1u), quadBroadcast(mine, 2u), quadBroadcast(mine, 3u));
+      // Without a branch around them Mesa 25 moves all products behind all loads, into more registers than there are.
+      if a_exists(m0 + i * 4u) {
+        for (var r = 0u; r < 4u; r++) {  // unroll
+          for (var c = 0u; c < 4u; c++) {  // unroll
+            for (var j = 0u; j < COLUMN_GROUPS; j++) {  // unroll
+              let at = (i * 4u + r) * COLUMN_GROUPS + j;
+              (*sum)[at] = fma(vec4<f32>(a[r][c]), b[j][c], (*sum)[at]);
+            }
           }
         }
       }
