@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::{EPS, Place, Run, assert_close, floats, pick, seeded, uniform, widen};
+use super::{EPS, Place, Run, TANH, assert_close, floats, pick, seeded, uniform, widen};
 use tileformer::kernels::Visibility;
 use tileformer::reference::{self, Attention, MaskValues, Real};
 use tileformer::{AttentionOptions, BatchShape, Element, Mask, Sequence};
@@ -321,7 +321,7 @@ impl Case {
                 _ => 0.0,
             };
             let added = if added > 1e30 { 0.0 } else { added };
-            let capped = self.options.softcap.map_or(0.0, |cap| f64::from(cap) * (1e-5 + 3.0 * EPS));
+            let capped = self.options.softcap.map_or(0.0, |cap| f64::from(cap) * TANH);
             product(b, h, i, j) + capped + 2.0 * EPS * (slope * distance + added)
         })
         .collect()

@@ -4,12 +4,12 @@
 //!
 //! - exp, 3 + 2|x| ULP: Σ p (3 + 2 ln 1/p) ≤ 3 + 2 ln S of the weights of a row, in numerator and denominator, on the largest
 //!   |attention output|;
-//! - tanh, 1e-5 absolute, though only softcaps use WGSL's: in additive scores and softcaps a change of the score, and so twice of every
+//! - tanh, 8 ULP of 1: in additive scores and softcaps a change of the score, and so twice of every
 //!   weight; in tanh-GELU half of it on each hidden element, through the second projection.
 //!
 //! All floors stay below 1e-3 of the outputs, which are about 1: a kernel that is wrong is off by much more.
 
-use super::{EPS, largest};
+use super::{EPS, TANH, largest};
 use tileformer::reference::layers::{Batch, Weights, feed_forward, multi_head_attention, norm};
 use tileformer::reference::{self, LayerNorm, Linear};
 use tileformer::spec::Activation;
@@ -17,8 +17,6 @@ use tileformer::spec::layers::{FeedForward, MultiHeadAttention, Norm, Placement,
 
 /// 2⁻²².
 const UNIT: f64 = 2.0 * EPS;
-/// WGSL's tanh.
-const TANH: f64 = 1e-5;
 
 fn absolute(values: &[f64]) -> Vec<f64> {
     values.iter().map(|v| v.abs()).collect()

@@ -17,7 +17,7 @@ pub mod refusals;
 pub mod run;
 pub mod storing;
 
-pub use close::{EPS, activation_floor, assert_close, largest, storage_floor, stored, sum_floor, widen};
+pub use close::{EPS, TANH, activation_floor, assert_close, largest, storage_floor, stored, sum_floor, widen};
 pub use forms::{forms, on_form, some, stored_forms};
 pub use guarded::{Guarded, POISON, Place};
 pub use random::{floats, pick, primes, seeded, sizes, uniform};
