@@ -18,6 +18,7 @@ const BLOCK: u32 = THREADS * THREAD_QUERIES;     // those at a time
 const TILE_N: u32 = KEY_GROUPS * 4u;      // keys
 
 const_assert TILE_M % BLOCK == 0u;
+const_assert LANES == 4u;
 
 // [group of keys][query of the thread][thread]
 var<workgroup> places: array<vec4<f32>, KEY_GROUPS * THREAD_QUERIES * THREADS>;
@@ -195,8 +196,11 @@ fn finish_block(s: Sequence, thread: u32, i0: u32) {
     let inverse = select(0.0, 1.0 / all, all > 0.0);
     let row = i0 + n * THREADS + thread;
     store_statistics(row, largest[n], all);
-    for (var v = 0u; v < VALUE_GROUPS; v++) {  // unroll
-      store(sum[n * VALUE_GROUPS + v] * inverse, row, v * 4u);
+    if row < s.q_len {
+      let at = params.out_offset + (s.q_start + row) * params.out_row + head_index * params.out_head;
+      for (var v = 0u; v < VALUE_GROUPS; v++) {  // unroll
+        if v * 4u < params.value_size { out[(at + v * 4u) / LANES] = pick(sum[n * VALUE_GROUPS + v] * inverse, 0u); }
+      }
     }
   }
 }

@@ -173,3 +173,27 @@ fn variants_are_few_and_differ() {
     let wide = all.iter().filter(|v| v.features().is_empty() && Storage::WIDE.contains(&v.storage)).count();
     assert!(wide <= 92, "{wide} core variants of f32");
 }
+
+/// Rule: few branches are written out. Compilers put functions in place of calls, and some take time and memory that grow faster than
+/// the number of branches that this makes: SwiftShader comes to no end with 400 of them.
+#[test]
+fn branches_are_few() {
+    fn count(module: &naga::Module, block: &naga::Block) -> usize {
+        block
+            .iter()
+            .map(|statement| match statement {
+                naga::Statement::Block(inner) => count(module, inner),
+                naga::Statement::If { accept, reject, .. } => 1 + count(module, accept) + count(module, reject),
+                naga::Statement::Switch { cases, .. } => cases.iter().map(|case| 1 + count(module, &case.body)).sum(),
+                naga::Statement::Loop { body, continuing, .. } => 1 + count(module, body) + count(module, continuing),
+                naga::Statement::Call { function, .. } => count(module, &module.functions[*function].body),
+                _ => 0,
+            })
+            .sum()
+    }
+    for variant in variants() {
+        let module = module(&variant);
+        let branches = count(&module, &module.entry_points[0].function.body);
+        assert!(branches <= 300, "{variant:?} has {branches} branches");
+    }
+}
