@@ -1,5 +1,5 @@
-//! GPT-2 and Llama under their checkpoints' names: the forward pass against the reference, padded, packed and masked, in f32 and f16; texts
-//! over caches against the forward pass; what is refused.
+//! GPT-2, Llama, Mistral and Qwen2 under their checkpoints' names: the forward pass against the reference, padded, packed and masked, in
+//! f32 and f16; texts over caches against the forward pass; what is refused.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;
@@ -83,6 +83,16 @@ fn compare(
     wide
 }
 
+/// Keys of a Qwen2 with a window of four tokens in the layers that `which` says.
+fn slides(which: &str) -> String {
+    format!(r#", "use_sliding_window": true, "sliding_window": 4, {which}"#)
+}
+
+/// A model with Llama's keys.
+fn of_family(family: &str, sizes: [usize; 6], more: &str) -> String {
+    llama(sizes, more).replace("llama", family)
+}
+
 /// Configurations that differ in all that these models differ in.
 fn configs() -> Vec<String> {
     let stretched = r#", "rope_theta": 500.0, "rope_scaling": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
@@ -93,6 +103,8 @@ fn configs() -> Vec<String> {
         gpt2([15, 3, 29, 1], r#", "tie_word_embeddings": false, "scale_attn_weights": false"#),
         llama([24, 4, 2, 8, 36, 2], stretched),
         llama([20, 3, 1, 6, 29, 3], linear),
+        of_family("mistral", [24, 4, 2, 8, 36, 2], r#", "sliding_window": 5"#),
+        of_family("qwen2", [24, 4, 2, 6, 36, 2], r#", "tie_word_embeddings": true"#),
     ]
 }
 
@@ -215,6 +227,12 @@ fn what_does_not_fit_is_named() {
         (gpt2(small_gpt2, r#", "num_hidden_layers": 1"#), "num_hidden_layers"),
         (llama(small_llama, r#", "is_causal": false"#), "is_causal"),
         (llama(small_llama, r#", "attention_chunk_size": 4"#), "attention_chunk_size"),
+        (llama(small_llama, r#", "sliding_window": 4"#), "sliding_window"),
+        (of_family("qwen2", small_llama, &slides(r#""max_window_layers": 1"#)), "sliding_window"),
+        (of_family("qwen2", small_llama, &slides(r#""max_window_layers": -1"#)), "max_window_layers"),
+        (of_family("qwen2", small_llama, &slides(r#""layer_types": ["sliding_attention"]"#)), "layer_types"),
+        (of_family("qwen2", small_llama, &slides(r#""layer_types": [1, 2]"#)), "layer_types"),
+        (of_family("mistral", small_llama, "").replace("num_key_value_heads", "none"), "num_key_value_heads"),
         (gpt2([24, 5, 40, 2], ""), "n_head"),
         (gpt2(small_gpt2, r#", "n_positions": null"#), "n_positions"),
         (gpt2(small_gpt2, r#", "n_layer": 5000"#), "n_layer"),
@@ -268,4 +286,27 @@ fn what_does_not_fit_is_named() {
     assert_eq!(model(&gpt2(small_gpt2, "")).unwrap().rotary_table().unwrap(), None);
     let wide = model(&gpt2(small_gpt2, r#", "n_inner": null"#)).unwrap();
     assert_eq!(wide.layer.feed_forward.d_ff, 96);
+}
+
+/// Rule: a window is what the Transformers library makes of a family's keys: of W tokens, a token and the W − 1 before it.
+#[test]
+fn windows_are_those_of_the_family() {
+    let all = r#""layer_types": ["sliding_attention", "sliding_attention"]"#;
+    for (family, more, expected) in [
+        ("mistral", r#", "sliding_window": 5"#, Some(4)),
+        ("mistral", r#", "sliding_window": 1"#, Some(0)),
+        ("mistral", r#", "sliding_window": null"#, None),
+        ("mistral", r#", "max_position_embeddings": 9000"#, Some(4095)),
+        ("mistral", "", None),
+        ("qwen2", r#", "sliding_window": 4"#, None),
+        ("qwen2", &slides(all).replace("true", "false"), None),
+        ("qwen2", &slides(all), Some(3)),
+        ("qwen2", &slides(r#""max_window_layers": 0"#), Some(3)),
+        ("qwen2", &slides(r#""max_window_layers": 2"#), None),
+        ("qwen2", &slides(r#""max_position_embeddings": 4, "max_window_layers": 1"#), None),
+        ("llama", r#", "sliding_window": 24"#, None),
+    ] {
+        let model = model(&of_family(family, [24, 4, 2, 8, 36, 2], more)).unwrap();
+        assert_eq!(model.layer.attention.options.window_left, expected, "{family}{more}");
+    }
 }

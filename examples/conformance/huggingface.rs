@@ -40,9 +40,8 @@ impl Model {
     pub(crate) fn read(case: &Case) -> Outcome<Self> {
         match case.text("op")? {
             op if BERTS.contains(&op) => Ok(Self::Bert(Box::new(Run::new(case, op)?))),
-            "GPT2Model" | "GPT2LMHeadModel" | "LlamaModel" | "LlamaForCausalLM" => {
-                Ok(Self::Causal(Box::new(huggingface_causal::Run::new(case)?)))
-            }
+            "GPT2Model" | "GPT2LMHeadModel" | "LlamaModel" | "LlamaForCausalLM" | "MistralModel" | "MistralForCausalLM"
+            | "Qwen2Model" | "Qwen2ForCausalLM" => Ok(Self::Causal(Box::new(huggingface_causal::Run::new(case)?))),
             "MarianModel" | "MarianMTModel" | "BartModel" | "BartForConditionalGeneration" => {
                 Ok(Self::Seq2Seq(Box::new(huggingface_seq2seq::Run::new(case)?)))
             }

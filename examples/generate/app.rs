@@ -19,7 +19,7 @@ use crate::sheet;
 pub(crate) struct Args {
     /// What to continue; without it, all of standard input
     prompt: Option<String>,
-    /// The model's folder: config.json of a GPT-2 or Llama, safetensors, tokenizer.json
+    /// The model's folder: config.json of a GPT-2, Llama, Mistral or Qwen2, safetensors, tokenizer.json
     #[arg(long, value_name = "DIR", required_unless_present = "list_adapters")]
     model: Option<PathBuf>,
     /// New tokens, at most

@@ -1,4 +1,4 @@
-//! Text that goes on, by any GPT-2 or Llama:
+//! Text that goes on, by any GPT-2, Llama, Mistral or Qwen2:
 //!
 //! ```text
 //! cargo run --release --example generate -- --model gpt2 "The meaning of life is"

@@ -1,4 +1,4 @@
-//! A folder with a GPT-2 or Llama in it, and a text of it on the GPU.
+//! A folder with a causal language model in it, and a text of it on the GPU.
 
 use std::error::Error;
 use std::path::Path;

@@ -64,6 +64,23 @@ impl Config {
         self.optional_size(key)?.ok_or_else(|| self.refusal(key, "a size from 1 to 2^30"))
     }
 
+    /// A size, `default` where its key is left out; `None` where it is null.
+    pub(super) fn size_or(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+        if self.values.contains_key(key) { self.optional_size(key) } else { Ok(default) }
+    }
+
+    /// A number of things, 0 included, where there is one.
+    pub(super) fn count(&self, key: &str) -> Result<Option<usize>> {
+        self.read(key, "a number from 0 to 2^30", |v| {
+            v.as_u64().and_then(|v| usize::try_from(v).ok()).filter(|&v| v <= MOST)
+        })
+    }
+
+    /// Strings, where there are any.
+    pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        self.read(key, "strings", |v| v.as_array()?.iter().map(Value::as_str).collect())
+    }
+
     /// The number of layers: a size of at most 1024.
     ///
     /// # Errors
@@ -114,17 +131,20 @@ impl Config {
         }
     }
 
-    /// Refuses an attention that sees less, or more, than all earlier tokens.
+    /// Refuses an attention that sees later tokens, or parts of a text alone.
     pub(super) fn expect_causal(&self, positions: usize) -> Result<()> {
         if !self.flag("is_causal", true)? {
             return Err(self.refusal("is_causal", true));
         }
-        for key in ["sliding_window", "attention_chunk_size"] {
-            if self.optional_size(key)?.is_some_and(|window| window < positions) {
-                return Err(self.refusal(key, format!("none below {positions}, the positions")));
-            }
+        self.expect_wide("attention_chunk_size", positions)
+    }
+
+    /// Refuses a size of what attention sees, a window's say, below the number of positions.
+    pub(super) fn expect_wide(&self, key: &str, positions: usize) -> Result<()> {
+        match self.optional_size(key)? {
+            Some(size) if size < positions => Err(self.refusal(key, format!("none below {positions}, the positions"))),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Refuses another text than one of `supported`; left out is fine.

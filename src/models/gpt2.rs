@@ -29,6 +29,7 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
     }
     let positions = config.size("n_positions")?;
     config.expect_causal(positions)?;
+    config.expect_wide("sliding_window", positions)?;
     let (d_model, n_heads) = (config.size("n_embd")?, config.size("n_head")?);
     if !d_model.is_multiple_of(n_heads) {
         return Err(config.refusal("n_head", format!("a divisor of n_embd, {d_model}")));

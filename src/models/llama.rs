@@ -1,4 +1,5 @@
 //! Llama (Touvron et al., arXiv 2302.13971): RMS norms in front, rotary positions, grouped heads, gated feed-forward networks.
+//! Mistral (Jiang et al., arXiv 2310.06825) is the same with a window, Qwen2 (Yang et al., arXiv 2407.10671) with biases of q, k and v.
 
 use super::causal::{CausalModel, Names, RotaryFrequencies};
 use super::{Config, Source, WeightMap};
@@ -6,16 +7,35 @@ use crate::error::Result;
 use crate::layers::{Embedding, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement, RotaryOptions};
 use crate::spec::{Activation, AttentionOptions, RotaryOrder, RotaryScaling};
 
-/// The model that a `config.json` of a Llama describes.
+/// What a checkpoint with Llama's layers is called, and what the Transformers library takes for a key that is left out.
+struct Family {
+    names: Names,
+    n_kv_heads: Option<usize>,
+    positions: usize,
+}
+
+impl Family {
+    fn of(config: &Config) -> Result<Self> {
+        config.expect("model_type", &["llama", "mistral", "qwen2"])?;
+        Ok(match config.text("model_type")? {
+            Some("mistral") => Self { names: Names::Llama, n_kv_heads: Some(8), positions: 131_072 },
+            Some("qwen2") => Self { names: Names::Qwen2, n_kv_heads: Some(32), positions: 32_768 },
+            _ => Self { names: Names::Llama, n_kv_heads: None, positions: 2048 },
+        })
+    }
+}
+
+/// The model that a `config.json` of a Llama, a Mistral or a Qwen2 describes.
 ///
 /// # Errors
-/// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `llama`, rotary positions that are stretched in another
-/// way than `linear` and `llama3` (`dynamic` stretches nothing within the model's positions) or turn a part of a head, attention to later
-/// tokens or to a window, an activation that the crate does not have, sizes that are missing or do not divide; each by its key.
+/// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `llama`, `mistral` and `qwen2`, rotary positions that are
+/// stretched in another way than `linear` and `llama3` (`dynamic` stretches nothing within the model's positions) or turn a part of a
+/// head, attention to later tokens, a window of a Llama or of some layers of a Qwen2 alone, an activation that the crate does not have,
+/// sizes that are missing or do not divide; each by its key.
 pub fn from_config(config: &Config) -> Result<CausalModel> {
-    config.expect("model_type", &["llama"])?;
+    let family = Family::of(config)?;
     let (d_model, n_heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
-    let n_kv_heads = config.optional_size("num_key_value_heads")?.unwrap_or(n_heads);
+    let n_kv_heads = config.size_or("num_key_value_heads", family.n_kv_heads)?.unwrap_or(n_heads);
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(config.refusal("num_key_value_heads", format!("a divisor of num_attention_heads, {n_heads}")));
     }
@@ -31,15 +51,17 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
     if eps < 0.0 {
         return Err(config.refusal("rms_norm_eps", "at least 0"));
     }
-    let positions = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
-    config.expect_causal(positions)?;
+    let positions = config.optional_size("max_position_embeddings")?.unwrap_or(family.positions);
+    let n_layers = config.layers("num_hidden_layers")?;
+    // A window of W tokens is a token and the W − 1 before it.
+    let window_left = window(config, n_layers, positions)?.map(|window| window as u32 - 1);
     let attention = MultiHeadAttention {
         n_kv_heads,
         head_size,
         value_head_size: head_size,
-        bias: config.flag("attention_bias", false)?,
+        bias: family.names == Names::Qwen2 || config.flag("attention_bias", false)?,
         rotary: Some(RotaryOptions { positions, columns: head_size, order: RotaryOrder::Halves }),
-        options: AttentionOptions::causal(),
+        options: AttentionOptions { window_left, ..AttentionOptions::causal() },
         ..MultiHeadAttention::new(d_model, n_heads)
     };
     let feed_forward = FeedForward {
@@ -55,12 +77,41 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
     Ok(CausalModel {
         embedding: Embedding::new(config.size("vocab_size")?, d_model),
         layer,
-        n_layers: config.layers("num_hidden_layers")?,
+        n_layers,
         final_norm: norm,
         tied: config.flag("tie_word_embeddings", false)?,
         frequencies: frequencies(config)?,
-        names: Names::Llama,
+        names: family.names,
     })
+}
+
+/// How many tokens a row sees, itself included, where those are fewer than there may be.
+fn window(config: &Config, n_layers: usize, positions: usize) -> Result<Option<usize>> {
+    config.expect_causal(positions)?;
+    let windowed = match config.text("model_type")? {
+        Some("mistral") => n_layers,
+        Some("qwen2") => windowed_layers(config, n_layers)?,
+        _ => return config.expect_wide("sliding_window", positions).map(|()| None),
+    };
+    let window = config.size_or("sliding_window", Some(4096))?.filter(|&window| windowed > 0 && window < positions);
+    if window.is_some() && windowed < n_layers {
+        return Err(config.refusal("sliding_window", format!("one of all {n_layers} layers, not of {windowed}: none")));
+    }
+    Ok(window)
+}
+
+/// How many layers of a Qwen2 have a window.
+fn windowed_layers(config: &Config, n_layers: usize) -> Result<usize> {
+    if !config.flag("use_sliding_window", false)? {
+        return Ok(0);
+    }
+    match config.texts("layer_types")? {
+        Some(kinds) if kinds.len() != n_layers => {
+            Err(config.refusal("layer_types", format!("one for each of {n_layers} layers")))
+        }
+        Some(kinds) => Ok(kinds.iter().filter(|&&kind| kind == "sliding_attention").count()),
+        None => Ok(n_layers.saturating_sub(config.count("max_window_layers")?.unwrap_or(28))),
+    }
 }
 
 /// From `rope_theta` and `rope_scaling`, as older configurations have them, or from `rope_parameters`.
@@ -108,9 +159,9 @@ fn frequencies(config: &Config) -> Result<RotaryFrequencies> {
 /// The token table of a checkpoint.
 pub(super) const TOKENS: &str = "model.embed_tokens.weight";
 
-/// The names of `LlamaForCausalLM`.
+/// The names of `LlamaForCausalLM`, `MistralForCausalLM` and `Qwen2ForCausalLM`.
 pub(super) fn weights(model: &CausalModel) -> WeightMap {
-    let mut map = WeightMap::new();
+    let (mut map, d_model) = (WeightMap::new(), model.embedding.d_model);
     let token = Source::tensor(TOKENS);
     map.insert("token_embedding.weight", if model.tied { token.or("lm_head.weight") } else { token });
     let parts = |bias: bool| if bias { &["weight", "bias"][..] } else { &["weight"][..] };
@@ -122,7 +173,11 @@ pub(super) fn weights(model: &CausalModel) -> WeightMap {
         for part in parts(model.layer.attention.bias) {
             let names = ["self_attn.q", "self_attn.k", "self_attn.v"];
             map.insert(format!("{ours}.self_attn.in_proj_{part}"), stacked(&names, part));
-            map.insert(format!("{ours}.self_attn.out_proj.{part}"), stacked(&["self_attn.o"], part));
+            let out = match (model.names, part) {
+                (Names::Qwen2, &"bias") => Source::values(&[d_model], vec![0.0; d_model]),
+                _ => stacked(&["self_attn.o"], part),
+            };
+            map.insert(format!("{ours}.self_attn.out_proj.{part}"), out);
         }
         for part in parts(model.layer.feed_forward.bias) {
             map.insert(format!("{ours}.linear1.{part}"), stacked(&["mlp.gate", "mlp.up"], part));

@@ -173,7 +173,10 @@ pub fn causal(config: &str) -> Tensors {
             let layer = format!("model.layers.{n}");
             let attends =
                 [("self_attn.q", c, q), ("self_attn.k", c, k), ("self_attn.v", c, v)].map(|part| (part, attention.bias));
-            let o = (("self_attn.o", q / attention.head_size * attention.value_head_size, c), attention.bias);
+            let o = (
+                ("self_attn.o", q / attention.head_size * attention.value_head_size, c),
+                attention.bias && !config.contains("qwen2"),
+            );
             let feeds =
                 [("mlp.gate", c, f), ("mlp.up", c, f), ("mlp.down", f, c)].map(|part| (part, model.layer.feed_forward.bias));
             for ((name, d_in, d_out), bias) in attends.into_iter().chain([o]).chain(feeds) {

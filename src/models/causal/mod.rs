@@ -68,6 +68,8 @@ impl Default for RotaryFrequencies {
 pub(super) enum Names {
     Gpt2,
     Llama,
+    /// Llama's, with biases of q, k and v alone.
+    Qwen2,
 }
 
 /// What a forward pass writes. Rows are those of the batch, padding like any other; C is the model's width.
@@ -103,21 +105,21 @@ impl CausalModel {
         let mut model = Self::from_config(checkpoint.config())?;
         let tokens = match model.names {
             Names::Gpt2 => gpt2::TOKENS,
-            Names::Llama => llama::TOKENS,
+            Names::Llama | Names::Qwen2 => llama::TOKENS,
         };
         model.tied &= !checkpoint.differ(tokens, "lm_head.weight");
         Ok(model)
     }
 
-    /// The model that a `config.json` describes, by its `model_type`: `gpt2` or `llama`.
+    /// The model that a `config.json` describes, by its `model_type`: `gpt2`, `llama`, `mistral` or `qwen2`.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for another model type; as [`gpt2::from_config`] and [`llama::from_config`].
     pub fn from_config(config: &Config) -> Result<Self> {
         match config.text("model_type")? {
             Some("gpt2") => gpt2::from_config(config),
-            Some("llama") => llama::from_config(config),
-            _ => Err(config.refusal("model_type", "gpt2 or llama")),
+            Some("llama" | "mistral" | "qwen2") => llama::from_config(config),
+            _ => Err(config.refusal("model_type", "gpt2, llama, mistral or qwen2")),
         }
     }
 
@@ -163,7 +165,7 @@ impl CausalModel {
     pub fn weights(&self) -> WeightMap {
         match self.names {
             Names::Gpt2 => gpt2::weights(self),
-            Names::Llama => llama::weights(self),
+            Names::Llama | Names::Qwen2 => llama::weights(self),
         }
     }
 
