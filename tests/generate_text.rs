@@ -1,4 +1,4 @@
-//! The example `generate`: the expected greedy texts of GPT-2 and Llama, drawn texts that their seed repeats; what cannot be continued is refused.
+//! The example `generate`: the expected greedy texts of every family, drawn texts that their seed repeats; what cannot be continued is refused.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 #[path = "../examples/generate/app.rs"]
@@ -29,8 +29,10 @@ impl Tiny {
         let path = std::env::temp_dir().join(format!("tileformer-{}-{test}-{case}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
-        let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/conformance/huggingface");
-        let bytes = fs::read(cases.join(format!("{case}.safetensors"))).unwrap();
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let folders =
+            ["conformance/huggingface", "families"].map(|folder| data.join(folder).join(case).with_extension("safetensors"));
+        let bytes = fs::read(folders.iter().find(|path| path.exists()).expect(case)).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         fs::write(path.join("config.json"), &header.metadata().as_ref().unwrap()["config"]).unwrap();
         let case = SafeTensors::deserialize(&bytes).unwrap();
@@ -78,16 +80,18 @@ fn words(ids: &[u32]) -> String {
 /// Rule: greedy texts are the expected ones, in pieces of any size, from an argument and from standard input.
 #[test]
 fn greedy_texts_are_the_expected() {
-    for case in ["gpt2_0", "llama_2"] {
+    for (case, positions) in [("gpt2_0", 64), ("llama_2", 64), ("mistral", 32), ("qwen2", 32)] {
         let tiny = Tiny::new("greedy", case);
         let (prompt, whole) = (words(&tiny.ids[..11]), words(&tiny.ids) + "\n");
-        assert_eq!(tiny.text(&["--endless", "--tokens", "24", &prompt], b""), whole, "{case}");
+        let tokens = (tiny.ids.len() - 11).to_string();
+        assert_eq!(tiny.text(&["--endless", "--tokens", &tokens, &prompt], b""), whole, "{case}");
         let input = format!("{prompt}\n");
-        assert_eq!(tiny.text(&["--endless", "--tokens", "24", "--chunk", "5"], input.as_bytes()), whole, "{case}");
+        assert_eq!(tiny.text(&["--endless", "--tokens", &tokens, "--chunk", "5"], input.as_bytes()), whole, "{case}");
         // From a shorter prompt, or from none, a text of the length that there is room for.
         let (out, notices, _) = tiny.run(&["--endless", "--tokens", "1000", ""], b"");
-        assert_eq!(out.split_whitespace().count(), 64, "{notices}");
-        assert!(notices.starts_with("notice: at most 64 new tokens, as the model has 64 positions\n"), "{notices}");
+        assert_eq!(out.split_whitespace().count(), positions, "{notices}");
+        let notice = format!("notice: at most {positions} new tokens, as the model has {positions} positions\n");
+        assert!(notices.starts_with(&notice), "{notices}");
     }
 }
 

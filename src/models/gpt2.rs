@@ -1,6 +1,6 @@
 //! GPT-2 (Radford et al., 2019): pre-norm layers, GELU by tanh, learned positions, the token table as the projection.
 
-use super::causal::{CausalModel, Names, RotaryFrequencies};
+use super::causal::{CausalModel, Family, RotaryFrequencies};
 use super::{Config, Source, WeightMap};
 use crate::error::Result;
 use crate::layers::{Embedding, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement};
@@ -58,7 +58,7 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
         final_norm: norm,
         tied: config.flag("tie_word_embeddings", true)?,
         frequencies: RotaryFrequencies::default(),
-        names: Names::Gpt2,
+        family: Family::Gpt2,
     })
 }
 

@@ -1,29 +1,11 @@
 //! Llama (Touvron et al., arXiv 2302.13971): RMS norms in front, rotary positions, grouped heads, gated feed-forward networks.
 //! Mistral (Jiang et al., arXiv 2310.06825) is the same with a window, Qwen2 (Yang et al., arXiv 2407.10671) with biases of q, k and v.
 
-use super::causal::{CausalModel, Names, RotaryFrequencies};
+use super::causal::{CausalModel, Family, RotaryFrequencies};
 use super::{Config, Source, WeightMap};
 use crate::error::Result;
 use crate::layers::{Embedding, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement, RotaryOptions};
 use crate::spec::{Activation, AttentionOptions, RotaryOrder, RotaryScaling};
-
-/// What a checkpoint with Llama's layers is called, and what the Transformers library takes for a key that is left out.
-struct Family {
-    names: Names,
-    n_kv_heads: Option<usize>,
-    positions: usize,
-}
-
-impl Family {
-    fn of(config: &Config) -> Result<Self> {
-        config.expect("model_type", &["llama", "mistral", "qwen2"])?;
-        Ok(match config.text("model_type")? {
-            Some("mistral") => Self { names: Names::Llama, n_kv_heads: Some(8), positions: 131_072 },
-            Some("qwen2") => Self { names: Names::Qwen2, n_kv_heads: Some(32), positions: 32_768 },
-            _ => Self { names: Names::Llama, n_kv_heads: None, positions: 2048 },
-        })
-    }
-}
 
 /// The model that a `config.json` of a Llama, a Mistral or a Qwen2 describes.
 ///
@@ -33,9 +15,15 @@ impl Family {
 /// head, attention to later tokens, a window of a Llama or of some layers of a Qwen2 alone, an activation that the crate does not have,
 /// sizes that are missing or do not divide; each by its key.
 pub fn from_config(config: &Config) -> Result<CausalModel> {
-    let family = Family::of(config)?;
+    config.expect("model_type", &["llama", "mistral", "qwen2"])?;
+    // What the Transformers library takes for keys that are left out.
+    let (family, usual_kv_heads, usual_positions) = match config.text("model_type")? {
+        Some("mistral") => (Family::Mistral, Some(8), 131_072),
+        Some("qwen2") => (Family::Qwen2, Some(32), 32_768),
+        _ => (Family::Llama, None, 2048),
+    };
     let (d_model, n_heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
-    let n_kv_heads = config.size_or("num_key_value_heads", family.n_kv_heads)?.unwrap_or(n_heads);
+    let n_kv_heads = config.size_or("num_key_value_heads", usual_kv_heads)?.unwrap_or(n_heads);
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(config.refusal("num_key_value_heads", format!("a divisor of num_attention_heads, {n_heads}")));
     }
@@ -51,15 +39,15 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
     if eps < 0.0 {
         return Err(config.refusal("rms_norm_eps", "at least 0"));
     }
-    let positions = config.optional_size("max_position_embeddings")?.unwrap_or(family.positions);
+    let positions = config.optional_size("max_position_embeddings")?.unwrap_or(usual_positions);
     let n_layers = config.layers("num_hidden_layers")?;
     // A window of W tokens is a token and the W − 1 before it.
-    let window_left = window(config, n_layers, positions)?.map(|window| window as u32 - 1);
+    let window_left = window(config, family, n_layers, positions)?.map(|window| window as u32 - 1);
     let attention = MultiHeadAttention {
         n_kv_heads,
         head_size,
         value_head_size: head_size,
-        bias: family.names == Names::Qwen2 || config.flag("attention_bias", false)?,
+        bias: family == Family::Qwen2 || config.flag("attention_bias", false)?,
         rotary: Some(RotaryOptions { positions, columns: head_size, order: RotaryOrder::Halves }),
         options: AttentionOptions { window_left, ..AttentionOptions::causal() },
         ..MultiHeadAttention::new(d_model, n_heads)
@@ -81,16 +69,16 @@ pub fn from_config(config: &Config) -> Result<CausalModel> {
         final_norm: norm,
         tied: config.flag("tie_word_embeddings", false)?,
         frequencies: frequencies(config)?,
-        names: family.names,
+        family,
     })
 }
 
 /// How many tokens a row sees, itself included, where those are fewer than there may be.
-fn window(config: &Config, n_layers: usize, positions: usize) -> Result<Option<usize>> {
+fn window(config: &Config, family: Family, n_layers: usize, positions: usize) -> Result<Option<usize>> {
     config.expect_causal(positions)?;
-    let windowed = match config.text("model_type")? {
-        Some("mistral") => n_layers,
-        Some("qwen2") => windowed_layers(config, n_layers)?,
+    let windowed = match family {
+        Family::Mistral => n_layers,
+        Family::Qwen2 => windowed_layers(config, n_layers)?,
         _ => return config.expect_wide("sliding_window", positions).map(|()| None),
     };
     let window = config.size_or("sliding_window", Some(4096))?.filter(|&window| windowed > 0 && window < positions);
@@ -173,8 +161,9 @@ pub(super) fn weights(model: &CausalModel) -> WeightMap {
         for part in parts(model.layer.attention.bias) {
             let names = ["self_attn.q", "self_attn.k", "self_attn.v"];
             map.insert(format!("{ours}.self_attn.in_proj_{part}"), stacked(&names, part));
-            let out = match (model.names, part) {
-                (Names::Qwen2, &"bias") => Source::values(&[d_model], vec![0.0; d_model]),
+            let out = match (model.family, part) {
+                // A bias of the others comes with one of the output, which is zeros here.
+                (Family::Qwen2, &"bias") => Source::values(&[d_model], vec![0.0; d_model]),
                 _ => stacked(&["self_attn.o"], part),
             };
             map.insert(format!("{ours}.self_attn.out_proj.{part}"), out);

@@ -45,7 +45,7 @@ pub struct CausalModel {
     pub tied: bool,
     /// Of what the rotary table is made, where attention has rotary positions.
     pub frequencies: RotaryFrequencies,
-    pub(super) names: Names,
+    pub(super) family: Family,
 }
 
 /// What the rotary positions of a model turn by: see [`rotary_table`].
@@ -63,12 +63,12 @@ impl Default for RotaryFrequencies {
     }
 }
 
-/// Whose names the tensors of a checkpoint have.
+/// Which family a checkpoint is of: its names, and what configurations leave unsaid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Names {
+pub(super) enum Family {
     Gpt2,
     Llama,
-    /// Llama's, with biases of q, k and v alone.
+    Mistral,
     Qwen2,
 }
 
@@ -103,9 +103,9 @@ impl CausalModel {
     /// As [`CausalModel::from_config`].
     pub fn new(checkpoint: &Checkpoint) -> Result<Self> {
         let mut model = Self::from_config(checkpoint.config())?;
-        let tokens = match model.names {
-            Names::Gpt2 => gpt2::TOKENS,
-            Names::Llama | Names::Qwen2 => llama::TOKENS,
+        let tokens = match model.family {
+            Family::Gpt2 => gpt2::TOKENS,
+            Family::Llama | Family::Mistral | Family::Qwen2 => llama::TOKENS,
         };
         model.tied &= !checkpoint.differ(tokens, "lm_head.weight");
         Ok(model)
@@ -163,9 +163,9 @@ impl CausalModel {
     /// For each weight of the programs, which tensors of a checkpoint it comes from.
     #[must_use]
     pub fn weights(&self) -> WeightMap {
-        match self.names {
-            Names::Gpt2 => gpt2::weights(self),
-            Names::Llama | Names::Qwen2 => llama::weights(self),
+        match self.family {
+            Family::Gpt2 => gpt2::weights(self),
+            Family::Llama | Family::Mistral | Family::Qwen2 => llama::weights(self),
         }
     }
 
