@@ -123,7 +123,12 @@ impl Builder {
     /// # Errors
     /// As [`Builder::input`].
     pub fn weight(&mut self, name: &str, layout: Layout) -> Result<Tensor> {
-        self.slot(name, Role::Weight, self.storage, layout)
+        self.weight_as(name, self.storage, layout)
+    }
+
+    /// As [`Builder::weight`], stored as `element`.
+    pub(crate) fn weight_as(&mut self, name: &str, element: Element, layout: Layout) -> Result<Tensor> {
+        self.slot(name, Role::Weight, element, layout)
     }
 
     /// A tensor that the caller binds and the program writes.

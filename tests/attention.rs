@@ -294,11 +294,13 @@ fn probs_behind_the_last_key_reach_nothing() {
 /// Rule: a row whose every key is hidden, by whichever option, gives exact zeros in weights and output.
 #[test]
 fn rows_without_a_key_give_zeros() {
-    for (number, way) in ["length", "key mask", "boolean", "additive", "causal", "window"].into_iter().enumerate() {
+    for (number, way) in
+        ["length", "key mask", "boolean", "additive", "relative", "causal", "window"].into_iter().enumerate()
+    {
         for place in [Place::DENSE, Place::ODD] {
             let mut levels = [0; FACTORS.len()];
             (levels[0], levels[2]) = (1, usize::from(way == "key mask"));
-            levels[3] = [0, 1, 4][usize::from(way == "boolean") + 2 * usize::from(way == "additive")];
+            levels[3] = common::attention::mask_level(way);
             let mut case = Case::of(&levels, 21, &mut seeded("fully masked", number as u64));
             case.place = place;
             match way {
@@ -306,13 +308,7 @@ fn rows_without_a_key_give_zeros() {
                 "key mask" => case.key_mask.as_mut().unwrap().1.fill(0),
                 "causal" => (case.options.causal, case.sequences[1].offset) = (true, -30),
                 "window" => (case.options.window_left, case.sequences[1].offset) = (Some(3), 40),
-                _ => {
-                    let (_, data) = case.mask.as_mut().unwrap();
-                    match data {
-                        common::attention::MaskData::Boolean(values) => values.fill(0),
-                        common::attention::MaskData::Additive(values) => values.fill(f32::NEG_INFINITY),
-                    }
-                }
+                _ => case.mask.as_mut().unwrap().1.hide_all(),
             }
             let data = Data::of(&case, "fully masked", number as u64);
             let done = check(way, &case, false, &data);

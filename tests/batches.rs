@@ -11,7 +11,7 @@ mod writing;
 
 use std::collections::BTreeMap;
 
-use checkpoints::{APART, BART, MARIAN, VOCABULARY, bert_config, gpt2, ids, llama, seq2seq_config};
+use checkpoints::{APART, BART, MARIAN, MT5, T5, VOCABULARY, bert_config, gpt2, ids, llama, seq2seq_config};
 use common::{On, on_invariant};
 use safetensors::tensor::Dtype;
 use tileformer::layers::Inputs;
@@ -195,7 +195,7 @@ fn families() -> Vec<(String, Box<dyn Family>)> {
         let model = CausalModel::new(&checkpoint).unwrap();
         all.push((name.into(), Box::new((checkpoint, model))));
     }
-    for (name, made) in [("Marian", APART), ("BART", checkpoints::Made { more: UNTIED, ..BART })] {
+    for (name, made) in [("Marian", APART), ("BART", checkpoints::Made { more: UNTIED, ..BART }), ("mT5", MT5)] {
         let checkpoint =
             checkpoints::seq2seq(&made).with_hole(HOLE as usize, &TABLES).checkpoint(&seq2seq_config(&made), Dtype::F32);
         let model = Seq2Seq::new(&checkpoint).unwrap();
@@ -261,7 +261,7 @@ fn a_text_is_written_alike_in_every_batch() {
             );
         }
     }
-    for made in [MARIAN, BART, APART] {
+    for made in [MARIAN, BART, APART, T5, MT5] {
         // Sources of padding are memories of NaN, where the decoder has another table.
         let checkpoint = checkpoints::seq2seq(&made).with_hole(HOLE as usize, &["encoder.embed_tokens."]);
         let checkpoint = checkpoint.checkpoint(&seq2seq_config(&made), Dtype::F32);

@@ -72,6 +72,16 @@ fn sources_put_tensors_together() {
     assert_eq!(get(tensor("b").reshaped(&[3])), (vec![3], b));
     assert_eq!(get(tensor("x").or("y").or("c")).0, [3]);
     assert_eq!(get(Source::values(&[2, 1], vec![3.0, 4.0])), (vec![2, 1], vec![3.0, 4.0]));
+    let rows = tensor("a").gathered(vec![1, 0, 1, 1]);
+    assert_eq!(get(rows.clone()).1, [1.5, 2.0, 2.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 1.5, 2.0, 2.5]);
+    assert_eq!(
+        get(rows.clone().transposed()),
+        (vec![3, 4], vec![1.5, 0.0, 1.5, 1.5, 2.0, 0.5, 2.0, 2.0, 2.5, 1.0, 2.5, 2.5])
+    );
+    assert_eq!(
+        get(Source::rows([tensor("b").scaled(0.5), rows.scaled(2.0).scaled(3.0)])).1[1..5],
+        [32752.0, 4.0, 9.0, 12.0]
+    );
     let both = Source::rows([tensor("a").transposed(), Source::values(&[1, 2], vec![8.0, 9.0])]);
     assert_eq!(get(both.clone()).1, [&turned[..], &[8.0, 9.0]].concat());
 
@@ -97,6 +107,10 @@ fn sources_put_tensors_together() {
     assert_eq!(refused(tensor("a").reshaped(&[7])), "a: expected elements for [7], found [2, 3]");
     assert!(refused(tensor("a").reshaped(&[usize::MAX, 2])).starts_with("a: "));
     assert!(refused(Source::rows([])).contains("at least one source"));
+    assert_eq!(refused(tensor("a").gathered(vec![0, 2])), "rows of a: expected rows below 2, found 2");
+    let [turned, vector] = [tensor("a").transposed().gathered(vec![0]), tensor("c").gathered(vec![0])].map(refused);
+    assert_eq!(turned, "a: expected one matrix, to take rows of, found [3, 2]");
+    assert_eq!(vector, "c: expected one matrix, to take rows of, found [3]");
     assert!(refused(Source::values(&[2], vec![])).contains("values"));
 }
 

@@ -307,6 +307,15 @@ fn attention() {
                 a.visibility.mask = Some(b.f32("mask", &[3, 5]));
             })
         }),
+        ("a mask by distance of other sizes", "Shape", &["mask", "[4, 7]", "or 1", "[4, 8]"], |e| {
+            scores(e, |b, a| {
+                a.visibility.options.mask = Some(Mask::Relative { reach: 3 });
+                a.visibility.mask = Some(b.f32("mask", &[4, 8]));
+            })
+        }),
+        ("a reach past 2^24", "Option", &["reach of the mask", "at most 16777216", "16777217"], |e| {
+            options(e, AttentionOptions { mask: Some(Mask::Relative { reach: 16_777_217 }), ..plain() })
+        }),
         ("a boolean mask of floats", "Element", &["mask", "u32", "f32"], |e| {
             scores(e, |b, a| {
                 a.visibility.options.mask = Some(Mask::Boolean);

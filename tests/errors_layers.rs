@@ -91,6 +91,10 @@ fn layers() {
         ("a mask layout without a mask", "Option", &["mask", "no layout", "[1, 1, 3, 3]"], |e| {
             encode(e, |_, i| i.mask = Some(layout(&[1, 1, 3, 3])))
         }),
+        ("a mask layout beside a bias by distance", "Option", &["mask", "no layout", "[1, 1, 3, 3]"], |e| {
+            let relative = Some(Mask::Relative { reach: 2 });
+            encode(e, |s, i| (s.attention.options.mask, i.mask) = (relative, Some(layout(&[1, 1, 3, 3]))))
+        }),
         ("a cross mask layout of an encoder", "Option", &["cross_mask", "outside a decoder", "[1, 1, 3, 3]"], |e| {
             encode(e, |_, i| i.cross_mask = Some(layout(&[1, 1, 3, 3])))
         }),

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::attention::{Case, Data, FACTORS, MaskData, SENTINEL, covering_array, random_levels};
+use common::attention::{Case, Data, FACTORS, MaskData, SENTINEL, covering_array, mask_level, random_levels};
 use common::fused::{check, check_stored, check_weights, run};
 use common::{
     On, Place, assert_all_stored_variants, assert_all_variants, on, on_core, on_form, on_halves, on_invariant, pick, seeded,
@@ -129,7 +129,7 @@ fn few_queries_over_parts_of_the_keys() {
         for sequence in &mut case.sequences {
             sequence.q_len = sequence.q_len.min(8);
         }
-        if let Some((sizes, data)) = &mut case.mask {
+        if let Some((sizes, data @ (MaskData::Boolean(_) | MaskData::Additive(_)))) = &mut case.mask {
             cut_rows(sizes, data, case.shape.longest_q);
         }
         if !case.bound {
@@ -181,6 +181,7 @@ fn cut_rows(sizes: &mut [usize; 4], data: &mut MaskData, rows: usize) {
     match data {
         MaskData::Boolean(values) => *values = (0..outer * t * s).filter(|&n| kept(n)).map(|n| values[n]).collect(),
         MaskData::Additive(values) => *values = (0..outer * t * s).filter(|&n| kept(n)).map(|n| values[n]).collect(),
+        MaskData::Relative(..) => panic!("a mask without rows"),
     }
     sizes[2] = rows;
 }
@@ -298,11 +299,13 @@ fn huge_logits() {
 /// Rule: a row whose every key is hidden, by whichever option, gives exact zeros and a log-sum-exp of −∞.
 #[test]
 fn rows_without_a_key_give_zeros() {
-    for (number, way) in ["length", "key mask", "boolean", "additive", "causal", "window"].into_iter().enumerate() {
+    for (number, way) in
+        ["length", "key mask", "boolean", "additive", "relative", "causal", "window"].into_iter().enumerate()
+    {
         for (place, size) in [(Place::DENSE, 21), (Place::ODD, 70)] {
             let mut levels = [0; FACTORS.len()];
             (levels[0], levels[2]) = (1, usize::from(way == "key mask"));
-            levels[3] = [0, 1, 4][usize::from(way == "boolean") + 2 * usize::from(way == "additive")];
+            levels[3] = mask_level(way);
             let mut case = Case::of(&levels, size, &mut seeded("fully masked", number as u64));
             case.place = place;
             match way {
@@ -310,10 +313,7 @@ fn rows_without_a_key_give_zeros() {
                 "key mask" => case.key_mask.as_mut().unwrap().1.fill(0),
                 "causal" => (case.options.causal, case.sequences[1].offset) = (true, -100),
                 "window" => (case.options.window_left, case.sequences[1].offset) = (Some(3), 150),
-                _ => match case.mask.as_mut().unwrap() {
-                    (_, MaskData::Boolean(values)) => values.fill(0),
-                    (_, MaskData::Additive(values)) => values.fill(f32::NEG_INFINITY),
-                },
+                _ => case.mask.as_mut().unwrap().1.hide_all(),
             }
             let done = check(way, &case, false, &Data::of(&case, "fully masked", number as u64));
             let [_, n_heads, t, _] = case.score_sizes();

@@ -10,7 +10,7 @@ mod checkpoints;
 use std::fs;
 use std::path::PathBuf;
 
-use checkpoints::{APART, BART, MARIAN, bert_config, folder, gpt2, llama, open, seq2seq_config, with_header};
+use checkpoints::{APART, BART, MARIAN, MT5, T5, bert_config, folder, gpt2, llama, open, seq2seq_config, with_header};
 use common::{on, pick, seeded};
 use rand::RngExt;
 use safetensors::tensor::Dtype;
@@ -91,8 +91,16 @@ fn no_configuration_panics() {
         (gpt2.clone(), checkpoints::causal(&gpt2)),
         (llama.clone(), checkpoints::causal(&llama)),
     ];
-    families.extend([MARIAN, BART, APART].map(|made| (seq2seq_config(&made), checkpoints::seq2seq(&made))));
-    let further = ["tie_word_embeddings", "model_type", "scale_embedding", "pad_token_id", "attention_bias", "rope_theta"];
+    families.extend([MARIAN, BART, APART, T5, MT5].map(|made| (seq2seq_config(&made), checkpoints::seq2seq(&made))));
+    let further = [
+        "tie_word_embeddings",
+        "model_type",
+        "scale_embedding",
+        "pad_token_id",
+        "attention_bias",
+        "rope_theta",
+        "feed_forward_proj",
+    ];
     for (number, (text, tensors)) in families.into_iter().enumerate() {
         let checkpoint = tensors.checkpoint(&text, Dtype::F32);
         assert_eq!(read(&text, &checkpoint), 1, "{text}");

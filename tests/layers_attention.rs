@@ -182,6 +182,7 @@ fn each_option_alone() {
         AttentionOptions { key_mask: true, ..none.clone() },
         AttentionOptions { mask: Some(Mask::Boolean), ..none.clone() },
         AttentionOptions { mask: Some(Mask::Additive), ..none.clone() },
+        AttentionOptions { mask: Some(Mask::Relative { reach: 11 }), ..none.clone() },
     ]
     .into_iter()
     .enumerate()
@@ -208,7 +209,7 @@ fn options_together() {
             window_left: flip(&mut seed).then_some(below(&mut seed, 9) as u32),
             window_right: flip(&mut seed).then_some(below(&mut seed, 9) as u32),
             key_mask: flip(&mut seed),
-            mask: [None, Some(Mask::Boolean), Some(Mask::Additive)][below(&mut seed, 3)],
+            mask: [None, Some(Mask::Boolean), Some(Mask::Additive), Some(Mask::Relative { reach: 6 })][below(&mut seed, 4)],
         };
         let broadcast = [(); 4].map(|()| flip(&mut seed));
         let lengths: Vec<usize> = (0..1 + below(&mut seed, 3)).map(|_| 1 + below(&mut seed, 40)).collect();

@@ -1,4 +1,4 @@
-//! Marian and BART under their checkpoints' names: the GPU against the reference, padded, packed and masked, in f32 and f16; texts
+//! Marian, BART and T5 under their checkpoints' names: the GPU against the reference, padded, packed and masked, in f32 and f16; texts
 //! through caches; what is refused.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -11,7 +11,7 @@ mod writing;
 
 use std::collections::BTreeMap;
 
-use checkpoints::{APART, BART, MARIAN, Made, POSITIONS, VOCABULARY, ids, seq2seq_config as config};
+use checkpoints::{APART, BART, MARIAN, MT5, Made, POSITIONS, T5, VOCABULARY, ids, seq2seq_config as config};
 use common::{On, assert_close, largest, on, on_core};
 use safetensors::tensor::Dtype;
 use tileformer::layers::Inputs;
@@ -100,20 +100,24 @@ fn compare_stored(
     }
 }
 
-/// Rule: every output of both families is the reference's, from padded, packed and masked batches, with tables and projections
+/// Rule: every output of every family is the reference's, from padded, packed and masked batches, with tables and projections
 /// shared or apart.
 #[test]
 fn every_output_is_the_references() {
     let padded = |lengths: &[usize], longest: usize| Sequences::padded(lengths, longest).unwrap();
     let packed = |lengths: &[usize]| Sequences::packed(lengths).unwrap();
-    for made in [MARIAN, BART, APART] {
+    for made in [MARIAN, BART, APART, T5, MT5] {
         compare(on(), Element::F32, &made, &padded(&[11, 4, 8], 11), &padded(&[7, 7, 3], 7), None);
         compare(on(), Element::F32, &made, &packed(&[1, 9, 3]), &packed(&[5, 1, 12]), None);
     }
     let mask: Vec<u32> = (0..3 * 7).map(|i| u32::from(i % 7 == 0 || i % 3 != 1)).collect();
-    compare(on(), Element::F32, &BART, &padded(&[7, 7, 7], 7), &padded(&[9, 2, 5], 9), Some(&mask));
+    for made in [BART, T5] {
+        compare(on(), Element::F32, &made, &padded(&[7, 7, 7], 7), &padded(&[9, 2, 5], 9), Some(&mask));
+    }
     compare(on(), Element::F16, &MARIAN, &packed(&[5, 9]), &padded(&[4, 6], 6), None);
     compare(on_core(), Element::F16, &BART, &padded(&[5, 9], 9), &packed(&[3, 8]), None);
+    compare(on(), Element::F16, &MT5, &packed(&[5, 9]), &padded(&[4, 6], 6), None);
+    compare(on_core(), Element::F16, &MT5, &padded(&[5, 9], 9), &packed(&[3, 8]), None);
 }
 
 /// Rule: a table that a checkpoint has is the one that is read, tied or not; those that are the same are shared, and a table that is
@@ -153,6 +157,15 @@ fn tables_are_those_of_the_checkpoint() {
             assert!(values[0] == values[1], "{ours} of {made:?} with {own:?} and {copies:?}");
         }
     }
+    // Its logits stay scaled.
+    for (made, own) in [(T5, &[head][..]), (T5, &[]), (MT5, &[encoder, decoder]), (MT5, &[])] {
+        let tensors = own.iter().fold(checkpoints::seq2seq(&made), |t, name| t.with_table(name, VOCABULARY, made.sizes[0]));
+        let stored = tensors.checkpoint(&config(&made), Dtype::F32);
+        let model = Seq2Seq::new(&stored).unwrap();
+        assert_eq!((model.tied, model.shared), (made.family == "t5" && own.is_empty(), own.len() < 2));
+        assert!((model.logits_scale - (made.sizes[0] as f32).sqrt().recip()).abs() < 1e-7);
+        compare_stored(on(), Element::F32, &made, &stored, &source, &target, None);
+    }
     let half = checkpoints::seq2seq(&MARIAN).with_table(decoder, VOCABULARY, c).checkpoint(&config(&MARIAN), Dtype::F32);
     assert!(Seq2Seq::new(&half).unwrap_err().to_string().contains("model.encoder.embed_tokens.weight"));
     let positions = "model.encoder.embed_positions.weight";
@@ -164,7 +177,7 @@ fn tables_are_those_of_the_checkpoint() {
 #[test]
 fn texts_are_the_references() {
     const STEPS: usize = 12;
-    for made in [MARIAN, BART, APART] {
+    for made in [MARIAN, BART, APART, T5, MT5] {
         let checkpoint = checkpoint(&made);
         let model = Seq2Seq::new(&checkpoint).unwrap();
         let source = Sequences::packed(&[6, 2, 9]).unwrap();
@@ -255,7 +268,28 @@ fn what_does_not_fit_is_named() {
     ];
     let marian = [r#""static_position_embeddings": false"#, r#""normalize_embedding": true"#];
     let bart = [r#""static_position_embeddings": true"#, r#""normalize_embedding": false"#, r#""extra_pos_embeddings": 1"#];
-    for (made, more) in [(MARIAN, &marian[..]), (MARIAN, &both), (BART, &bart), (BART, &both)] {
+    let t5 = [
+        r#""model_type": "umt5""#,
+        r#""is_encoder_decoder": false"#,
+        r#""is_decoder": true"#,
+        r#""hidden_size": 23"#,
+        r#""num_attention_heads": 1"#,
+        r#""head_dim": 7"#,
+        r#""d_kv": null"#,
+        r#""num_heads": 0"#,
+        r#""num_decoder_layers": 1025"#,
+        r#""layer_norm_epsilon": -1"#,
+        r#""feed_forward_proj": "gated-quick_gelu""#,
+        r#""feed_forward_proj": "gated""#,
+        r#""dense_act_fn": "silu""#,
+        r#""is_gated_act": true"#,
+        r#""relative_attention_num_buckets": 6"#,
+        r#""relative_attention_max_distance": 4"#,
+        r#""relative_attention_max_distance": 65537"#,
+        r#""scale_decoder_outputs": 1"#,
+        r#""pad_token_id": 46"#,
+    ];
+    for (made, more) in [(MARIAN, &marian[..]), (MARIAN, &both), (BART, &bart), (BART, &both), (T5, &t5)] {
         for more in more {
             let found = read(&with(&made, more)).unwrap_err().to_string();
             let key = more.split('"').nth(1).unwrap();

@@ -42,9 +42,14 @@ impl Model {
             op if BERTS.contains(&op) => Ok(Self::Bert(Box::new(Run::new(case, op)?))),
             "GPT2Model" | "GPT2LMHeadModel" | "LlamaModel" | "LlamaForCausalLM" | "MistralModel" | "MistralForCausalLM"
             | "Qwen2Model" | "Qwen2ForCausalLM" => Ok(Self::Causal(Box::new(huggingface_causal::Run::new(case)?))),
-            "MarianModel" | "MarianMTModel" | "BartModel" | "BartForConditionalGeneration" => {
-                Ok(Self::Seq2Seq(Box::new(huggingface_seq2seq::Run::new(case)?)))
-            }
+            "MarianModel"
+            | "MarianMTModel"
+            | "BartModel"
+            | "BartForConditionalGeneration"
+            | "T5Model"
+            | "T5ForConditionalGeneration"
+            | "MT5Model"
+            | "MT5ForConditionalGeneration" => Ok(Self::Seq2Seq(Box::new(huggingface_seq2seq::Run::new(case)?))),
             other => unsupported(format!("model {other}")),
         }
     }

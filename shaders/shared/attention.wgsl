@@ -7,6 +7,7 @@ const BOOLEAN_MASK: u32 = 4u;
 const ADDITIVE_MASK: u32 = 8u;
 const ALIBI: u32 = 16u;
 const SOFTCAP: u32 = 32u;
+const RELATIVE_MASK: u32 = 64u;  // beside ADDITIVE_MASK
 
 const MINUS_INFINITY: u32 = 0xff800000u;  // by its bits: WGSL may assume that no infinity exists
 
@@ -19,7 +20,7 @@ struct Attention {
   key_mask_batch: u32,             // strides
   mask_batch: u32,
   mask_head: u32,
-  mask_row: u32,
+  mask_row: u32,                   // of a relative mask, its reach
   mask_key: u32,
   key_mask_key: u32,
   sequence_stride: u32,

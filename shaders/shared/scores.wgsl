@@ -1,7 +1,7 @@
 // What a score becomes and which keys a query sees. With p = i + offset:
-//   score   = softcap(scale · q·k) − slope[h] · |p − j| + additive[i, j]
+//   score   = softcap(scale · q·k) − slope[h] · |p − j| + additive[i, j], or + relative[h, reach + clamp(j − p, −reach, reach)]
 //   visible = j < k_len, key mask, boolean mask, j ≤ p if causal, p − left ≤ j ≤ p + right
-// The kernel binds `mask` (B, NH, T, S), u32, beside what shared/attention.wgsl needs. tanh4: shared/tanh.wgsl.
+// The kernel binds `mask` (B, NH, T, S) or (NH, 2 · reach + 1), u32, beside what shared/attention.wgsl needs. tanh4: shared/tanh.wgsl.
 
 // The first and last key that any of the queries i0 .. i0 + count can see by position, as i32; first > last for none. Nothing
 // overflows: positions and window widths lie within ±2^30, an open window is i32's largest, and reach is at least 0.
@@ -23,9 +23,15 @@ fn finish_scores(product: vec4<f32>, exist: vec4<bool>, b: u32, h: u32, s: Seque
   if (flags & (BOOLEAN_MASK | ADDITIVE_MASK)) != 0u {
     // Tiles reach past the last query and key, of which there may be none; the mask does not. What stands in for them is dropped: only
     // where it is read tells, and only shaders that check no index read it there.
-    let row = params.attention.mask_offset + b * params.attention.mask_batch + h * params.attention.mask_head
-              + min(i, max(s.q_len, 1u) - 1u) * params.attention.mask_row;
-    let at = row + min(vec4<u32>(keys), vec4<u32>(max(s.k_len, 1u) - 1u)) * params.attention.mask_key;
+    var row = params.attention.mask_offset + b * params.attention.mask_batch + h * params.attention.mask_head;
+    var columns = min(vec4<u32>(keys), vec4<u32>(max(s.k_len, 1u) - 1u));
+    if (flags & RELATIVE_MASK) != 0u {
+      let reach = vec4<i32>(i32(params.attention.mask_row));
+      columns = vec4<u32>(reach + clamp(keys - vec4<i32>(i32(i) + s.offset), -reach, reach));
+    } else {
+      row += min(i, max(s.q_len, 1u) - 1u) * params.attention.mask_row;
+    }
+    let at = row + columns * params.attention.mask_key;
     let bits = vec4<u32>(mask[at.x], mask[at.y], mask[at.z], mask[at.w]);
     if (flags & BOOLEAN_MASK) != 0u {
       visible = visible & (bits != vec4<u32>(0u));

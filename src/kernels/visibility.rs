@@ -43,6 +43,7 @@ const BOOLEAN_MASK: u32 = 4;
 const ADDITIVE_MASK: u32 = 8;
 const ALIBI: u32 = 16;
 const SOFTCAP: u32 = 32;
+const RELATIVE_MASK: u32 = 64;
 
 /// A window that is open to one side: no position is further away, not even one of an offset of 2³⁰.
 const OPEN: i32 = i32::MAX;
@@ -57,7 +58,7 @@ pub struct Visibility {
     pub sequences: Option<Tensor>,
     /// `u32` (B, S), nonzero = attended; either dimension may have size 1.
     pub key_mask: Option<Tensor>,
-    /// (B, NH, T, S), `u32` or `f32` as `options.mask` says; any dimension may have size 1.
+    /// (B, NH, T, S), `u32` or `f32` as `options.mask` says, or (NH, 2 · reach + 1) for a [`Mask::Relative`]; any dimension may have size 1.
     pub mask: Option<Tensor>,
 }
 
@@ -81,11 +82,13 @@ impl Visibility {
             broadcast(builder, label, "key_mask", key_mask, Element::U32, &[batch, longest_k])?;
         }
         if let (Some(mask), Some(kind)) = (self.mask, self.options.mask) {
-            let element = match kind {
-                Mask::Boolean => Element::U32,
-                Mask::Additive => Element::F32,
-            };
-            broadcast(builder, label, "mask", mask, element, &sizes)?;
+            match kind {
+                Mask::Boolean => broadcast(builder, label, "mask", mask, Element::U32, &sizes)?,
+                Mask::Additive => broadcast(builder, label, "mask", mask, Element::F32, &sizes)?,
+                Mask::Relative { reach } => {
+                    broadcast(builder, label, "mask", mask, Element::F32, &[n_heads, Mask::distances(reach)])?;
+                }
+            }
         }
         Ok(())
     }
@@ -97,23 +100,30 @@ impl Visibility {
         let window = |width: Option<u32>| width.map_or(OPEN, |w| w as i32);
         let mut slopes = [[0.0; 4]; MAX_SLOPES / 4];
         slopes.as_flattened_mut().iter_mut().zip(&options.alibi).for_each(|(to, from)| *to = *from);
+        let (kind, [mask_batch, mask_head, mask_row, mask_key]) = match options.mask {
+            None => (0, [0; 4]),
+            Some(Mask::Boolean) => (BOOLEAN_MASK, [0, 1, 2, 3].map(|dimension| stride(self.mask, dimension))),
+            Some(Mask::Additive) => (ADDITIVE_MASK, [0, 1, 2, 3].map(|dimension| stride(self.mask, dimension))),
+            Some(Mask::Relative { reach }) => {
+                (ADDITIVE_MASK | RELATIVE_MASK, [0, stride(self.mask, 0), reach, stride(self.mask, 1)])
+            }
+        };
         Attention {
             scale: options.scale_for(head_size),
             softcap: options.softcap.unwrap_or(1.0),
             flags: flag(options.causal, CAUSAL)
                 | flag(options.key_mask, KEY_MASK)
-                | flag(options.mask == Some(Mask::Boolean), BOOLEAN_MASK)
-                | flag(options.mask == Some(Mask::Additive), ADDITIVE_MASK)
+                | kind
                 | flag(!options.alibi.is_empty(), ALIBI)
                 | flag(options.softcap.is_some(), SOFTCAP),
             left: window(options.window_left),
             right: window(options.window_right),
             key_mask_batch: stride(self.key_mask, 0),
             key_mask_key: stride(self.key_mask, 1),
-            mask_batch: stride(self.mask, 0),
-            mask_head: stride(self.mask, 1),
-            mask_row: stride(self.mask, 2),
-            mask_key: stride(self.mask, 3),
+            mask_batch,
+            mask_head,
+            mask_row,
+            mask_key,
             sequence_stride: stride(self.sequences, 0),
             sequence_count: self.sequences.map_or(0, |s| s.layout().size(0)),
             slopes,

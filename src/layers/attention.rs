@@ -12,8 +12,8 @@ use crate::kernels::{
 use crate::pipeline::Kernels;
 use crate::program::{Program, Tensor};
 use crate::shape::Layout;
-use crate::spec::AttentionOptions;
 use crate::spec::layers::{AttentionPath, MultiHeadAttention, Projection, RotaryOptions, Score, check_prefix};
+use crate::spec::{AttentionOptions, Mask};
 use crate::tensor::Element;
 
 /// The tensors of one multi-head attention.
@@ -135,7 +135,8 @@ impl Builder {
         let fused = spec.path == AttentionPath::Fused && spec.value_head_size <= MAX_VALUE_SIZE;
         if fused && !additive {
             let [q, k] = self.score_operands(prefix, spec, [q, k])?;
-            self.attend_fused(prefix, batch, batch.visibility(spec.scored_options()), rows.weights, [q, k, v], out)?;
+            let visibility = self.visibility(prefix, spec, batch)?;
+            self.attend_fused(prefix, batch, visibility, rows.weights, [q, k, v], out)?;
         } else {
             let stored = self.attend_separately(prefix, spec, batch, rows.weights, [q, k, v], out);
             stored.map_err(|error| match error {
@@ -154,6 +155,23 @@ impl Builder {
         let label = format!("{prefix}out_proj");
         let linear = self.out_projection(&label, spec, heads, rows.residual, rows.y)?;
         self.linear(&label, &linear)
+    }
+
+    /// Which keys the queries of a batch see; what is added by distance is a weight.
+    pub(super) fn visibility(&mut self, prefix: &str, spec: &MultiHeadAttention, batch: &Batch) -> Result<Visibility> {
+        let options = spec.scored_options();
+        let mask = match options.mask {
+            Some(Mask::Relative { reach }) => {
+                if let Some(mask) = batch.mask {
+                    let label = format!("mask of {}", prefix.trim_end_matches('.'));
+                    return Err(Error::option(label, "none beside a relative position bias", mask.layout()));
+                }
+                let layout = Layout::contiguous(&[spec.n_heads, Mask::distances(reach)])?;
+                Some(self.weight_as(&format!("{prefix}relative_position_bias"), Element::F32, layout)?)
+            }
+            _ => batch.mask,
+        };
+        Ok(Visibility { options, sequences: Some(batch.sequences), key_mask: batch.key_mask, mask })
     }
 
     /// y = heads · Wᵀ + bias + residual.
@@ -211,7 +229,8 @@ impl Builder {
         let shape = batch.shape;
         let sizes = [shape.sequences, spec.n_heads, shape.longest_q, shape.longest_k];
         let scores = self.scratch_rows("scores", &sizes)?;
-        self.score(prefix, spec, [q, k], batch.visibility(spec.scored_options()), scores)?;
+        let visibility = self.visibility(prefix, spec, batch)?;
+        self.score(prefix, spec, [q, k], visibility, scores)?;
 
         let probs = match weights {
             Some(weights) => weights,

@@ -162,7 +162,7 @@ impl Builder {
         let v = self.cache_rows(&label, cache, 1, spec.value_head_size)?;
         let sizes = [shape.sequences, shape.longest_q, shape.longest_k];
         let out = heads.split_heads(spec.n_heads, spec.value_head_size)?;
-        let visibility = batch.visibility(spec.scored_options());
+        let visibility = self.visibility(prefix, spec, batch)?;
         let attention = FusedAttention { cached: true, ..FusedAttention::new(q, k, v, sizes, visibility, out) };
         self.attention(&label, &attention)?;
         let label = format!("{prefix}out_proj");

@@ -11,7 +11,8 @@
 //! | `ids`, `segment_ids` | `u32` (q_rows): what an embedding reads |
 //! | `sequences`, `cross_sequences` | `u32` (B, 8): see [`Sequences`](crate::Sequences) |
 //! | `key_mask`, `cross_key_mask` | `u32` (B, S), where the options have `key_mask` |
-//! | `mask`, `cross_mask` | (B, NH, T, S), where the options have `mask` |
+//! | `mask`, `cross_mask` | (B, NH, T, S), where the options have `mask`, but for a relative one |
+//! | `relative_position_bias` | weight, `f32` (NH, 2 · reach + 1), of an attention whose `mask` is relative |
 //! | `rotary_table` | `f32` (positions, columns), where attention has rotary positions |
 //! | `weights`, `cross_weights` | (B, NH, T, S): attention weights, where asked for; in a stack `layers.N.weights` |
 
@@ -34,7 +35,7 @@ pub use crate::spec::{RotaryOrder, RotaryScaling, SinusoidOrder};
 
 use crate::builder::Builder;
 use crate::error::{Error, Result};
-use crate::kernels::{Gate, LayerNorm, Linear, Visibility};
+use crate::kernels::{Gate, LayerNorm, Linear};
 use crate::program::Tensor;
 use crate::shape::Layout;
 use crate::spec::layers::check_prefix;
@@ -96,14 +97,8 @@ pub struct Batch {
     pub sequences: Tensor,
     /// `u32` (B, S), where the options have `key_mask`
     pub key_mask: Option<Tensor>,
-    /// (B, NH, T, S), where the options have `mask`
+    /// (B, NH, T, S), where the options have a boolean or an additive mask; one by distances is a weight of each layer
     pub mask: Option<Tensor>,
-}
-
-impl Batch {
-    fn visibility(&self, options: AttentionOptions) -> Visibility {
-        Visibility { options, sequences: Some(self.sequences), key_mask: self.key_mask, mask: self.mask }
-    }
 }
 
 impl Builder {
@@ -142,21 +137,20 @@ impl Builder {
             true => Some(self.input(&format!("{prefix}key_mask"), Element::U32, Layout::contiguous(&[b, s])?)?),
             false => None,
         };
-        let mask = match options.mask {
-            Some(kind) => {
-                let element = match kind {
-                    Mask::Boolean => Element::U32,
-                    Mask::Additive => Element::F32,
-                };
-                let full = Layout::contiguous(&[b, n_heads, t, s]);
-                Some(self.input(&format!("{prefix}mask"), element, mask.map_or(full, Ok)?)?)
+        let element = match options.mask {
+            Some(Mask::Boolean) => Some(Element::U32),
+            Some(Mask::Additive) => Some(Element::F32),
+            Some(Mask::Relative { .. }) | None => None,
+        };
+        let mask = match (element, mask) {
+            (Some(element), layout) => {
+                let layout = layout.map_or_else(|| Layout::contiguous(&[b, n_heads, t, s]), Ok)?;
+                Some(self.input(&format!("{prefix}mask"), element, layout)?)
             }
-            None => match mask {
-                Some(layout) => {
-                    return Err(Error::option(format!("{prefix}mask"), "no layout, as the options have no mask", layout));
-                }
-                None => None,
-            },
+            (None, Some(layout)) => {
+                return Err(Error::option(format!("{prefix}mask"), "no layout, as the options have no such mask", layout));
+            }
+            (None, None) => None,
         };
         Ok(Batch { shape, sequences, key_mask, mask })
     }

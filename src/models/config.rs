@@ -163,18 +163,10 @@ impl Config {
     /// # Errors
     /// [`Error::Checkpoint`] for one that the crate does not have.
     pub fn activation(&self, key: &str, default: Activation) -> Result<Activation> {
-        match self.text(key)? {
-            None => Ok(default),
-            Some("relu") => Ok(Activation::Relu),
-            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
-            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_python_tanh") => Ok(Activation::GeluTanh),
-            Some("silu" | "swish") => Ok(Activation::Silu),
-            Some("tanh") => Ok(Activation::Tanh),
-            Some("linear") => Ok(Activation::Identity),
-            Some(_) => {
-                Err(self.refusal(key, "relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, silu, swish, tanh or linear"))
-            }
-        }
+        let Some(name) = self.text(key)? else { return Ok(default) };
+        activation(name).ok_or_else(|| {
+            self.refusal(key, "relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, silu, swish, tanh or linear")
+        })
     }
 
     /// The names of the classes, from `id2label` or else `num_labels` of them; two where neither is there.
@@ -194,6 +186,19 @@ impl Config {
         found
             .filter(|l| !l.is_empty())
             .ok_or_else(|| self.refusal("id2label", "strings under \"0\", \"1\", … without a gap"))
+    }
+}
+
+/// An activation by the name that the Transformers library gives it.
+pub(super) fn activation(name: &str) -> Option<Activation> {
+    match name {
+        "relu" => Some(Activation::Relu),
+        "gelu" | "gelu_python" => Some(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_python_tanh" => Some(Activation::GeluTanh),
+        "silu" | "swish" => Some(Activation::Silu),
+        "tanh" => Some(Activation::Tanh),
+        "linear" => Some(Activation::Identity),
+        _ => None,
     }
 }
 

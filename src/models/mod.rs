@@ -18,6 +18,7 @@ pub mod llama;
 pub mod marian;
 pub mod seq2seq;
 mod source;
+pub mod t5;
 mod weight_map;
 mod wiring;
 

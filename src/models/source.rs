@@ -1,6 +1,7 @@
 //! From the tensors of a checkpoint to a weight of a program.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
@@ -36,6 +37,8 @@ enum Kind {
     Rows(Vec<Source>),
     Transposed(Box<Source>),
     Reshaped(Box<Source>, Vec<usize>),
+    Gathered(Box<Source>, Arc<[u32]>),
+    Scaled(Box<Source>, f32),
     Values(Vec<usize>, Vec<f32>),
 }
 
@@ -73,6 +76,18 @@ impl Source {
         Self(Kind::Reshaped(Box::new(self), sizes.to_vec()))
     }
 
+    /// Of one matrix these rows, each as often as it is named.
+    #[must_use]
+    pub fn gathered(self, rows: impl Into<Arc<[u32]>>) -> Self {
+        Self(Kind::Gathered(Box::new(self), rows.into()))
+    }
+
+    /// Every element times `factor`.
+    #[must_use]
+    pub fn scaled(self, factor: f32) -> Self {
+        Self(Kind::Scaled(Box::new(self), factor))
+    }
+
     /// Numbers that are no checkpoint's: a table of sinusoidal positions, say.
     #[must_use]
     pub fn values(sizes: &[usize], values: Vec<f32>) -> Self {
@@ -100,13 +115,14 @@ impl Source {
                 if count != Some(values.len()) {
                     return Err(Error::shape("values", format!("{sizes:?}"), format!("{} elements", values.len())));
                 }
-                let part =
-                    Part { name: "values", data: Data::Values(values), rows: 1, columns: values.len(), turned: false };
+                let part = Part::new("values", Data::Values(values), [1, values.len()]);
                 Ok(Resolved { sizes: sizes.clone(), parts: vec![part] })
             }
             Kind::Rows(sources) => Resolved::rows(sources, checkpoint),
             Kind::Transposed(source) => source.resolve(checkpoint)?.transposed(),
             Kind::Reshaped(source, sizes) => source.resolve(checkpoint)?.reshaped(sizes),
+            Kind::Gathered(source, rows) => source.resolve(checkpoint)?.gathered(rows),
+            Kind::Scaled(source, factor) => Ok(source.resolve(checkpoint)?.scaled(*factor)),
         }
     }
 }
@@ -128,6 +144,9 @@ struct Part<'a> {
     columns: usize,
     /// Whether its elements come column by column.
     turned: bool,
+    /// The rows of `data` that it has, where those are not all of them.
+    gathered: Option<&'a [u32]>,
+    scale: f32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -153,13 +172,33 @@ impl Data<'_> {
     }
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    fn new(name: &'a str, data: Data<'a>, [rows, columns]: [usize; 2]) -> Self {
+        Self { name, data, rows, columns, turned: false, gathered: None, scale: 1.0 }
+    }
+
     fn len(&self) -> usize {
         self.rows * self.columns
     }
 
     /// Elements from `first` on.
     fn read(&self, first: usize, out: &mut [f32]) {
+        self.read_unscaled(first, out);
+        if self.scale != 1.0 {
+            out.iter_mut().for_each(|value| *value *= self.scale);
+        }
+    }
+
+    fn read_unscaled(&self, first: usize, out: &mut [f32]) {
+        if let Some(gathered) = self.gathered {
+            for (at, out) in (first..).zip(out) {
+                let (row, column) =
+                    if self.turned { (at % self.rows, at / self.rows) } else { (at / self.columns, at % self.columns) };
+                let row = gathered.get(row).map_or(0, |&row| row as usize);
+                self.data.copy(row * self.columns + column, 1, std::slice::from_mut(out));
+            }
+            return;
+        }
         if !self.turned {
             return self.data.copy(first, 1, out);
         }
@@ -188,7 +227,7 @@ impl<'a> Resolved<'a> {
         let columns = sizes.last().copied().unwrap_or(1);
         // A header whose sizes overflow is refused, but for one with a 0 in front.
         let rows = if sizes.contains(&0) { 0 } else { sizes.iter().rev().skip(1).product() };
-        Ok(Self { sizes: sizes.to_vec(), parts: vec![Part { name, data, rows, columns, turned: false }] })
+        Ok(Self { sizes: sizes.to_vec(), parts: vec![Part::new(name, data, [rows, columns])] })
     }
 
     fn rows(sources: &'a [Source], checkpoint: &'a Checkpoint) -> Result<Self> {
@@ -227,6 +266,25 @@ impl<'a> Resolved<'a> {
             }
             _ => Err(Error::shape(self.name(), "one matrix, to be transposed", format!("{:?}", self.sizes))),
         }
+    }
+
+    fn gathered(mut self, gathered: &'a [u32]) -> Result<Self> {
+        match (self.sizes.as_slice(), self.parts.as_mut_slice()) {
+            (&[rows, columns], [part]) if !part.turned && part.gathered.is_none() && part.columns == columns => {
+                if let Some(row) = gathered.iter().find(|&&row| row as usize >= rows) {
+                    return Err(Error::option(format!("rows of {}", part.name), format!("rows below {rows}"), row));
+                }
+                *part = Part { rows: gathered.len(), gathered: Some(gathered), ..*part };
+                self.sizes = vec![gathered.len(), columns];
+                Ok(self)
+            }
+            _ => Err(Error::shape(self.name(), "one matrix, to take rows of", format!("{:?}", self.sizes))),
+        }
+    }
+
+    fn scaled(mut self, factor: f32) -> Self {
+        self.parts.iter_mut().for_each(|part| part.scale *= factor);
+        self
     }
 
     fn reshaped(self, sizes: &[usize]) -> Result<Self> {

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::shape::nonzero;
 use crate::spec::{AttentionOptions, BatchShape, Mask, Sequence};
 
-/// A mask over (B, NH, T, S); each of its `sizes` is the full one, or 1 to be broadcast.
+/// A mask over (B, NH, T, S), each of its `sizes` the full one, or 1 to be broadcast; or over heads and distances.
 #[derive(Clone, Copy, Debug)]
 pub enum MaskValues<'a, T> {
     /// Nonzero means attended.
@@ -22,6 +22,13 @@ pub enum MaskValues<'a, T> {
         /// Row major.
         values: &'a [T],
     },
+    /// Added to the score by the distance from query to key; −∞ hides the key from the query.
+    Relative {
+        /// The largest distance with a column of its own.
+        reach: u32,
+        /// (NH, 2 · reach + 1) or (1, 2 · reach + 1), row major.
+        values: &'a [T],
+    },
 }
 
 impl<T> MaskValues<'_, T> {
@@ -29,28 +36,51 @@ impl<T> MaskValues<'_, T> {
         match self {
             Self::Boolean { .. } => Mask::Boolean,
             Self::Additive { .. } => Mask::Additive,
+            Self::Relative { reach, .. } => Mask::Relative { reach: *reach },
         }
     }
 
-    fn sizes(&self) -> [usize; 4] {
-        let (Self::Boolean { sizes, .. } | Self::Additive { sizes, .. }) = self;
-        *sizes
-    }
-
-    fn len(&self) -> usize {
-        match self {
+    /// Refuses sizes that do not fit scores (B, NH, T, S), and values that do not fit these.
+    fn check(&self, full: [usize; 4]) -> Result<()> {
+        let (sizes, full) = match *self {
+            Self::Boolean { sizes, .. } | Self::Additive { sizes, .. } => (sizes.to_vec(), full.to_vec()),
+            Self::Relative { reach, values } => {
+                let columns = Mask::distances(reach);
+                (vec![if values.len() == columns { 1 } else { full[1] }, columns], vec![full[1], columns])
+            }
+        };
+        if sizes.iter().zip(&full).any(|(&size, &full)| size != 1 && size != full) {
+            return Err(Error::shape("mask", format!("{full:?}, each or 1"), format!("{sizes:?}")));
+        }
+        let found = match self {
             Self::Boolean { values, .. } => values.len(),
-            Self::Additive { values, .. } => values.len(),
-        }
+            Self::Additive { values, .. } | Self::Relative { values, .. } => values.len(),
+        };
+        expect_len("mask", &sizes, found)
     }
+}
 
-    /// Where the value for `at`, (b, h, i, j), stands.
-    fn index(&self, at: [usize; 4]) -> usize {
-        let mut index = 0usize;
-        for (size, at) in self.sizes().into_iter().zip(at) {
-            index = index.saturating_mul(size).saturating_add(if size == 1 { 0 } else { at });
+/// Where the value of a mask of `sizes` for `at`, (b, h, i, j), stands.
+fn broadcast(sizes: [usize; 4], at: [usize; 4]) -> usize {
+    let mut index = 0usize;
+    for (size, at) in sizes.into_iter().zip(at) {
+        index = index.saturating_mul(size).saturating_add(if size == 1 { 0 } else { at });
+    }
+    index
+}
+
+/// What the mask adds to the score of query i, at position p, and key j of head h of sequence b; −∞ hides.
+fn added<T: Real>(att: &Attention<'_, T>, [b, h, i, j]: [usize; 4], p: i64) -> Option<T> {
+    match att.mask? {
+        MaskValues::Boolean { .. } => None,
+        MaskValues::Additive { sizes, values } => values.get(broadcast(sizes, [b, h, i, j])).copied(),
+        MaskValues::Relative { reach, values } => {
+            let reach = i64::from(reach);
+            let column = (reach + (j as i64 - p).clamp(-reach, reach)) as usize;
+            let columns = Mask::distances(reach as u32);
+            let h = if values.len() == columns { 0 } else { h };
+            values.get(h.saturating_mul(columns).saturating_add(column)).copied()
         }
-        index
     }
 }
 
@@ -146,12 +176,9 @@ impl<T: Real> Attention<'_, T> {
                 if mask.kind() != kind {
                     return Err(Error::option("mask", format!("{kind:?} values"), format!("{:?} values", mask.kind())));
                 }
-                if mask.sizes().iter().zip(full).any(|(&size, full)| size != 1 && size != full) {
-                    let expected = format!("{full:?}, each or 1");
-                    return Err(Error::shape("mask", expected, format!("{:?}", mask.sizes())));
-                }
-                expect_len("mask", &mask.sizes(), mask.len())
+                mask.check(full)
             }
+            (Some(Mask::Relative { reach }), None) => Err(missing("mask", &[full[1], Mask::distances(reach)])),
             (Some(_), None) => Err(missing("mask", &full)),
             (None, Some(_)) => Err(unasked("mask")),
             (None, None) => Ok(()),
@@ -164,7 +191,7 @@ impl<T: Real> Attention<'_, T> {
     }
 
     /// The scores (B, NH, T, S) of a checked attention: −∞ where a key is hidden, else
-    /// softcap(scale · raw) − slope\[h\] · |p − j| + additive\[i, j\], with `raw` called as (h, query row, key row).
+    /// softcap(scale · raw) − slope\[h\] · |p − j| + added\[i, j\], with `raw` called as (h, query row, key row).
     pub(super) fn scores(&self, scale: f32, raw: impl Fn(usize, usize, usize) -> T) -> Vec<T> {
         let [sequences, n_heads, longest_q, longest_k] = self.score_sizes();
         // scores (B, NH, T, S)
@@ -202,36 +229,34 @@ pub(super) fn has_key<T: Real>(att: &Attention<'_, T>, b: usize, j: usize) -> bo
 /// j < k_len  and  key_mask[j]  and  boolean[i, j]  and  (j ≤ p if causal)  and  p − left ≤ j ≤ p + right      p = i + offset
 /// ```
 ///
-/// An additive mask of −∞ hides as a boolean one does.
+/// An additive or relative mask of −∞ hides as a boolean one does.
 #[must_use]
 pub fn visible<T: Real>(att: &Attention<'_, T>, b: usize, h: usize, i: usize, j: usize) -> bool {
     let Some(sequence) = att.sequences.get(b) else { return false };
     if i >= sequence.q_len as usize || h >= att.n_heads || !has_key(att, b, j) {
         return false;
     }
-    let masked_in = match &att.mask {
+    let p = position(sequence, i);
+    let masked_in = match att.mask {
         None => true,
-        Some(mask @ MaskValues::Boolean { values, .. }) => values.get(mask.index([b, h, i, j])).is_some_and(|&m| m != 0),
-        Some(mask @ MaskValues::Additive { values, .. }) => {
-            values.get(mask.index([b, h, i, j])).is_some_and(|&m| m != T::neg_infinity())
-        }
+        Some(MaskValues::Boolean { sizes, values }) => values.get(broadcast(sizes, [b, h, i, j])).is_some_and(|&m| m != 0),
+        Some(_) => added(att, [b, h, i, j], p).is_some_and(|added| added != T::neg_infinity()),
     };
-    let (p, j) = (position(sequence, i), j as i64);
+    let j = j as i64;
     masked_in
         && (!att.options.causal || j <= p)
         && att.options.window_left.is_none_or(|left| p - i64::from(left) <= j)
         && att.options.window_right.is_none_or(|right| j <= p + i64::from(right))
 }
 
-/// `score` − slope\[h\] · |p − j| + additive\[i, j\]: what is added to a score once it is scaled and capped.
+/// `score` − slope\[h\] · |p − j| + added\[i, j\]: what is added to a score once it is scaled and capped.
 pub(super) fn biased<T: Real>(att: &Attention<'_, T>, score: T, b: usize, h: usize, i: usize, j: usize) -> T {
-    let mut score = score;
+    let (mut score, p) = (score, position(&att.sequences[b], i));
     if let Some(&slope) = att.options.alibi.get(h) {
-        let distance = (position(&att.sequences[b], i) - j as i64).abs();
-        score -= T::of(slope) * T::of(distance as f64);
+        score -= T::of(slope) * T::of((p - j as i64).abs() as f64);
     }
-    if let Some(mask @ MaskValues::Additive { values, .. }) = &att.mask {
-        score += values[mask.index([b, h, i, j])];
+    if let Some(added) = added(att, [b, h, i, j], p) {
+        score += added;
     }
     score
 }

@@ -82,6 +82,38 @@ mod tests {
         Ok(())
     }
 
+    /// One head's biases of distances −1, 0 and 1, which those further away share; the query stands at position 2.
+    #[test]
+    fn biases_by_distance() -> Result<()> {
+        let options = AttentionOptions { mask: Some(Mask::Relative { reach: 1 }), ..Default::default() };
+        let sequences = Sequences::cross(1, 1, &[5], 5)?.with_offset(2);
+        let mut att = Attention {
+            shape: sequences.shape(),
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_size: 1,
+            value_head_size: 1,
+            options: &options,
+            sequences: sequences.as_slice(),
+            key_mask: None,
+            mask: Some(MaskValues::Relative { reach: 1, values: &[0.5, 0.25, HIDDEN, 3.0, 2.0, 1.0] }),
+        };
+        let found = attention_scores(&att, &[0.0; 2], &[0.0; 5])?;
+        assert_eq!(found, [0.5, 0.5, 0.25, HIDDEN, HIDDEN, 3.0, 3.0, 2.0, 1.0, 1.0]);
+        att.mask = Some(MaskValues::Relative { reach: 1, values: &[0.5, 0.25, 0.0] });
+        assert_eq!(attention_scores(&att, &[0.0; 2], &[0.0; 5])?, [0.5, 0.5, 0.25, 0.0, 0.0].repeat(2));
+        for mask in [
+            None,
+            Some(MaskValues::Relative { reach: 2, values: &[0.0; 5] }),
+            Some(MaskValues::Relative { reach: 1, values: &[0.0; 5] }),
+            Some(MaskValues::Additive { sizes: [1, 1, 1, 5], values: &[0.0; 5] }),
+        ] {
+            att.mask = mask;
+            assert!(attention_scores(&att, &[0.0; 2], &[0.0; 5]).is_err(), "{mask:?}");
+        }
+        Ok(())
+    }
+
     /// Two sequences of different lengths, masks of both kinds.
     #[test]
     fn lengths_and_masks() -> Result<()> {

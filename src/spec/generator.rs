@@ -1,8 +1,8 @@
 //! What generates text, token by token: an embedding, a stack over caches, a projection to the vocabulary.
 
-use super::AttentionOptions;
 use super::cache::{CacheShape, DecodeState};
 use super::layers::{Decoder, Embedding, Encoder, MultiHeadAttention, Norm, check_prefix};
+use super::{AttentionOptions, Mask};
 use crate::error::{Error, Result};
 use crate::shape::nonzero;
 
@@ -189,7 +189,7 @@ impl Generator {
             return Err(Error::option("segments of a generator", "none", rows));
         }
         for options in [Some(attention), self.cross_attention()].into_iter().flatten().map(|a| &a.options) {
-            if options.key_mask || options.mask.is_some() {
+            if options.key_mask || matches!(options.mask, Some(Mask::Boolean | Mask::Additive)) {
                 return Err(Error::option("masks of a generator", "none: lengths say what is seen", format!("{options:?}")));
             }
         }
@@ -197,8 +197,8 @@ impl Generator {
             if cross.rotary.is_some() {
                 return Err(Error::option("rotary positions of cross-attention", "none", "some"));
             }
-            let AttentionOptions { causal, window_left, window_right, ref alibi, .. } = cross.options;
-            if causal || window_left.is_some() || window_right.is_some() || !alibi.is_empty() {
+            let AttentionOptions { causal, window_left, window_right, ref alibi, mask, .. } = cross.options;
+            if causal || window_left.is_some() || window_right.is_some() || !alibi.is_empty() || mask.is_some() {
                 let expected = "options that know no positions: a step has none among the memory's";
                 return Err(Error::option("cross-attention of a generator", expected, format!("{:?}", cross.options)));
             }

@@ -11,7 +11,9 @@ pub mod sampling;
 
 pub use batch::{BatchShape, SEQUENCE_WORDS, Sequence, Sequences};
 pub use pooling::Pooling;
-pub use positions::{RotaryOrder, RotaryScaling, SinusoidOrder, rotary_table, sinusoidal_positions};
+pub use positions::{
+    RotaryOrder, RotaryScaling, SinusoidOrder, relative_position_buckets, rotary_table, sinusoidal_positions,
+};
 
 use crate::error::{Error, Result};
 
@@ -38,14 +40,31 @@ pub enum Activation {
     Tanh = 5,
 }
 
-/// What a (B, NH, T, S) mask holds. Every dimension may have size 1 and is broadcast then.
+/// What a mask holds. Every dimension may have size 1 and is broadcast then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u32)]
 pub enum Mask {
-    /// `u32`: nonzero means attended.
-    Boolean = 1,
-    /// `f32`: added to the score; −∞ hides the key from the query, any finite value (−3.4e38 too) is only added.
-    Additive = 2,
+    /// `u32` (B, NH, T, S): nonzero means attended.
+    Boolean,
+    /// `f32` (B, NH, T, S): added to the score; −∞ hides the key from the query, any finite value (−3.4e38 too) is only added.
+    Additive,
+    /// `f32` (NH, 2 · reach + 1): a relative position bias (Raffel et al., arXiv 1910.10683). What is added to the score depends on how far key j is
+    /// behind query position p, and stands in column reach + j − p; what is further away than `reach` has the first or the last column. −∞
+    /// hides. In a layer it is a weight, `relative_position_bias`, in `f32` whatever the storage.
+    Relative {
+        /// The largest distance with a column of its own, at most 2²⁴.
+        reach: u32,
+    },
+}
+
+/// The most distances to one side that [`Mask::Relative`] tells apart.
+const MAX_REACH: u32 = 1 << 24;
+
+impl Mask {
+    /// Columns of a [`Mask::Relative`]: one for each distance from −reach to reach.
+    #[must_use]
+    pub(crate) fn distances(reach: u32) -> usize {
+        (reach as usize).saturating_mul(2).saturating_add(1)
+    }
 }
 
 /// Which keys a query sees and what is added to its scores. All options combine.
@@ -53,9 +72,11 @@ pub enum Mask {
 /// With p = i + offset, the offset being the sequence's ([`Sequence::offset`]):
 ///
 /// ```text
-/// score[i, j] = softcap(scale · q_i·k_j) − slope[h] · |p − j| + additive[i, j]      softcap(x) = cap · tanh(x / cap)
+/// score[i, j] = softcap(scale · q_i·k_j) − slope[h] · |p − j| + added[i, j]      softcap(x) = cap · tanh(x / cap)
 /// visible[i, j] = j < k_len  and  key_mask[j]  and  boolean[i, j]  and  (j ≤ p if causal)  and  p − left ≤ j ≤ p + right
 /// ```
+///
+/// where added\[i, j\] is an additive mask's entry, or relative\[h, reach + clamp(j − p, −reach, reach)\].
 ///
 /// Scores must stay within f32, what is added included: one that overflows to −∞ counts as hidden, one that overflows to +∞
 /// leaves its row undefined.
@@ -78,7 +99,7 @@ pub struct AttentionOptions {
     pub window_right: Option<u32>,
     /// Whether a boolean key mask (B, S) is bound: `u32`, nonzero means attended.
     pub key_mask: bool,
-    /// Whether a mask over (B, NH, T, S) is bound, and of which kind.
+    /// Whether a mask is bound, and of which kind.
     pub mask: Option<Mask>,
 }
 
@@ -105,7 +126,7 @@ impl AttentionOptions {
     ///
     /// # Errors
     /// [`Error::Option`] for a scale that is not finite, a softcap that is not positive and normal, a slope that is not finite,
-    /// another number of slopes than heads, or a window past 2³⁰.
+    /// another number of slopes than heads, a window past 2³⁰, or a reach past 2²⁴.
     pub fn check(&self, n_heads: usize) -> Result<()> {
         if let Some(scale) = self.scale.filter(|s| !s.is_finite()) {
             return Err(Error::option("scale", "a finite number", scale));
@@ -127,6 +148,11 @@ impl AttentionOptions {
             if let Some(width) = width.filter(|w| *w > 1 << 30) {
                 return Err(Error::option(name, "at most 2^30", width));
             }
+        }
+        if let Some(Mask::Relative { reach }) = self.mask
+            && reach > MAX_REACH
+        {
+            return Err(Error::option("reach of the mask", format!("at most {MAX_REACH}"), reach));
         }
         Ok(())
     }

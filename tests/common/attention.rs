@@ -15,7 +15,7 @@ pub const FACTORS: [(&str, usize); 14] = [
     ("sequences", 6), // none, padded full, padded ragged, padded with empty ones, packed, packed with empty ones
     ("offset", 4),    // 0, positive, negative, S − T
     ("key mask", 4),  // none, (B, S), (1, S), (B, 1)
-    ("mask", 8),      // none, boolean in three shapes, additive in four
+    ("mask", 10),     // none, boolean in three shapes, additive in four, relative for each head and for all
     ("causal", 2),
     ("window", 4), // none, left, right, both
     ("alibi", 2),
@@ -77,6 +77,23 @@ pub fn covering_array() -> Vec<Levels> {
 pub enum MaskData {
     Boolean(Vec<u32>),
     Additive(Vec<f32>),
+    /// Of this reach; sizes (1, 1, heads, distances).
+    Relative(u32, Vec<f32>),
+}
+
+impl MaskData {
+    /// Every key from every query.
+    pub fn hide_all(&mut self) {
+        match self {
+            Self::Boolean(values) => values.fill(0),
+            Self::Additive(values) | Self::Relative(_, values) => values.fill(f32::NEG_INFINITY),
+        }
+    }
+}
+
+/// The level of the mask that hides in a way of this name; 0 for other ways.
+pub fn mask_level(way: &str) -> usize {
+    ["boolean", "additive", "relative"].iter().position(|kind| *kind == way).map_or(0, |n| [1, 4, 8][n])
 }
 
 /// Sizes, options and all tensors of one attention.
@@ -187,24 +204,30 @@ impl Case {
 
     fn set_mask(&mut self, level: usize, rng: &mut StdRng) {
         let [batch, n_heads, t, s] = self.score_sizes();
+        let reach = pick(rng, &[0, 1, 3, s as u32 / 2, 2 * s as u32]);
         let sizes = match level {
             0 => return,
             1 | 4 => [batch, n_heads, t, s],
             2 | 5 => [1, 1, t, s],
             3 | 6 => [batch, 1, 1, s],
-            _ => [1, n_heads, t, 1],
+            7 => [1, n_heads, t, 1],
+            8 => [1, 1, n_heads, 2 * reach as usize + 1],
+            _ => [1, 1, 1, 2 * reach as usize + 1],
         };
         let len = sizes.iter().product();
-        self.options.mask = Some(if level < 4 { Mask::Boolean } else { Mask::Additive });
-        let data = if level < 4 {
-            MaskData::Boolean((0..len).map(|_| pick(rng, &[0, 1, 1, 2, u32::MAX])).collect())
-        } else {
-            let mut values = uniform(rng, len, -2.0, 2.0);
-            for value in &mut values {
-                *value = pick(rng, &[*value, *value, *value, *value, *value, f32::NEG_INFINITY, SENTINEL, 0.0]);
+        let mut values = uniform(rng, len, -2.0, 2.0);
+        for value in &mut values {
+            *value = pick(rng, &[*value, *value, *value, *value, *value, f32::NEG_INFINITY, SENTINEL, 0.0]);
+        }
+        let (kind, data) = match level {
+            1..=3 => {
+                let values = (0..len).map(|_| pick(rng, &[0, 1, 1, 2, u32::MAX])).collect();
+                (Mask::Boolean, MaskData::Boolean(values))
             }
-            MaskData::Additive(values)
+            4..=7 => (Mask::Additive, MaskData::Additive(values)),
+            _ => (Mask::Relative { reach }, MaskData::Relative(reach, values)),
         };
+        self.options.mask = Some(kind);
         self.mask = Some((sizes, data));
     }
 
@@ -225,6 +248,7 @@ impl Case {
             mask: self.mask.as_ref().map(|(sizes, data)| match data {
                 MaskData::Boolean(values) => run.words("mask", sizes, values),
                 MaskData::Additive(values) => run.input_as("mask", Element::F32, sizes, values),
+                MaskData::Relative(_, values) => run.input_as("mask", Element::F32, &sizes[2..], values),
             }),
         }
     }
@@ -237,12 +261,15 @@ impl Case {
             (0..batch * s).map(|n| values[at(n)]).collect::<Vec<_>>()
         });
         let additive: Vec<T> = match &self.mask {
-            Some((_, MaskData::Additive(values))) => values.iter().map(|&v| T::of(v)).collect(),
+            Some((_, MaskData::Additive(values) | MaskData::Relative(_, values))) => {
+                values.iter().map(|&v| T::of(v)).collect()
+            }
             _ => vec![],
         };
         let mask = self.mask.as_ref().map(|(sizes, data)| match data {
             MaskData::Boolean(values) => MaskValues::Boolean { sizes: *sizes, values },
             MaskData::Additive(_) => MaskValues::Additive { sizes: *sizes, values: &additive },
+            MaskData::Relative(reach, _) => MaskValues::Relative { reach: *reach, values: &additive },
         });
         f(&Attention {
             shape: self.shape,
@@ -314,15 +341,19 @@ impl Case {
             if !visible {
                 return 0.0;
             }
-            let distance = (i as f64 + f64::from(self.sequences[b].offset) - j as f64).abs();
+            let ahead = j as f64 - i as f64 - f64::from(self.sequences[b].offset);
             let slope = self.options.alibi.get(h).map_or(0.0, |s| f64::from(s.abs()));
             let added = match &self.mask {
                 Some((sizes, MaskData::Additive(values))) => f64::from(values[broadcast(*sizes, [b, h, i, j])].abs()),
+                Some((sizes, MaskData::Relative(reach, values))) => {
+                    let column = f64::from(*reach) + ahead.clamp(-f64::from(*reach), f64::from(*reach));
+                    f64::from(values[broadcast(*sizes, [0, 0, h, column as usize])].abs())
+                }
                 _ => 0.0,
             };
             let added = if added > 1e30 { 0.0 } else { added };
             let capped = self.options.softcap.map_or(0.0, |cap| f64::from(cap) * TANH);
-            product(b, h, i, j) + capped + 2.0 * EPS * (slope * distance + added)
+            product(b, h, i, j) + capped + 2.0 * EPS * (slope * ahead.abs() + added)
         })
         .collect()
     }

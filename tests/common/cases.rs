@@ -80,7 +80,7 @@ impl Made {
             assert_eq!(role, Role::Weight);
             let sizes = layout.sizes();
             let (n, matrix) = (layout.len(), sizes.len() > 1);
-            let table = name.contains("embedding");
+            let table = name.contains("embedding") || name.contains("relative");
             let fan_in = if matrix && !table { sizes[1] as f32 } else { 1.0 };
             let scale = if matrix { (3.0 / fan_in).sqrt() } else { 0.5 };
             let mut data = uniform(rng, n, -scale, scale);
@@ -143,9 +143,10 @@ impl Side {
         let mut sizes = [sequences, n_heads, longest_q, longest_k];
         sizes.iter_mut().zip(broadcast).for_each(|(size, one)| *size = if one { 1 } else { *size });
         let n = sizes.iter().product();
-        self.mask = options.mask.map(|kind| match kind {
+        let kind = options.mask.filter(|kind| !matches!(kind, Mask::Relative { .. })); // that one is a weight
+        self.mask = kind.map(|kind| match kind {
             Mask::Boolean => MaskData::Boolean(sizes, (0..n).map(|_| u32::from(below(rng, 4) > 0)).collect()),
-            Mask::Additive => {
+            Mask::Additive | Mask::Relative { .. } => {
                 let hide = |v: f32, s: &mut StdRng| if below(s, 6) == 0 { f32::NEG_INFINITY } else { v };
                 let values = uniform(rng, n, -2.0, 2.0).into_iter().map(|v| hide(v, rng)).collect();
                 MaskData::Additive(sizes, Data::new(&sizes, values))

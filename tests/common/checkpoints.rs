@@ -195,11 +195,11 @@ pub fn causal(config: &str) -> Tensors {
     all
 }
 
-/// A Marian's or BART's sizes and options.
+/// A Marian's, BART's or T5's sizes and options.
 #[derive(Clone, Copy, Debug)]
 pub struct Made {
     pub family: &'static str,
-    /// C, encoder heads, decoder heads, encoder F, decoder F, encoder layers, decoder layers.
+    /// C, encoder heads, decoder heads, encoder F, decoder F, encoder layers, decoder layers. T5's stacks have the encoder's heads and F.
     pub sizes: [usize; 7],
     /// In front of the names of the base model.
     pub prefix: &'static str,
@@ -219,8 +219,31 @@ pub const APART: Made = Made {
     ..MARIAN
 };
 
+/// Heads together wider than the model.
+pub const T5: Made = Made {
+    family: "t5",
+    sizes: [24, 3, 3, 36, 36, 2, 1],
+    prefix: "",
+    positions: false,
+    more: r#", "d_kv": 9, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6"#,
+};
+/// A gated network, and a projection of its own.
+pub const MT5: Made = Made {
+    family: "mt5",
+    sizes: [24, 2, 2, 28, 28, 1, 2],
+    more: r#", "d_kv": 12, "tie_word_embeddings": false, "scale_decoder_outputs": true"#,
+    ..T5
+};
+
 pub fn seq2seq_config(made: &Made) -> String {
     let [c, heads, decoder_heads, f, decoder_f, layers, decoder_layers] = made.sizes;
+    if made.family.ends_with("t5") {
+        return format!(
+            r#"{{"model_type": "{}", "d_model": {c}, "num_heads": {heads}, "d_ff": {f}, "num_layers": {layers},
+                "num_decoder_layers": {decoder_layers}, "vocab_size": {VOCABULARY}, "decoder_start_token_id": 0, "eos_token_id": 1{}}}"#,
+            made.family, made.more
+        );
+    }
     format!(
         r#"{{"model_type": "{}", "d_model": {c}, "encoder_attention_heads": {heads}, "decoder_attention_heads": {decoder_heads},
             "encoder_ffn_dim": {f}, "decoder_ffn_dim": {decoder_f}, "encoder_layers": {layers},
@@ -232,6 +255,9 @@ pub fn seq2seq_config(made: &Made) -> String {
 
 pub fn seq2seq(made: &Made) -> Tensors {
     let model = Seq2Seq::from_config(&Config::parse("config.json", &seq2seq_config(made)).unwrap()).unwrap();
+    if made.family.ends_with("t5") {
+        return t5(&model);
+    }
     let ([c, _, _, f, decoder_f, layers, decoder_layers], prefix) = (made.sizes, made.prefix);
     let mut all = Tensors::default();
     let dense = |all: &mut Tensors, name: String, d_out: usize, d_in: usize| {
@@ -278,6 +304,50 @@ pub fn seq2seq(made: &Made) -> Tensors {
     // BART's own checkpoints of the base model have none.
     if !prefix.is_empty() {
         all.around("final_logits_bias".into(), &[1, model.target.vocabulary], 0.0, 0.1);
+    }
+    all
+}
+
+fn t5(model: &Seq2Seq) -> Tensors {
+    let (c, mut all) = (model.source.d_model, Tensors::default());
+    let (encoder, decoder) = (&model.encoder, &model.decoder);
+    let parts =
+        [("encoder", encoder.n_layers, &encoder.layer.attention), ("decoder", decoder.n_layers, &decoder.layer.attention)];
+    for (part, layers, attention) in parts {
+        let width = attention.widths()[0];
+        for n in 0..layers {
+            let layer = format!("{part}.block.{n}.layer");
+            let attentions: &[_] =
+                if part == "decoder" { &["0.SelfAttention", "1.EncDecAttention"] } else { &["0.SelfAttention"] };
+            for name in attentions {
+                // Scores are not scaled, and a decoder must listen to its source.
+                let listening = if name.contains("EncDec") { 2.0 } else { 1.0 };
+                let sharp = listening / (attention.head_size as f32).sqrt().sqrt();
+                for projection in ["q", "k"] {
+                    let scale = sharp * 1.5 / (c as f32).sqrt();
+                    all.around(format!("{layer}.{name}.{projection}.weight"), &[width, c], 0.0, scale);
+                }
+                all.matrix(format!("{layer}.{name}.v.weight"), [width, c], c);
+                all.matrix(format!("{layer}.{name}.o.weight"), [c, width], width);
+            }
+            let (last, feed_forward) = (attentions.len(), &encoder.layer.feed_forward);
+            for up in if feed_forward.gated { &["wi_0", "wi_1"][..] } else { &["wi"] } {
+                all.matrix(format!("{layer}.{last}.DenseReluDense.{up}.weight"), [feed_forward.d_ff, c], c);
+            }
+            all.matrix(format!("{layer}.{last}.DenseReluDense.wo.weight"), [c, feed_forward.d_ff], feed_forward.d_ff);
+            for at in 0..=last {
+                all.around(format!("{layer}.{at}.layer_norm.weight"), &[c], 1.0, 0.2);
+            }
+        }
+        let buckets = if model.tied { 8 } else { 32 };
+        let biases = format!("{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+        all.around(biases, &[buckets, attention.n_heads], 0.0, 1.0);
+        all.around(format!("{part}.final_layer_norm.weight"), &[c], 1.0, 0.2);
+    }
+    // Small beside what layers add, or a text of tied tables repeats its token.
+    all.around("shared.weight".into(), &[VOCABULARY, c], 0.0, 0.2);
+    if !model.tied {
+        all.matrix("lm_head.weight".into(), [VOCABULARY, c], c);
     }
     all
 }

@@ -1,6 +1,6 @@
 //! From a configuration to a model of a family.
 
-use super::{Seq2Seq, Tokens};
+use super::{Names, Seq2Seq, Tokens};
 use crate::error::Result;
 use crate::layers::{Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, Norm};
 use crate::models::Config;
@@ -73,6 +73,7 @@ impl Family<'_> {
             shared,
             tied: config.flag("tie_word_embeddings", true)?,
             logits_bias: true,
+            logits_scale: 1.0,
             sinusoids: self.positions,
             tokens: Tokens {
                 start: token("decoder_start_token_id")?,
@@ -81,12 +82,13 @@ impl Family<'_> {
                 forced_first: token("forced_bos_token_id")?,
                 forced_last: token("forced_eos_token_id")?,
             },
+            names: Names::Bart,
         })
     }
 }
 
 /// A token, where there is one.
-pub(super) fn token(config: &Config, key: &str, vocabulary: usize) -> Result<Option<u32>> {
+pub(in crate::models) fn token(config: &Config, key: &str, vocabulary: usize) -> Result<Option<u32>> {
     let token = |value: &serde_json::Value| {
         let token = value.as_u64().and_then(|v| u32::try_from(v).ok()).filter(|&v| (v as usize) < vocabulary);
         token.ok_or_else(|| config.refusal(key, format!("a token below {vocabulary}")))

@@ -1,5 +1,5 @@
-//! From one text to another: an encoder, and a decoder that attends to it, of the shape that [`super::marian`] and [`super::bart`]
-//! share.
+//! From one text to another: an encoder, and a decoder that attends to it, of the shape that [`super::marian`], [`super::bart`] and
+//! [`super::t5`] share.
 //!
 //! A forward pass over a source and a target that is known is one program, [`Seq2Seq::program`]. To write a target,
 //! [`Seq2Seq::encode`] makes `memory`, and [`Seq2Seq::generator`] has the programs that go on from there:
@@ -29,18 +29,17 @@ mod beams;
 mod family;
 mod program;
 mod reference;
+mod weights;
 
-pub(super) use family::Family;
+pub(super) use family::{Family, token};
 pub use reference::Seq2SeqInputs;
+pub(super) use weights::Names;
 
-use super::{Checkpoint, Config, Source, WeightMap, bart, marian};
+use super::{Checkpoint, Config, bart, marian, t5};
 use crate::error::{Error, Result};
 use crate::layers::{Decoder, Embedding, Encoder};
 use crate::spec::generator::{Generator, GeneratorStack};
-use crate::spec::{BatchShape, SinusoidOrder, sinusoidal_positions};
-
-/// The most numbers of a position table that is computed: a configuration alone asks for 256 MiB, and no more.
-const MOST_COMPUTED: usize = 1 << 26;
+use crate::spec::{BatchShape, SinusoidOrder};
 
 /// An encoder and a decoder of any size: specs of [`crate::layers`], and what is around them.
 ///
@@ -63,10 +62,15 @@ pub struct Seq2Seq {
     pub tied: bool,
     /// Whether that projection has a bias, `final_logits_bias`.
     pub logits_bias: bool,
+    /// What logits are multiplied by: 1/√d_model in T5, else 1. It is a factor of the projection's weight where that is read; where that is
+    /// the token table too, embeddings undo it.
+    pub logits_scale: f32,
     /// The order of position tables that are computed, where the checkpoint does not have them.
     pub sinusoids: Option<SinusoidOrder>,
     /// Tokens that mean something.
     pub tokens: Tokens,
+    /// How a checkpoint calls its tensors.
+    pub(super) names: Names,
 }
 
 /// Tokens that mean something to a model, where its configuration names them.
@@ -90,11 +94,11 @@ pub struct Tokens {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Output {
-    /// `encoder_hidden.N` (source rows, C): the rows before the encoder's layer N, or behind the last one.
+    /// `encoder_hidden.N` (source rows, C): the rows before the encoder's layer N, or behind the last one and its final norm.
     EncoderHidden(usize),
     /// `encoder_attention.N` (B, NH, S, S), `f32`: the attention weights of the encoder's layer N.
     EncoderAttention(usize),
-    /// `decoder_hidden.N` (target rows, C): the rows before the decoder's layer N, or behind the last one.
+    /// `decoder_hidden.N` (target rows, C): the rows before the decoder's layer N, or behind the last one and its final norm.
     DecoderHidden(usize),
     /// `decoder_attention.N` (B, NH, T, T), `f32`: the self-attention weights of the decoder's layer N.
     DecoderAttention(usize),
@@ -160,79 +164,15 @@ impl Seq2Seq {
     /// The model that a `config.json` describes, by its `model_type`.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for another type than `marian` and `bart`; as [`marian::from_config`] and [`bart::from_config`].
+    /// [`Error::Checkpoint`] for another type than `marian`, `bart`, `t5` and `mt5`; as [`marian::from_config`], [`bart::from_config`] and
+    /// [`t5::from_config`].
     pub fn from_config(config: &Config) -> Result<Self> {
         match config.text("model_type")? {
             Some("marian") => marian::from_config(config),
             Some("bart") => bart::from_config(config),
-            _ => Err(config.refusal("model_type", "marian or bart")),
+            Some("t5" | "mt5") => t5::from_config(config),
+            _ => Err(config.refusal("model_type", "marian, bart, t5 or mt5")),
         }
-    }
-
-    /// For each weight of the programs, which tensors of a checkpoint it comes from: those of `MarianMTModel` and
-    /// `BartForConditionalGeneration`.
-    ///
-    /// # Errors
-    /// [`Error::Option`] for a table of sinusoidal positions of more than 2²⁶ numbers.
-    pub fn weights(&self) -> Result<WeightMap> {
-        let mut map = WeightMap::new();
-        for (ours, theirs, embedding) in [("source", "encoder", &self.source), ("target", "decoder", &self.target)] {
-            let (own, other) =
-                if theirs == "encoder" { (SOURCE_TOKENS, TARGET_TOKENS) } else { (TARGET_TOKENS, SOURCE_TOKENS) };
-            let token = match (self.shared, self.tied) {
-                (true, true) => Source::tensor(own).or(SHARED_TOKENS).or(other).or(HEAD),
-                (true, false) => Source::tensor(own).or(SHARED_TOKENS).or(other),
-                (false, _) => Source::tensor(own),
-            };
-            map.insert(format!("{ours}.token_embedding.weight"), token);
-            if let Some(rows) = embedding.positions {
-                let table = match self.sinusoids {
-                    Some(order) => {
-                        if rows.saturating_mul(embedding.d_model) > MOST_COMPUTED {
-                            let most = MOST_COMPUTED / embedding.d_model;
-                            return Err(Error::option("positions that are computed", format!("at most {most}"), rows));
-                        }
-                        let table = sinusoidal_positions(rows, embedding.d_model, order)?;
-                        Source::values(&[rows, embedding.d_model], table)
-                    }
-                    None => Source::tensor(format!("model.{theirs}.embed_positions.weight")),
-                };
-                map.insert(format!("{ours}.position_embedding.weight"), table);
-            }
-            if embedding.norm.is_some() {
-                map.insert_pair(&format!("{ours}.norm"), &format!("model.{theirs}.layernorm_embedding"));
-            }
-        }
-        let attention = |map: &mut WeightMap, ours: &str, theirs: &str| {
-            for part in ["weight", "bias"] {
-                let parts = ["q", "k", "v"].map(|name| format!("{theirs}.{name}_proj.{part}"));
-                map.insert(format!("{ours}.in_proj_{part}"), Source::rows(parts.map(Source::tensor)));
-            }
-            map.insert_pair(&format!("{ours}.out_proj"), &format!("{theirs}.out_proj"));
-        };
-        for (part, layers) in [("encoder", self.encoder.n_layers), ("decoder", self.decoder.n_layers)] {
-            for layer in 0..layers {
-                let (ours, theirs) = (format!("{part}.layers.{layer}"), format!("model.{part}.layers.{layer}"));
-                let is_decoder = part == "decoder";
-                attention(&mut map, &format!("{ours}.self_attn"), &format!("{theirs}.self_attn"));
-                if is_decoder {
-                    attention(&mut map, &format!("{ours}.multihead_attn"), &format!("{theirs}.encoder_attn"));
-                    map.insert_pair(&format!("{ours}.norm2"), &format!("{theirs}.encoder_attn_layer_norm"));
-                }
-                let last = if is_decoder { "norm3" } else { "norm2" };
-                map.insert_pair(&format!("{ours}.norm1"), &format!("{theirs}.self_attn_layer_norm"))
-                    .insert_pair(&format!("{ours}.linear1"), &format!("{theirs}.fc1"))
-                    .insert_pair(&format!("{ours}.linear2"), &format!("{theirs}.fc2"))
-                    .insert_pair(&format!("{ours}.{last}"), &format!("{theirs}.final_layer_norm"));
-            }
-        }
-        if !self.tied {
-            map.insert("head.weight", Source::tensor(HEAD).or(SHARED_TOKENS));
-        }
-        if self.logits_bias {
-            map.insert("head.bias", Source::tensor("final_logits_bias").reshaped(&[self.target.vocabulary]));
-        }
-        Ok(map)
     }
 
     /// What writes targets, token by token: the programs that go on from [`Seq2Seq::encode`], over the same weights.
@@ -243,8 +183,23 @@ impl Seq2Seq {
             stack_prefix: "decoder.".into(),
             head_weight: self.head_weight().into(),
             head_bias: self.head_bias().map(str::to_owned),
-            ..Generator::new(self.target, GeneratorStack::Decoder(self.decoder.clone()))
+            ..Generator::new(self.target_embedding(), GeneratorStack::Decoder(self.decoder.clone()))
         }
+    }
+
+    /// The embedding of sources, from a table that may be scaled.
+    fn source_embedding(&self) -> Embedding {
+        if self.shared { Embedding { scale: self.source.scale / self.table_scale(), ..self.source } } else { self.source }
+    }
+
+    /// The embedding of targets, from a table that may be scaled.
+    fn target_embedding(&self) -> Embedding {
+        Embedding { scale: self.target.scale / self.table_scale(), ..self.target }
+    }
+
+    /// What the target's token table is multiplied by where it is read.
+    fn table_scale(&self) -> f32 {
+        if self.tied { self.logits_scale } else { 1.0 }
     }
 
     /// The name of the source's token table in the programs.

@@ -81,13 +81,24 @@ impl Seq2Seq {
         let ids = b.input("source.ids", Element::U32, Layout::contiguous(&[k_rows])?)?;
         let table = Layout::contiguous(&[self.source.vocabulary, self.source.d_model])?;
         let table = b.weight(self.source_table(), table)?;
-        b.embed_from("source.", &self.source, &batch, (ids, table), x)?;
+        b.embed_from("source.", &self.source_embedding(), &batch, (ids, table), x)?;
         for n in 0..layers {
             let sizes = [sequences, layer.attention.n_heads, longest_k, longest_k];
             let weights = attention(b, named(Output::EncoderAttention(n)), sizes)?;
-            let y = rows(b, n + 1)?;
-            b.encoder_layer(&format!("encoder.layers.{n}."), layer, &batch, x, weights, y)?;
-            x = y;
+            let prefix = format!("encoder.layers.{n}.");
+            match self.encoder.final_norm.filter(|_| n + 1 == self.encoder.n_layers) {
+                None => {
+                    let y = rows(b, n + 1)?;
+                    b.encoder_layer(&prefix, layer, &batch, x, weights, y)?;
+                    x = y;
+                }
+                Some(norm) => {
+                    let behind = hidden(b, None, [k_rows, self.source.d_model])?;
+                    b.encoder_layer(&prefix, layer, &batch, x, weights, behind)?;
+                    x = rows(b, n + 1)?;
+                    b.norm("encoder.norm.", &norm, behind, x)?;
+                }
+            }
         }
         Ok(x)
     }
@@ -102,7 +113,7 @@ impl Seq2Seq {
         let sizes = [q_rows, self.target.d_model];
         let named = |output: Output| outputs.contains(&output).then(|| output.name());
         let mut x = hidden(b, named(Output::DecoderHidden(0)), sizes)?;
-        b.embed("target.", &self.target, &batch, x)?;
+        b.embed("target.", &self.target_embedding(), &batch, x)?;
         if let Some(memory) = memory.filter(|_| self.decoder_layers_for(outputs) > 0) {
             let cross = b.batch("cross.", &crosses.options, crosses.n_heads, *shape, None)?;
             for n in 0..self.decoder_layers_for(outputs) {
@@ -112,14 +123,16 @@ impl Seq2Seq {
                     attention(b, named(Output::DecoderAttention(n)), own)?,
                     attention(b, named(Output::CrossAttention(n)), other)?,
                 ];
-                let y = hidden(b, named(Output::DecoderHidden(n + 1)), sizes)?;
-                b.decoder_layer(
-                    &format!("decoder.layers.{n}."),
-                    layer,
-                    &DecoderRows { x, batch, memory, cross, y },
-                    weights,
-                )?;
+                let norm = self.decoder.final_norm.filter(|_| n + 1 == self.decoder.n_layers);
+                let output = named(Output::DecoderHidden(n + 1));
+                let y = hidden(b, output.clone().filter(|_| norm.is_none()), sizes)?;
+                let rows = DecoderRows { x, batch, memory, cross, y };
+                b.decoder_layer(&format!("decoder.layers.{n}."), layer, &rows, weights)?;
                 x = y;
+                if let Some(norm) = norm {
+                    x = hidden(b, output, sizes)?;
+                    b.norm("decoder.norm.", &norm, y, x)?;
+                }
             }
         }
         if outputs.contains(&Output::Logits) {

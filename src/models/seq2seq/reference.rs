@@ -65,14 +65,17 @@ impl Seq2Seq {
         if layers > 0 || outputs.contains(&Output::EncoderHidden(0)) {
             let items = source.as_slice();
             let batch = Batch::new(from, items).with_masks(masks);
-            memory = reference::embeddings(&self.source, weights, "source.", source_ids, None, Some(items))?;
+            memory = reference::embeddings(&self.source_embedding(), weights, "source.", source_ids, None, Some(items))?;
             keep(Output::EncoderHidden(0), &memory);
             for n in 0..layers {
                 let prefix = format!("encoder.layers.{n}.");
                 let (y, probs) = reference::encoder_layer(&self.encoder.layer, weights, &prefix, &memory, &batch)?;
                 keep(Output::EncoderAttention(n), &probs);
-                keep(Output::EncoderHidden(n + 1), &y);
-                memory = y;
+                memory = match self.encoder.final_norm.filter(|_| n + 1 == self.encoder.n_layers) {
+                    Some(norm) => reference::norm(&norm, weights, "encoder.norm.", &y, from.k_rows, self.source.d_model)?,
+                    None => y,
+                };
+                keep(Output::EncoderHidden(n + 1), &memory);
             }
         }
         if !Self::decodes(outputs) {
@@ -81,15 +84,18 @@ impl Seq2Seq {
 
         let items = target.as_slice();
         let (batch, cross) = (Batch::new(to, items), Batch::new(shape, over.as_slice()).with_masks(masks));
-        let mut x = reference::embeddings(&self.target, weights, "target.", target_ids, None, Some(items))?;
+        let mut x = reference::embeddings(&self.target_embedding(), weights, "target.", target_ids, None, Some(items))?;
         keep(Output::DecoderHidden(0), &x);
         for n in 0..self.decoder_layers_for(outputs) {
             let (prefix, layer) = (format!("decoder.layers.{n}."), &self.decoder.layer);
             let made = reference::decoder_layer(layer, weights, &prefix, &x, &memory, &batch, &cross)?;
             keep(Output::DecoderAttention(n), &made.self_probs);
             keep(Output::CrossAttention(n), &made.cross_probs);
-            keep(Output::DecoderHidden(n + 1), &made.y);
-            x = made.y;
+            x = match self.decoder.final_norm.filter(|_| n + 1 == self.decoder.n_layers) {
+                Some(norm) => reference::norm(&norm, weights, "decoder.norm.", &made.y, to.q_rows, self.target.d_model)?,
+                None => made.y,
+            };
+            keep(Output::DecoderHidden(n + 1), &x);
         }
         if outputs.contains(&Output::Logits) {
             let (d_in, d_out) = (self.target.d_model, self.target.vocabulary);

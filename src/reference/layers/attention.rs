@@ -3,10 +3,11 @@
 use super::{Batch, Weights};
 use crate::error::Result;
 use crate::reference::{
-    Attention, Linear, Real, additive_scores, attention_scores, attention_values, expect_len, linear, masked_softmax, rotary,
+    Attention, Linear, MaskValues, Real, additive_scores, attention_scores, attention_values, expect_len, linear,
+    masked_softmax, rotary,
 };
 use crate::spec::layers::{MultiHeadAttention, Projection, RotaryOptions, Score};
-use crate::spec::{Activation, AttentionOptions};
+use crate::spec::{Activation, Mask};
 
 /// y (q_rows, d_model) and probs (B, NH, T, S):
 ///
@@ -18,8 +19,8 @@ use crate::spec::{Activation, AttentionOptions};
 /// ```
 ///
 /// Self-attention is x in all three places. Reads `in_proj_weight` or `q_proj_weight`, `k_proj_weight` and `v_proj_weight`;
-/// `out_proj.weight`; `rotary_table` where there are rotary positions; `in_proj_bias` and `out_proj.bias` where there are biases; what
-/// its [`Score`] needs.
+/// `out_proj.weight`; `rotary_table` where there are rotary positions; `relative_position_bias` where the mask is relative;
+/// `in_proj_bias` and `out_proj.bias` where there are biases; what its [`Score`] needs.
 ///
 /// # Errors
 /// As [`MultiHeadAttention::check`] and [`Attention::check`]; [`crate::Error::Missing`] or [`crate::Error::Shape`] for a
@@ -55,7 +56,25 @@ pub fn multi_head_attention<T: Real>(
 
     // pass 2: scores (B, NH, T, S)
     let options = spec.scored_options();
-    let att = over(spec, &options, batch);
+    let mask = match options.mask {
+        Some(Mask::Relative { reach }) if batch.masks.mask.is_none() => {
+            let sizes = [spec.n_heads, Mask::distances(reach)];
+            let values = weights.get(&format!("{prefix}relative_position_bias"), &sizes)?;
+            Some(MaskValues::Relative { reach, values })
+        }
+        _ => batch.masks.mask,
+    };
+    let att = Attention {
+        shape: batch.shape,
+        n_heads: spec.n_heads,
+        n_kv_heads: spec.n_kv_heads,
+        head_size: spec.head_size,
+        value_head_size: spec.value_head_size,
+        options: &options,
+        sequences: batch.sequences,
+        key_mask: batch.masks.key_mask,
+        mask,
+    };
     let scores = match spec.score {
         Score::Dot => attention_scores(&att, &q, &k)?,
         Score::General => {
@@ -87,20 +106,6 @@ pub fn multi_head_attention<T: Real>(
     let bias = weights.get_if(spec.bias, &format!("{prefix}out_proj.bias"), &[spec.d_model])?;
     let y = project(&out, q_rows, out_width, Projected { weight, bias, width: spec.d_model })?;
     Ok((y, probs))
-}
-
-fn over<'a, T: Real>(spec: &MultiHeadAttention, options: &'a AttentionOptions, batch: &Batch<'a, T>) -> Attention<'a, T> {
-    Attention {
-        shape: batch.shape,
-        n_heads: spec.n_heads,
-        n_kv_heads: spec.n_kv_heads,
-        head_size: spec.head_size,
-        value_head_size: spec.value_head_size,
-        options,
-        sequences: batch.sequences,
-        key_mask: batch.masks.key_mask,
-        mask: batch.masks.mask,
-    }
 }
 
 /// Heads (rows, heads · head_size) turned by their row's position, by the table `rotary_table` (positions, columns) among the weights.
