@@ -45,6 +45,13 @@ pub fn sinusoidal_positions(positions: usize, d_model: usize, order: SinusoidOrd
 /// A distance is how far a key stands behind its query. In a `causal` attention all buckets are for keys in front of it and itself, else half
 /// of them are; of these, half are for one distance each, the others for ranges that grow to `furthest`, from where on the last one serves.
 ///
+/// ```
+/// // Four buckets for keys in front and the query itself, four for keys behind it; of distances −3 to 3 the outer two share one.
+/// let buckets = tileformer::spec::relative_position_buckets(3, 8, 20, false)?;
+/// assert_eq!(buckets, [2, 2, 1, 0, 5, 6, 6]);
+/// # Ok::<(), tileformer::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Option`] for buckets that do not divide so, a `furthest` within the distances that have a bucket each, a reach past 2²⁴.
 pub fn relative_position_buckets(reach: u32, buckets: usize, furthest: usize, causal: bool) -> Result<Vec<u32>> {

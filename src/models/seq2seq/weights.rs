@@ -38,8 +38,7 @@ impl Seq2Seq {
                 (true, false) => Source::tensor(own).or(SHARED_TOKENS).or(other),
                 (false, _) => Source::tensor(own),
             };
-            let scale = if self.shared || ours == "target" { self.table_scale() } else { 1.0 };
-            map.insert(format!("{ours}.token_embedding.weight"), scaled(token, scale));
+            map.insert(format!("{ours}.token_embedding.weight"), scaled(token, self.table_scale(ours == "source")));
             if let Some(rows) = embedding.positions {
                 let table = match self.sinusoids {
                     Some(order) => {

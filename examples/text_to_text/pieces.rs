@@ -56,10 +56,6 @@ impl Pieces {
         Ok(Self { model, normalizer, ids, pieces, end, unknown })
     }
 
-    pub(crate) fn end(&self) -> u32 {
-        self.end
-    }
-
     /// A text's ids, the end token behind them. A language in front, `>>fr<<`, is one piece.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let trimmed = text.trim_start();

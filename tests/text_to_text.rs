@@ -1,18 +1,21 @@
-//! The example `marian`: pieces from SentencePiece's file, translations that no batch changes; what cannot be translated is refused.
+//! The example `text_to_text`: pieces from SentencePiece's file or tokenizer.json, texts that no batch changes; what cannot be read is
+//! refused.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-#[path = "../examples/marian/app.rs"]
+#[path = "../examples/text_to_text/app.rs"]
 mod app;
 #[path = "../examples/shared/cli.rs"]
 #[allow(dead_code)]
 mod cli;
-#[path = "../examples/marian/cpu.rs"]
+#[path = "../examples/text_to_text/cpu.rs"]
 mod cpu;
-#[path = "../examples/marian/pieces.rs"]
+#[path = "../examples/text_to_text/pieces.rs"]
 mod pieces;
 #[path = "../examples/shared/sheet.rs"]
 mod sheet;
-#[path = "../examples/marian/translator.rs"]
+#[path = "../examples/text_to_text/text.rs"]
+mod text;
+#[path = "../examples/text_to_text/translator.rs"]
 mod translator;
 
 use std::fs;
@@ -21,8 +24,10 @@ use std::path::PathBuf;
 use clap::Parser;
 use pieces::Pieces;
 use safetensors::SafeTensors;
+use serde_json::json;
 
 const CASE: &[u8] = include_bytes!("data/conformance/huggingface/marian_0.safetensors");
+const T5: &[u8] = include_bytes!("data/families/t5_gated.safetensors");
 
 /// Pieces with their scores; whole words are likelier than their letters.
 fn words() -> Vec<(String, f32)> {
@@ -63,22 +68,29 @@ fn vocabulary() -> String {
 struct Folder(PathBuf);
 
 impl Folder {
+    /// A Marian's.
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("tileformer-marian-{}-{name}", std::process::id()));
+        let folder = Self::of(CASE, name);
+        fs::write(folder.0.join("source.spm"), spm(1)).unwrap();
+        fs::write(folder.0.join("vocab.json"), vocabulary()).unwrap();
+        folder
+    }
+
+    /// Configuration and weights of a case.
+    fn of(case: &[u8], name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tileformer-text-to-text-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
-        let (_, header) = SafeTensors::read_metadata(CASE).unwrap();
+        let (_, header) = SafeTensors::read_metadata(case).unwrap();
         fs::write(path.join("config.json"), &header.metadata().as_ref().unwrap()["config"]).unwrap();
-        let case = SafeTensors::deserialize(CASE).unwrap();
+        let case = SafeTensors::deserialize(case).unwrap();
         let weights = case.iter().filter_map(|(name, view)| Some((name.strip_prefix("w.")?.to_owned(), view)));
         safetensors::serialize_to_file(weights, None, &path.join("model.safetensors")).unwrap();
-        fs::write(path.join("source.spm"), spm(1)).unwrap();
-        fs::write(path.join("vocab.json"), vocabulary()).unwrap();
         Self(path)
     }
 
     fn run(&self, arguments: &[&str], input: &[u8]) -> (String, String, u8) {
-        let arguments = [&["marian", "--model", self.0.to_str().unwrap()], arguments].concat();
+        let arguments = [&["text_to_text", "--model", self.0.to_str().unwrap()], arguments].concat();
         let args = app::Args::try_parse_from(arguments).expect("arguments");
         let (mut out, mut notices) = (Vec::new(), Vec::new());
         let code = app::run(&args, input, &mut out, &mut notices);
@@ -184,6 +196,56 @@ fn sheets_show_every_head() {
     assert!(lines(&first) > 100 && lines(&first).abs_diff(lines(&other)) < 5, "{} and {}", lines(&first), lines(&other));
     let (_, notices, code) = folder.run(&["--attention", "sheet.png", "cat"], b"");
     assert!(code == 2 && notices.contains("SVG"), "{notices}");
+}
+
+/// 61 pieces as T5's tokenizer.json has them.
+fn tokenizer() -> String {
+    let mut pieces: Vec<(String, f64)> = ["<pad>", "</s>", "<unk>"].map(|piece| (piece.to_owned(), 0.0)).to_vec();
+    pieces.extend(["▁the", "▁cat", "▁sat", "▁"].map(|piece| (piece.to_owned(), -3.0)));
+    pieces.extend(('a'..='z').map(|c| (c.to_string(), -6.0)));
+    pieces.extend((pieces.len()..61).map(|i| (format!("▁w{i}"), -9.0)));
+    let special = |id: usize| {
+        json!({"id": id, "content": pieces[id].0, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true})
+    };
+    let blanks = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let end = json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+    let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+    json!({"version": "1.0", "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "padding": null, "added_tokens": [special(0), special(1), special(2)], "normalizer": null, "pre_tokenizer": blanks,
+        "post_processor": {"type": "TemplateProcessing", "single": [text("A"), end], "pair": [text("A"), end, text("B"), end],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}},
+        "decoder": blanks, "model": {"type": "Unigram", "unk_id": 2, "vocab": pieces, "byte_fallback": false}})
+    .to_string()
+}
+
+/// Rule: a T5 with its tokenizer.json writes the same on the GPU and on the reference, greedily and by beams, in every batch, and its
+/// attention is drawn.
+#[test]
+fn a_tokenizer_serves_too() {
+    let folder = Folder::of(T5, "t5");
+    fs::write(folder.0.join("tokenizer.json"), tokenizer()).unwrap();
+    let texts = ["the cat sat on the cat", "a zebra", "the"];
+    let run = |arguments: &[&str], texts: &[&str]| {
+        let (out, notices, code) = folder.run(&[&["--longest", "14"], arguments, texts].concat(), b"");
+        assert_eq!(code, 0, "{notices}");
+        out
+    };
+    for beams in ["1", "3"] {
+        let together = run(&["--beams", beams], &texts);
+        assert_eq!(together, run(&["--beams", beams, "--cpu"], &texts));
+        let alone: String = texts.iter().map(|text| run(&["--beams", beams], &[text])).collect();
+        assert_eq!(together, alone);
+        let lines: Vec<&str> = together.lines().collect();
+        assert!(lines[0] != lines[1] && lines.iter().all(|line| !line.is_empty() && !line.contains('<')), "{lines:?}");
+    }
+    let path = folder.0.join("sheet.svg");
+    run(&["--attention", path.to_str().unwrap()], &texts[..1]);
+    let sheet = fs::read_to_string(path).unwrap();
+    assert!(sheet.contains("decoder to source layer 2 head 3") && sheet.contains("cat"));
+    fs::write(folder.0.join("tokenizer.json"), "{").unwrap();
+    let (_, notices, code) = folder.run(&["the"], b"");
+    assert!(code == 1 && notices.contains("tokenizer.json"), "{notices}");
 }
 
 /// Rule: what is missing is named, with the exit code of its kind.

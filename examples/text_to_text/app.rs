@@ -8,36 +8,37 @@ use std::time::Instant;
 use clap::Parser;
 use tileformer::Element;
 use tileformer::convenience::{Gpu, Setup};
+use tileformer::layers::Embedding;
 use tileformer::models::Checkpoint;
 use tileformer::models::seq2seq::Seq2Seq;
 use tileformer::spec::beams::{BeamSearch, MAX_BEAMS};
 
 use crate::cli::{self, Failure};
 use crate::cpu::Cpu;
-use crate::pieces::Pieces;
 use crate::sheet::{self, Part, Sheet};
+use crate::text::Text;
 use crate::translator::{Maps, Result as Translated, Size, Translator};
 
 /// Texts of a batch, at most, and beams of all of them.
 const BATCH: usize = 16;
 const ROWS: usize = 32;
 
-/// Translates texts.
+/// Writes a text for each text: its translation, its summary, or what else the model was trained for.
 #[derive(Debug, Parser)]
-#[command(name = "marian")]
+#[command(name = "text_to_text")]
 pub(crate) struct Args {
-    /// What to translate; without any, the lines of --file or of standard input that are not blank
+    /// The texts, for T5 with what is to be done in front; without any, the lines of --file or of standard input that are not blank
     texts: Vec<String>,
     /// Take the lines of this file
     #[arg(long, value_name = "FILE", conflicts_with = "texts")]
     file: Option<PathBuf>,
-    /// The model's folder: config.json, safetensors, source.spm and vocab.json
+    /// The model's folder: config.json of a Marian, BART, T5 or mT5, safetensors, and source.spm with vocab.json, or tokenizer.json
     #[arg(long, value_name = "DIR", default_value = ".")]
     model: PathBuf,
     /// Beams of a beam search; 1 takes the most probable token each time. As the model's settings say where it is left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_BEAMS as i64))]
     beams: Option<u32>,
-    /// The most tokens of a translation
+    /// The most tokens of what is written
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     longest: u32,
     /// Store weights and rows in f16: half the memory
@@ -52,8 +53,8 @@ pub(crate) struct Args {
     /// List the adapters and end
     #[arg(long)]
     list_adapters: bool,
-    /// Draw the attention of every head of every layer, within source and translation and from one to the other: an SVG file for the first
-    /// text, FILE-2.svg and so on for more
+    /// Draw the attention of every head of every layer, within the text and what is written for it and from one to the other: an SVG file for
+    /// the first text, FILE-2.svg and so on for more
     #[arg(long, value_name = "FILE.svg")]
     attention: Option<PathBuf>,
 }
@@ -99,16 +100,17 @@ fn translate(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Resul
     let checkpoint = Checkpoint::open(&args.model)?;
     let model = Seq2Seq::new(&checkpoint)?;
     let search = search(args, &checkpoint, &model)?;
-    let pieces = Pieces::open(&args.model)?;
-    let positions = model.source.positions.unwrap_or(512);
+    let vocabulary = Text::open(&args.model)?;
+    let positions = positions(&model.source);
     let mut sources = Vec::with_capacity(texts.len());
     for text in &texts {
-        let mut ids = pieces.encode(text)?;
-        tileformer::spec::check_ids("vocab.json", &ids, model.source.vocabulary)?;
+        let mut ids = vocabulary.encode(text)?;
+        tileformer::spec::check_ids("tokens", &ids, model.source.vocabulary)?;
         if ids.len() > positions {
             writeln!(notices, "notice: only the first {positions} tokens are read of: {text}")?;
+            let end = ids.pop();
             ids.truncate(positions - 1);
-            ids.push(pieces.end());
+            ids.extend(end);
         }
         sources.push(ids);
     }
@@ -130,7 +132,7 @@ fn translate(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Resul
             target.truncate(length);
             tokens += target.len();
             // Writing to a String cannot fail.
-            let _ = writeln!(printed, "{}", pieces.decode(&target));
+            let _ = writeln!(printed, "{}", vocabulary.decode(&target)?);
             targets.push(target);
         }
     }
@@ -151,7 +153,7 @@ fn translate(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Resul
                     ids.truncate(sheet::MOST_TOKENS);
                 }
             }
-            cli::write_sheet(path, i, &draw(&engine, &model, &pieces, (source, target))?)?;
+            cli::write_sheet(path, i, &draw(&engine, &model, &vocabulary, (source, target))?)?;
         }
     }
     Ok(printed)
@@ -170,8 +172,13 @@ fn search(args: &Args, checkpoint: &Checkpoint, model: &Seq2Seq) -> Result<BeamS
     };
     // The padding token begins a target and is no part of it.
     search.banned.extend(model.tokens.padding.map(|id| vec![id]));
-    search.max_length = (args.longest as usize).min(model.target.positions.unwrap_or(512)) + 1;
+    search.max_length = (args.longest as usize).min(positions(&model.target)) + 1;
     Ok(search)
+}
+
+/// The most tokens of a text.
+fn positions(embedding: &Embedding) -> usize {
+    embedding.positions.map_or(usize::MAX, |rows| rows - embedding.first_position)
 }
 
 /// The most probable token each time.
@@ -195,10 +202,10 @@ fn open(args: &Args, notices: &mut dyn Write) -> Result<Option<Gpu>, Failure> {
     }
 }
 
-/// The attention of a source and its translation as a sheet.
-fn draw(engine: &Engine<'_>, model: &Seq2Seq, pieces: &Pieces, (source, target): (&[u32], &[u32])) -> Translated<String> {
+/// The attention of a source and its target as a sheet.
+fn draw(engine: &Engine<'_>, model: &Seq2Seq, vocabulary: &Text, (source, target): (&[u32], &[u32])) -> Translated<String> {
     let maps = engine.maps(source, target)?;
-    let labels = |ids: &[u32]| ids.iter().map(|&id| pieces.piece(id)).collect::<Vec<_>>();
+    let labels = |ids: &[u32]| ids.iter().map(|&id| vocabulary.piece(id)).collect::<Vec<_>>();
     let (from, to) = (labels(source), labels(target));
     let (own, other) = (&model.encoder.layer, &model.decoder.layer);
     let part = |name, n_heads, (from, to), layers| Part { name, from, to, second: &[], n_heads, layers };
@@ -207,6 +214,6 @@ fn draw(engine: &Engine<'_>, model: &Seq2Seq, pieces: &Pieces, (source, target):
         part("decoder ", other.attention.n_heads, (&to, &to), &maps.decoder),
         part("decoder to source ", other.cross_attention.n_heads, (&to, &from), &maps.cross),
     ];
-    let title = format!("{} → {}", pieces.decode(source), pieces.decode(target));
+    let title = format!("{} → {}", vocabulary.decode(source)?, vocabulary.decode(target)?);
     sheet::svg(&Sheet { title: &title, parts: &parts })
 }
