@@ -78,6 +78,12 @@ fn sources_put_tensors_together() {
         get(rows.clone().transposed()),
         (vec![3, 4], vec![1.5, 0.0, 1.5, 1.5, 2.0, 0.5, 2.0, 2.0, 2.5, 1.0, 2.5, 2.5])
     );
+    let [made, cut] = [Source::values(&[3, 1], vec![5.0, 6.0, 7.0]), tensor("a").reshaped(&[3, 2])];
+    assert_eq!(
+        (get(made.gathered(vec![2, 2])).1, get(cut.gathered(vec![2, 1])).1),
+        (vec![7.0, 7.0], vec![2.0, 2.5, 1.0, 1.5])
+    );
+    assert_eq!(get(rows.clone().reshaped(&[2, 6])).1[6..8], [1.5, 2.0]);
     assert_eq!(
         get(Source::rows([tensor("b").scaled(0.5), rows.scaled(2.0).scaled(3.0)])).1[1..5],
         [32752.0, 4.0, 9.0, 12.0]
@@ -109,8 +115,10 @@ fn sources_put_tensors_together() {
     assert!(refused(Source::rows([])).contains("at least one source"));
     assert_eq!(refused(tensor("a").gathered(vec![0, 2])), "rows of a: expected rows below 2, found 2");
     let [turned, vector] = [tensor("a").transposed().gathered(vec![0]), tensor("c").gathered(vec![0])].map(refused);
-    assert_eq!(turned, "a: expected one matrix, to take rows of, found [3, 2]");
-    assert_eq!(vector, "c: expected one matrix, to take rows of, found [3]");
+    assert_eq!(turned, "a: expected one matrix that is neither turned nor gathered, to take rows of, found [3, 2]");
+    assert_eq!(vector, "c: expected one matrix that is neither turned nor gathered, to take rows of, found [3]");
+    let cut = tensor("a").gathered(vec![1, 0]).reshaped(&[3, 2]).transposed();
+    assert_eq!(refused(cut), "a: expected rows as they were gathered, to be transposed, found [3, 2]");
     assert!(refused(Source::values(&[2], vec![])).contains("values"));
 }
 

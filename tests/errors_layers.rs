@@ -5,8 +5,8 @@ mod common;
 
 use common::refusals::{Case, Env, Tensors, layout};
 use tileformer::layers::{
-    AttentionRows, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, Inputs, MultiHeadAttention, Norm, Projection,
-    RotaryOptions, Score,
+    AttentionRows, Batch, Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, Inputs, MultiHeadAttention, Norm,
+    Projection, RotaryOptions, Score,
 };
 use tileformer::spec::generator::{Generator, GeneratorStack};
 use tileformer::spec::{RotaryOrder, sinusoidal_positions};
@@ -111,6 +111,26 @@ fn layers() {
         }),
         ("steps over a memory with slopes", "Option", &["cross-attention of a generator", "no positions", "0.5"], |_| {
             generate(|s| s.options.alibi = vec![0.5; 4])
+        }),
+        (
+            "a mask of one's own beside a bias by distance",
+            "Option",
+            &["mask of self_attn", "none beside", "[2, 4, 3, 3]"],
+            |e| {
+                let mut b = e.builder();
+                let mut spec = MultiHeadAttention::new(12, 4);
+                spec.options.mask = Some(Mask::Relative { reach: 2 });
+                let batch = b.batch("", &spec.options, 4, BatchShape::padded(2, 3), None)?;
+                let (x, y, mask) = (b.f32("x", &[6, 12]), b.out("y", &[6, 12]), b.f32("mask", &[2, 4, 3, 3]));
+                let batch = Batch { mask: Some(mask), ..batch };
+                b.multi_head_attention("self_attn.", &spec, &batch, &AttentionRows::self_attention(x, y))
+            },
+        ),
+        ("steps over a memory with a bias by distance", "Option", &["cross-attention of a generator", "Relative"], |_| {
+            generate(|s| s.options.mask = Some(Mask::Relative { reach: 3 }))
+        }),
+        ("steps with a mask", "Option", &["masks of a generator", "Additive"], |_| {
+            generate(|s| s.options.mask = Some(Mask::Additive))
         }),
         ("steps over a memory with a window", "Option", &["cross-attention of a generator", "window_left: Some(3)"], |_| {
             generate(|s| s.options.window_left = Some(3))

@@ -16,7 +16,7 @@ use common::{On, assert_close, largest, on, on_core};
 use safetensors::tensor::Dtype;
 use tileformer::layers::Inputs;
 use tileformer::models::seq2seq::{Output, Seq2Seq, Seq2SeqInputs};
-use tileformer::models::{Checkpoint, Config, Source};
+use tileformer::models::{Checkpoint, Config, Source, t5};
 use tileformer::{BatchShape, Element, Error, Role, Sequences};
 
 fn read(text: &str) -> Result<Seq2Seq, Error> {
@@ -120,6 +120,10 @@ fn every_output_is_the_references() {
     compare(on_core(), Element::F16, &MT5, &padded(&[5, 9], 9), &packed(&[3, 8]), None);
 }
 
+fn source_of_two() -> Sequences {
+    Sequences::packed(&[2]).unwrap()
+}
+
 /// Rule: a table that a checkpoint has is the one that is read, tied or not; those that are the same are shared, and a table that is
 /// missing is the shared one.
 #[test]
@@ -157,14 +161,56 @@ fn tables_are_those_of_the_checkpoint() {
             assert!(values[0] == values[1], "{ours} of {made:?} with {own:?} and {copies:?}");
         }
     }
-    // Its logits stay scaled.
-    for (made, own) in [(T5, &[head][..]), (T5, &[]), (MT5, &[encoder, decoder]), (MT5, &[])] {
+    // T5's logits are scaled where its configuration was tied, whatever the checkpoint has; mT5's never are.
+    let one = Made { more: r#", "d_kv": 12, "tie_word_embeddings": false, "scale_decoder_outputs": true"#, ..T5 };
+    let tied = Made { more: r#", "d_kv": 12, "scale_decoder_outputs": true"#, ..MT5 };
+    for (made, own, scaled) in [
+        (T5, &[head][..], true),
+        (T5, &[], true),
+        (one, &[], true),
+        (MT5, &[encoder, decoder], false),
+        (MT5, &[], false),
+        (tied, &[], false),
+    ] {
         let tensors = own.iter().fold(checkpoints::seq2seq(&made), |t, name| t.with_table(name, VOCABULARY, made.sizes[0]));
         let stored = tensors.checkpoint(&config(&made), Dtype::F32);
         let model = Seq2Seq::new(&stored).unwrap();
-        assert_eq!((model.tied, model.shared), (made.family == "t5" && own.is_empty(), own.len() < 2));
-        assert!((model.logits_scale - (made.sizes[0] as f32).sqrt().recip()).abs() < 1e-7);
+        let untied = own.contains(&head) || made.more.contains("tie_word_embeddings");
+        assert_eq!((model.tied, model.shared), (!untied, own.len() < 2), "{made:?}");
         compare_stored(on(), Element::F32, &made, &stored, &source, &target, None);
+        let host = model.host_weights::<f64>(&stored, &[Output::Logits]).unwrap();
+        let (outputs, ids) = ([Output::DecoderHidden(model.decoder.n_layers), Output::Logits], [3, 1, 4]);
+        let three = Sequences::packed(&[3]).unwrap();
+        let inputs = Seq2SeqInputs { source_ids: &ids, source: &three, target_ids: &ids, target: &three, key_mask: None };
+        let found = model.reference(&host.weights().unwrap(), &inputs, &outputs).unwrap();
+        let rows = &found[&outputs[0].name()];
+        let table = Source::tensor(if untied { head } else { "shared.weight" });
+        let table = table.resolve(&stored).unwrap();
+        let mut weight = vec![0.0; made.sizes[0]];
+        table.read(0, &mut weight);
+        let product: f64 = rows.iter().zip(&weight).map(|(x, &w)| x * f64::from(w)).sum();
+        let scale = if scaled { (made.sizes[0] as f64).sqrt().recip() } else { 1.0 };
+        assert!((found["logits"][0] - scale * product).abs() < 1e-6, "{made:?}: {} of {product}", found["logits"][0]);
+    }
+    // Whoever changes what is tied, or asks the family itself, gets embeddings that fit.
+    let stored = checkpoints::seq2seq(&T5).with_copy("shared.weight", head).checkpoint(&config(&T5), Dtype::F32);
+    let own = Seq2Seq::new(&stored).unwrap();
+    let from_config = t5::from_config(stored.config()).unwrap();
+    let mut untied = own.clone();
+    untied.tied = false;
+    let logits = [&own, &from_config, &untied].map(|model| {
+        let host = model.host_weights::<f64>(&stored, &[Output::Logits]).unwrap();
+        let inputs = Seq2SeqInputs {
+            source_ids: &[3, 1],
+            source: &source_of_two(),
+            target_ids: &[0, 7],
+            target: &source_of_two(),
+            key_mask: None,
+        };
+        model.reference(&host.weights().unwrap(), &inputs, &[Output::Logits]).unwrap().remove("logits").unwrap()
+    });
+    for other in &logits[1..] {
+        assert!(other.iter().zip(&logits[0]).all(|(a, b)| (a - b).abs() < 1e-6));
     }
     let half = checkpoints::seq2seq(&MARIAN).with_table(decoder, VOCABULARY, c).checkpoint(&config(&MARIAN), Dtype::F32);
     assert!(Seq2Seq::new(&half).unwrap_err().to_string().contains("model.encoder.embed_tokens.weight"));

@@ -170,7 +170,16 @@ fn beams_are_asked_for_or_the_models_own() {
     fs::write(&settings, r#"{"num_beams": 5, "diversity_penalty": 0.5}"#).unwrap();
     let (_, notices, code) = folder.run(&["the cat"], b"");
     assert!(code == 1 && notices.contains("generation_config.json: diversity_penalty"), "{notices}");
-    assert_eq!(folder.run(&["--beams", "1", "the cat"], b"").2, 0);
+    // One beam too is what the settings say of all else.
+    assert_eq!(folder.run(&["--beams", "1", "the cat"], b"").2, 1);
+    fs::write(&settings, r#"{"no_repeat_ngram_size": 1, "min_length": 7, "forced_bos_token_id": 5}"#).unwrap();
+    let unlike = run(&["--beams", "1"]);
+    assert_eq!(run(&["--cpu"]), unlike);
+    for line in unlike.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let once: std::collections::BTreeSet<_> = words.iter().collect();
+        assert!(words.len() > 3 && once.len() == words.len() && words[0] == "cat", "{unlike}");
+    }
 }
 
 /// Rule: a sheet a text, with every head of every layer of the encoder, the decoder and between them; GPU and CPU draw the same.

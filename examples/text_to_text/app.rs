@@ -161,15 +161,9 @@ fn translate(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Resul
 
 /// What is looked for: as the model's settings say, or with as many beams as the arguments do.
 fn search(args: &Args, checkpoint: &Checkpoint, model: &Seq2Seq) -> Result<BeamSearch, Failure> {
-    let mut search = match args.beams {
-        Some(1) => greedy(model)?,
-        beams => {
-            let mut search = model.beam_search(checkpoint.generation_config())?;
-            search.beams = beams.map_or(search.beams, |beams| beams as usize);
-            search.returned = 1;
-            if search.beams > 1 { search } else { greedy(model)? }
-        }
-    };
+    let mut search = model.beam_search(checkpoint.generation_config())?;
+    search.beams = args.beams.map_or(search.beams, |beams| beams as usize);
+    search.returned = 1;
     // The padding token begins a target and is no part of it.
     search.banned.extend(model.tokens.padding.map(|id| vec![id]));
     search.max_length = (args.longest as usize).min(positions(&model.target)) + 1;
@@ -179,12 +173,6 @@ fn search(args: &Args, checkpoint: &Checkpoint, model: &Seq2Seq) -> Result<BeamS
 /// The most tokens of a text.
 fn positions(embedding: &Embedding) -> usize {
     embedding.positions.map_or(usize::MAX, |rows| rows - embedding.first_position)
-}
-
-/// The most probable token each time.
-fn greedy(model: &Seq2Seq) -> Result<BeamSearch, Failure> {
-    let start = model.tokens.start.ok_or("config.json: no decoder_start_token_id")?;
-    Ok(BeamSearch::new(1, start, model.tokens.end.ok_or("config.json: no eos_token_id")?))
 }
 
 /// The GPU, unless the CPU is asked for or there is no adapter; of the latter a notice tells.

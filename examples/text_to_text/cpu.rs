@@ -56,14 +56,15 @@ impl<'a> Cpu<'a> {
 
     /// Logits (texts, V) behind the last token of each text, all of one length, over one memory.
     fn logits(&self, weights: &Weights<'_, f32>, memory: &[f32], texts: &[&[u32]]) -> Result<Vec<f32>> {
-        let Seq2Seq { target, decoder, tied, logits_bias, .. } = self.model;
+        let Seq2Seq { decoder, tied, logits_bias, .. } = self.model;
+        let target = self.model.target_embedding();
         let (length, d_in, d_out) = (texts[0].len(), target.d_model, target.vocabulary);
         let own = Sequences::padded(&vec![length; texts.len()], length)?;
         let keys = (memory.len() / d_in) as u32;
         let over = own.as_slice().iter().map(|s| Sequence { k_start: 0, k_len: keys, offset: 0, ..*s });
         let over = Sequences::new(over.collect())?;
         let (batch, cross) = (Batch::new(own.shape(), own.as_slice()), Batch::new(over.shape(), over.as_slice()));
-        let x = reference::embeddings(target, weights, "target.", &texts.concat(), None, Some(own.as_slice()))?;
+        let x = reference::embeddings(&target, weights, "target.", &texts.concat(), None, Some(own.as_slice()))?;
         let y = reference::decoder(decoder, weights, "decoder.", &x, memory, &batch, &cross)?.y;
         let last: Vec<f32> = y.chunks_exact(length * d_in).flat_map(|rows| &rows[(length - 1) * d_in..]).copied().collect();
         let name = if *tied { "target.token_embedding.weight" } else { "head.weight" };

@@ -11,7 +11,7 @@ use tileformer::spec::SEQUENCE_WORDS;
 use tileformer::spec::beams::BeamSearch;
 use tileformer::spec::cache::{CachedRows, DecodeRow};
 use tileformer::spec::generator::{Generator, GeneratorCaches};
-use tileformer::spec::sampling::{SAMPLING_WORDS, Sampling};
+use tileformer::spec::sampling::{MAX_STOPS, SAMPLING_WORDS, Sampling};
 use tileformer::{BatchShape, Bindings, Element, Kernels, Plan, Program, Sequences};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -61,6 +61,16 @@ impl Maps {
     }
 }
 
+/// Whether all of a search is the most probable token that is not banned, each time: a step on the GPU makes that alone.
+fn is_plain(search: &BeamSearch) -> bool {
+    let BeamSearch { beams, min_length, no_repeat_ngram, ref banned, forced_first, forced_last, .. } = *search;
+    beams == 1
+        && (min_length, no_repeat_ngram) == (0, 0)
+        && (forced_first, forced_last) == (None, None)
+        && banned.iter().all(|run| run.len() == 1)
+        && search.ends.len() <= MAX_STOPS
+}
+
 /// What writes targets.
 enum Writer<'a> {
     Greedy(Plan),
@@ -106,12 +116,12 @@ impl<'a> Translator<'a> {
         let source = BatchShape { sequences, q_rows: rows, longest_q: longest, k_rows: rows, longest_k: longest };
         let end = search.ends[0];
         let beams = BeamStepShape::of(search, sequences);
-        let step = match search.beams {
-            1 => {
+        let step = match is_plain(search) {
+            true => {
                 let shape = StepShape { bias: true, padding: end, ..StepShape::new(sequences, steps) };
                 generator.step(&kernels, &inputs, &shape)?
             }
-            _ => generator.beam_step(&kernels, &inputs, &beams)?,
+            false => generator.beam_step(&kernels, &inputs, &beams)?,
         };
         let programs = [
             model.encode(&kernels, &Inputs::new(source).with_storage(storage))?,
@@ -125,11 +135,12 @@ impl<'a> Translator<'a> {
             .set("memory_sequences", gpu.zeros(Element::U32, &[sequences, SEQUENCE_WORDS])?);
         let [encode, remember, step] = &programs;
         [encode, remember].into_iter().try_for_each(|program| gpu.allocate(program, &mut bindings))?;
-        let writer = if search.beams > 1 {
+        let writer = if !is_plain(search) {
             Writer::Beams(Box::new(gpu.beam_plans(step, (&generator, &caches), &beams, &bindings)?))
         } else {
             let mut bias = vec![0.0; model.target.vocabulary];
-            for run in search.banned.iter().filter(|run| run.len() == 1) {
+            // An end is never banned, as in a beam search.
+            for run in search.banned.iter().filter(|run| !search.ends.contains(&run[0])) {
                 bias[run[0] as usize] = f32::NEG_INFINITY;
             }
             let sampling = vec![Sampling::greedy().with_stops(&search.ends)?; sequences];

@@ -255,6 +255,10 @@ impl<'a> Resolved<'a> {
     fn transposed(mut self) -> Result<Self> {
         match (self.sizes.as_slice(), self.parts.as_mut_slice()) {
             // One that is turned lies so under the sizes that it was turned to alone.
+            // Rows that are gathered are those of a matrix as it is.
+            (sizes, [part]) if part.gathered.is_some() && !part.turned && *sizes != [part.rows, part.columns] => {
+                Err(Error::shape(self.name(), "rows as they were gathered, to be transposed", format!("{:?}", self.sizes)))
+            }
             (&[rows, columns], [part]) if !part.turned || [rows, columns] == [part.columns, part.rows] => {
                 if part.turned {
                     part.turned = false;
@@ -270,15 +274,18 @@ impl<'a> Resolved<'a> {
 
     fn gathered(mut self, gathered: &'a [u32]) -> Result<Self> {
         match (self.sizes.as_slice(), self.parts.as_mut_slice()) {
-            (&[rows, columns], [part]) if !part.turned && part.gathered.is_none() && part.columns == columns => {
+            (&[rows, columns], [part]) if !part.turned && part.gathered.is_none() => {
                 if let Some(row) = gathered.iter().find(|&&row| row as usize >= rows) {
                     return Err(Error::option(format!("rows of {}", part.name), format!("rows below {rows}"), row));
                 }
-                *part = Part { rows: gathered.len(), gathered: Some(gathered), ..*part };
+                *part = Part { rows: gathered.len(), columns, gathered: Some(gathered), ..*part };
                 self.sizes = vec![gathered.len(), columns];
                 Ok(self)
             }
-            _ => Err(Error::shape(self.name(), "one matrix, to take rows of", format!("{:?}", self.sizes))),
+            _ => {
+                let expected = "one matrix that is neither turned nor gathered, to take rows of";
+                Err(Error::shape(self.name(), expected, format!("{:?}", self.sizes)))
+            }
         }
     }
 

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use super::config::activation;
-use super::seq2seq::{Names, Seq2Seq, Tokens, token};
+use super::seq2seq::{MOST_COMPUTED, Names, Seq2Seq, Tokens, token};
 use super::{Config, Source, WeightMap};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layers::{
     Decoder, DecoderLayer, Embedding, Encoder, EncoderLayer, FeedForward, MultiHeadAttention, Norm, Placement,
 };
@@ -28,7 +28,7 @@ pub(super) struct Buckets {
 /// Its hidden rows grow large: those of the larger checkpoints leave the range of f16.
 ///
 /// # Errors
-/// [`Error::Checkpoint`](crate::Error::Checkpoint) for another model type than `t5` and `mt5`, an encoder or decoder alone, an activation that the
+/// [`Error::Checkpoint`] for another model type than `t5` and `mt5`, an encoder or decoder alone, an activation that the
 /// crate does not have, sizes that are missing, buckets that do not divide; each by its key.
 pub fn from_config(config: &Config) -> Result<Seq2Seq> {
     config.expect("model_type", &["t5", "mt5"])?;
@@ -83,9 +83,10 @@ pub fn from_config(config: &Config) -> Result<Seq2Seq> {
     };
     let embedding = Embedding::new(config.size("vocab_size")?, d_model);
     let token = |key: &str| token(config, key, embedding.vocabulary);
-    // T5 1.1 is told from T5 by its untied projection, and by a key of its own since that is tied or not by what a checkpoint has.
+    // T5 1.1 is told from T5 by its untied projection, and by a key of its own since that is tied or not by what a checkpoint has. An mT5's
+    // logits are never scaled.
     let tied = config.flag("tie_word_embeddings", true)?;
-    let scaled = config.flag("scale_decoder_outputs", tied)?;
+    let scaled = config.flag("scale_decoder_outputs", tied)? && config.text("model_type")? != Some("mt5");
     Ok(Seq2Seq {
         source: embedding,
         encoder: Encoder::new(encoder, n_layers).with_final_norm(norm),
@@ -143,8 +144,17 @@ fn buckets(config: &Config) -> Result<Buckets> {
     Ok(Buckets { count, furthest })
 }
 
-/// The names of the layers of `T5ForConditionalGeneration` and `MT5ForConditionalGeneration`.
+/// The names of the layers of `T5ForConditionalGeneration` and `MT5ForConditionalGeneration`, each of which has the biases of all.
 pub(super) fn layers(model: &Seq2Seq, Buckets { count, furthest }: Buckets, map: &mut WeightMap) -> Result<()> {
+    let biases = |n_layers: usize, attention: &MultiHeadAttention| match attention.options.mask {
+        Some(Mask::Relative { reach }) => n_layers.saturating_mul(attention.n_heads).saturating_mul(Mask::distances(reach)),
+        _ => 0,
+    };
+    let all = biases(model.encoder.n_layers, &model.encoder.layer.attention)
+        .saturating_add(biases(model.decoder.n_layers, &model.decoder.layer.attention));
+    if all > MOST_COMPUTED {
+        return Err(Error::option("relative position biases of all layers", format!("at most {MOST_COMPUTED}"), all));
+    }
     let weight = |name: String| Source::tensor(format!("{name}.weight"));
     let mut stack = |part: &str, n_layers: usize, attention: &MultiHeadAttention, gated: bool| -> Result<()> {
         let is_decoder = part == "decoder";

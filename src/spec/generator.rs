@@ -167,7 +167,8 @@ impl Generator {
     ///
     /// # Errors
     /// As the parts' own checks; [`Error::Option`] for a stack without layers, another width than the embedding's, self-attention that
-    /// is not causal, a prefix that does not end in a dot, segments, masks, which no step has, and positions in cross-attention (rotary, causal, windows, slopes).
+    /// is not causal, a prefix that does not end in a dot, segments, masks, which no step has but for relative ones in self-attention, and
+    /// positions in cross-attention (rotary, causal, windows, slopes, relative masks).
     pub fn check(&self) -> Result<()> {
         self.embedding.check()?;
         check_prefix(&self.embedding_prefix)?;

@@ -228,12 +228,8 @@ pub const T5: Made = Made {
     more: r#", "d_kv": 9, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6"#,
 };
 /// A gated network, and a projection of its own.
-pub const MT5: Made = Made {
-    family: "mt5",
-    sizes: [24, 2, 2, 28, 28, 1, 2],
-    more: r#", "d_kv": 12, "tie_word_embeddings": false, "scale_decoder_outputs": true"#,
-    ..T5
-};
+pub const MT5: Made =
+    Made { family: "mt5", sizes: [24, 2, 2, 28, 28, 1, 2], more: r#", "d_kv": 12, "tie_word_embeddings": false"#, ..T5 };
 
 pub fn seq2seq_config(made: &Made) -> String {
     let [c, heads, decoder_heads, f, decoder_f, layers, decoder_layers] = made.sizes;
@@ -256,7 +252,7 @@ pub fn seq2seq_config(made: &Made) -> String {
 pub fn seq2seq(made: &Made) -> Tensors {
     let model = Seq2Seq::from_config(&Config::parse("config.json", &seq2seq_config(made)).unwrap()).unwrap();
     if made.family.ends_with("t5") {
-        return t5(&model);
+        return t5(&model, if made.more.contains("num_buckets") { 8 } else { 32 });
     }
     let ([c, _, _, f, decoder_f, layers, decoder_layers], prefix) = (made.sizes, made.prefix);
     let mut all = Tensors::default();
@@ -308,7 +304,7 @@ pub fn seq2seq(made: &Made) -> Tensors {
     all
 }
 
-fn t5(model: &Seq2Seq) -> Tensors {
+fn t5(model: &Seq2Seq, buckets: usize) -> Tensors {
     let (c, mut all) = (model.source.d_model, Tensors::default());
     let (encoder, decoder) = (&model.encoder, &model.decoder);
     let parts =
@@ -339,7 +335,6 @@ fn t5(model: &Seq2Seq) -> Tensors {
                 all.around(format!("{layer}.{at}.layer_norm.weight"), &[c], 1.0, 0.2);
             }
         }
-        let buckets = if model.tied { 8 } else { 32 };
         let biases = format!("{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
         all.around(biases, &[buckets, attention.n_heads], 0.0, 1.0);
         all.around(format!("{part}.final_layer_norm.weight"), &[c], 1.0, 0.2);

@@ -33,7 +33,7 @@ mod weights;
 
 pub(super) use family::{Family, token};
 pub use reference::Seq2SeqInputs;
-pub(super) use weights::Names;
+pub(super) use weights::{MOST_COMPUTED, Names};
 
 use super::{Checkpoint, Config, bart, marian, t5};
 use crate::error::{Error, Result};
@@ -62,9 +62,8 @@ pub struct Seq2Seq {
     pub tied: bool,
     /// Whether that projection has a bias, `final_logits_bias`.
     pub logits_bias: bool,
-    /// What logits are multiplied by: 1/√d_model in T5, else 1. [`Seq2Seq::weights`] multiplies the projection by it; where that is the token
-    /// table too, the embeddings' `scale` undoes it.
-    pub logits_scale: f32,
+    /// What products with the projection are multiplied by: 1/√d_model in T5, else 1.
+    pub(super) logits_scale: f32,
     /// The order of position tables that are computed, where the checkpoint does not have them.
     pub sinusoids: Option<SinusoidOrder>,
     /// Tokens that mean something.
@@ -136,7 +135,7 @@ impl Seq2Seq {
     /// # Errors
     /// As [`Seq2Seq::from_config`]; [`Error::Checkpoint`] for tables of tokens or positions of which one part's alone is there.
     pub fn new(checkpoint: &Checkpoint) -> Result<Self> {
-        let mut model = Self::described(checkpoint.config())?;
+        let mut model = Self::from_config(checkpoint.config())?;
         let first = |names: &[&'static str]| names.iter().copied().find(|name| checkpoint.has(name)).unwrap_or(HEAD);
         let target = first(&[TARGET_TOKENS, SHARED_TOKENS]);
         let head = if model.shared { first(&[HEAD, SHARED_TOKENS]) } else { HEAD };
@@ -158,7 +157,7 @@ impl Seq2Seq {
             }
             Some(_) => {}
         }
-        Ok(model.with_scaled_tables())
+        Ok(model)
     }
 
     /// The model that a `config.json` describes, by its `model_type`.
@@ -167,10 +166,6 @@ impl Seq2Seq {
     /// [`Error::Checkpoint`] for another type than `marian`, `bart`, `t5` and `mt5`; as [`marian::from_config`], [`bart::from_config`] and
     /// [`t5::from_config`].
     pub fn from_config(config: &Config) -> Result<Self> {
-        Self::described(config).map(Self::with_scaled_tables)
-    }
-
-    fn described(config: &Config) -> Result<Self> {
         match config.text("model_type")? {
             Some("marian") => marian::from_config(config),
             Some("bart") => bart::from_config(config),
@@ -187,15 +182,20 @@ impl Seq2Seq {
             stack_prefix: "decoder.".into(),
             head_weight: self.head_weight().into(),
             head_bias: self.head_bias().map(str::to_owned),
-            ..Generator::new(self.target, GeneratorStack::Decoder(self.decoder.clone()))
+            ..Generator::new(self.target_embedding(), GeneratorStack::Decoder(self.decoder.clone()))
         }
     }
 
-    /// The same with embeddings that undo what their tables are multiplied by where they are read.
-    fn with_scaled_tables(mut self) -> Self {
-        (self.source.scale, self.target.scale) =
-            (self.source.scale / self.table_scale(true), self.target.scale / self.table_scale(false));
-        self
+    /// The embedding of sources over the table that [`Seq2Seq::weights`] has: where that is scaled, for the logits, it is undone here.
+    #[must_use]
+    pub fn source_embedding(&self) -> Embedding {
+        Embedding { scale: self.source.scale / self.table_scale(true), ..self.source }
+    }
+
+    /// The embedding of targets, likewise.
+    #[must_use]
+    pub fn target_embedding(&self) -> Embedding {
+        Embedding { scale: self.target.scale / self.table_scale(false), ..self.target }
     }
 
     /// What the token table of sources, or that of targets, is multiplied by where it is read.

@@ -81,7 +81,7 @@ impl Seq2Seq {
         let ids = b.input("source.ids", Element::U32, Layout::contiguous(&[k_rows])?)?;
         let table = Layout::contiguous(&[self.source.vocabulary, self.source.d_model])?;
         let table = b.weight(self.source_table(), table)?;
-        b.embed_from("source.", &self.source, &batch, (ids, table), x)?;
+        b.embed_from("source.", &self.source_embedding(), &batch, (ids, table), x)?;
         for n in 0..layers {
             let sizes = [sequences, layer.attention.n_heads, longest_k, longest_k];
             let weights = attention(b, named(Output::EncoderAttention(n)), sizes)?;
@@ -113,7 +113,7 @@ impl Seq2Seq {
         let sizes = [q_rows, self.target.d_model];
         let named = |output: Output| outputs.contains(&output).then(|| output.name());
         let mut x = hidden(b, named(Output::DecoderHidden(0)), sizes)?;
-        b.embed("target.", &self.target, &batch, x)?;
+        b.embed("target.", &self.target_embedding(), &batch, x)?;
         if let Some(memory) = memory.filter(|_| self.decoder_layers_for(outputs) > 0) {
             let cross = b.batch("cross.", &crosses.options, crosses.n_heads, *shape, None)?;
             for n in 0..self.decoder_layers_for(outputs) {

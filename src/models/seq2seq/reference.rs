@@ -65,7 +65,7 @@ impl Seq2Seq {
         if layers > 0 || outputs.contains(&Output::EncoderHidden(0)) {
             let items = source.as_slice();
             let batch = Batch::new(from, items).with_masks(masks);
-            memory = reference::embeddings(&self.source, weights, "source.", source_ids, None, Some(items))?;
+            memory = reference::embeddings(&self.source_embedding(), weights, "source.", source_ids, None, Some(items))?;
             keep(Output::EncoderHidden(0), &memory);
             for n in 0..layers {
                 let prefix = format!("encoder.layers.{n}.");
@@ -84,7 +84,7 @@ impl Seq2Seq {
 
         let items = target.as_slice();
         let (batch, cross) = (Batch::new(to, items), Batch::new(shape, over.as_slice()).with_masks(masks));
-        let mut x = reference::embeddings(&self.target, weights, "target.", target_ids, None, Some(items))?;
+        let mut x = reference::embeddings(&self.target_embedding(), weights, "target.", target_ids, None, Some(items))?;
         keep(Output::DecoderHidden(0), &x);
         for n in 0..self.decoder_layers_for(outputs) {
             let (prefix, layer) = (format!("decoder.layers.{n}."), &self.decoder.layer);

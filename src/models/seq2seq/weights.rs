@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::models::{Source, WeightMap, t5};
 use crate::spec::sinusoidal_positions;
 
-/// The most numbers of a position table that is computed: a configuration alone asks for 256 MiB, and no more.
-const MOST_COMPUTED: usize = 1 << 26;
+/// The most numbers of what is computed, a table of positions or of their biases: a configuration alone asks for 256 MiB, and no more.
+pub(in crate::models) const MOST_COMPUTED: usize = 1 << 26;
 
 /// How checkpoints call the tensors of their layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Seq2Seq {
     /// `BartForConditionalGeneration`, `T5ForConditionalGeneration` and `MT5ForConditionalGeneration`.
     ///
     /// # Errors
-    /// [`Error::Option`] for a table of sinusoidal positions of more than 2²⁶ numbers.
+    /// [`Error::Option`] for a table of sinusoidal positions, or relative position biases of all layers, of more than 2²⁶ numbers.
     pub fn weights(&self) -> Result<WeightMap> {
         let mut map = WeightMap::new();
         for (ours, theirs, embedding) in [("source", "encoder", &self.source), ("target", "decoder", &self.target)] {

@@ -1,7 +1,7 @@
 //! Multi-head attention with its projections.
 
 use super::{Batch, Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::reference::{
     Attention, Linear, MaskValues, Real, additive_scores, attention_scores, attention_values, expect_len, linear,
     masked_softmax, rotary,
@@ -57,7 +57,10 @@ pub fn multi_head_attention<T: Real>(
     // pass 2: scores (B, NH, T, S)
     let options = spec.scored_options();
     let mask = match options.mask {
-        Some(Mask::Relative { reach }) if batch.masks.mask.is_none() => {
+        Some(Mask::Relative { reach }) => {
+            if batch.masks.mask.is_some() {
+                return Err(Error::option("mask", "none beside a relative position bias, which is a weight", "one"));
+            }
             let sizes = [spec.n_heads, Mask::distances(reach)];
             let values = weights.get(&format!("{prefix}relative_position_bias"), &sizes)?;
             Some(MaskValues::Relative { reach, values })

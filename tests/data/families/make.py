@@ -1,5 +1,5 @@
 """Writes small models of random weights with their outputs in float64 and what they write greedily: mistral.safetensors, with a window of
-five tokens, qwen2.safetensors, t5.safetensors and t5_gated.safetensors (T5 1.1), both with texts beyond the furthest distance that they tell apart.
+five tokens, qwen2.safetensors, t5.safetensors, t5_gated.safetensors (T5 1.1) and mt5.safetensors, these with texts beyond the furthest distance that they tell apart.
 
 usage: python make.py OUT_DIR      (torch 2.15.0, transformers 5.24.0)
 
@@ -69,6 +69,7 @@ def main(out_dir):
     model = T.T5ForConditionalGeneration(gated).eval().double()
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 5)  # as in published ones
     write_t5(out_dir, "t5_gated", model)
+    write_t5(out_dir, "mt5", T.MT5ForConditionalGeneration(T.MT5Config(**sizes)).eval().double())
 
 
 if __name__ == "__main__":
