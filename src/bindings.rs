@@ -82,8 +82,8 @@ impl Program {
         TensorView::named(|| name.to_owned(), buffer, offset, element, *layout)
     }
 
-    /// Bytes of one buffer for all weights, each from a multiple of `align` bytes on, which is rounded up to whole words: 256, the largest
-    /// `min_storage_buffer_offset_alignment` there is, costs a plan nothing on any device.
+    /// Bytes of one buffer for all weights, each from a multiple of `align` bytes on, which is rounded up to whole words, and for a weight in
+    /// blocks to 16 bytes: 256, the largest `min_storage_buffer_offset_alignment` there is, costs a plan nothing on any device.
     #[must_use]
     pub fn weight_bytes(&self, align: u64) -> u64 {
         self.weight_places(0, align).map(|(_, _, end)| end).last().unwrap_or(0)
@@ -124,6 +124,12 @@ impl Program {
         let align = align.max(1).saturating_add(3) & !3;
         let weights = self.inner.slots.iter().filter(|s| s.role == Role::Weight);
         weights.scan(first, move |end, slot| {
+            // Blocks are loaded in units of 16 bytes.
+            let align = if slot.element.block_bits().is_some() {
+                align.checked_next_multiple_of(16).unwrap_or(align)
+            } else {
+                align
+            };
             let at = end.checked_next_multiple_of(align).unwrap_or(u64::MAX);
             *end = at.saturating_add(slot.layout.bytes(slot.element));
             Some((slot, at, *end))

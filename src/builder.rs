@@ -1,6 +1,7 @@
 //! Builders: tensors by name, kernels appended one after another, scratch laid out.
 
 mod launch;
+mod stored;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +11,6 @@ use crate::error::{Error, Result};
 use crate::pipeline::Kernels;
 use crate::program::{Dispatch, Inner, Operand, Program, Role, Slot, Tensor};
 use crate::shape::Layout;
-use crate::storage::Storage;
 use crate::tensor::Element;
 use crate::tuning::Case;
 pub(crate) use launch::Launch;
@@ -44,6 +44,8 @@ pub struct Builder {
     name: String,
     /// What weights, and the tensors that layers put between their dispatches, are stored as.
     storage: Element,
+    /// What weights of projections are stored as.
+    weights: Element,
     slots: Vec<Slot>,
     by_name: HashMap<String, usize>,
     dispatches: Vec<Dispatch>,
@@ -62,6 +64,7 @@ impl Builder {
             kernels: kernels.clone(),
             name: name.to_owned(),
             storage: Element::F32,
+            weights: Element::F32,
             slots: Vec::new(),
             by_name: HashMap::new(),
             dispatches: Vec::new(),
@@ -69,33 +72,6 @@ impl Builder {
             arena: Vec::new(),
             arena_parts: HashMap::new(),
         }
-    }
-
-    /// Stores weights, and whatever layers put between their dispatches, as `element`: [`Element::F32`], the default, or
-    /// [`Element::F16`], which halves memory and its traffic and still sums in f32. Inputs and outputs of the caller's have the
-    /// element that they are named with; the tensors of one kernel agree.
-    ///
-    /// # Errors
-    /// [`Error::Option`] for an element that is no float, or a builder that has tensors already.
-    pub fn with_storage(mut self, element: Element) -> Result<Self> {
-        if element == Element::U32 {
-            return Err(Error::option("storage", "f32 or f16", element.name()));
-        }
-        if !self.slots.is_empty() {
-            return Err(Error::option(
-                "storage",
-                "a choice before the first tensor",
-                format!("{} tensors", self.slots.len()),
-            ));
-        }
-        self.storage = element;
-        Ok(self)
-    }
-
-    /// What weights and intermediate tensors are stored as.
-    #[must_use]
-    pub fn storage(&self) -> Element {
-        self.storage
     }
 
     /// The device-wide state that the program will run on.
@@ -126,8 +102,11 @@ impl Builder {
         self.weight_as(name, self.storage, layout)
     }
 
-    /// As [`Builder::weight`], stored as `element`.
-    pub(crate) fn weight_as(&mut self, name: &str, element: Element, layout: Layout) -> Result<Tensor> {
+    /// As [`Builder::weight`], stored as `element`: a bias by distance is f32, a weight in [`blocks`](crate::spec::blocks) has rows of words.
+    ///
+    /// # Errors
+    /// As [`Builder::input`].
+    pub fn weight_as(&mut self, name: &str, element: Element, layout: Layout) -> Result<Tensor> {
         self.slot(name, Role::Weight, element, layout)
     }
 
@@ -193,6 +172,7 @@ impl Builder {
             role,
             element,
             layout,
+            columns: None,
             scratch: None,
             first_write: None,
             last_read: None,
@@ -255,39 +235,6 @@ impl Builder {
     /// The element of a tensor.
     pub(crate) fn element(&self, tensor: Tensor) -> Element {
         self.slots.get(tensor.slot).map_or(Element::F32, |s| s.element)
-    }
-
-    /// The element of a tensor that decides for a whole dispatch: f32 or f16.
-    pub(crate) fn float(&self, label: &str, what: &str, tensor: Tensor) -> Result<Element> {
-        match self.element(tensor) {
-            Element::U32 if tensor.builder == self.id => Err(Error::Element {
-                tensor: self.part_name(label, what, tensor),
-                expected: "f32 or f16",
-                found: Element::U32.name(),
-            }),
-            element => Ok(element),
-        }
-    }
-
-    /// How a dispatch stores its floats of `element`, given those tensors and the ones that are f32 in any case.
-    pub(crate) fn storage_of(
-        &self,
-        label: &str,
-        element: Element,
-        floats: &[Option<Tensor>],
-        wides: &[Option<Tensor>],
-    ) -> Result<Storage> {
-        let mut all = floats.iter().chain(wides).flatten();
-        let storage = Storage::of(element, self.kernels.class().f16(), all.all(|t| t.is_in_groups(4)));
-        // What stands behind an odd vector is in its last word, and belongs to columns that no output has: vectors are read only.
-        let fits = |t: &Tensor| t.is_in_groups(storage.lanes()) || (storage == Storage::Packed && t.is_vector_in_pairs());
-        match floats.iter().flatten().find(|t| !fits(t)) {
-            Some(&odd) => {
-                let name = self.part_name(label, "a tensor", odd);
-                Err(Error::shape(name, "even offset, strides and inner size, as f16 is stored in pairs here", odd.layout))
-            }
-            None => Ok(storage),
-        }
     }
 
     /// The finished program.

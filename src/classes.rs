@@ -131,6 +131,15 @@ pub(crate) const ROW_128: Class = class!("row128", THREADS: 128, ROW_THREADS: 12
 /// fit its registers is cheap to read again there.
 pub(crate) const ROW_8: Class = class!("row8", THREADS: 8, ROW_THREADS: 8, GROUPS: 4);
 
+/// `linear_blocks`: 64 threads along k with four words of four columns each under way, for up to four rows.
+pub(crate) const BLOCKS: Class = class!("4x64", THREADS: 64, K_THREADS: 64, ROWS: 4, AHEAD: 4);
+
+/// The same on a CPU adapter: eight threads, each of which goes along k by itself.
+pub(crate) const BLOCKS_ALONE: Class = class!("4x1", THREADS: 8, K_THREADS: 1, ROWS: 4, AHEAD: 4);
+
+/// `unpack_blocks`: 16 groups of four columns a thread, neighbours side by side.
+pub(crate) const UNPACK: Class = class!("flat", THREADS: 64, PASSES: 16);
+
 /// One element group a thread.
 pub(crate) const FLAT: Class = class!("flat", THREADS: 64);
 

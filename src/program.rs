@@ -155,6 +155,8 @@ pub(crate) struct Slot {
     pub(crate) role: Role,
     pub(crate) element: Element,
     pub(crate) layout: Layout,
+    /// Of a weight in blocks, how many numbers are in a row.
+    pub(crate) columns: Option<usize>,
     /// Which scratch buffer holds it.
     pub(crate) scratch: Option<usize>,
     /// The number of the first dispatch that writes it.
@@ -316,6 +318,18 @@ impl Program {
     pub fn tensor(&self, name: &str) -> Option<(Role, Element, &Layout)> {
         let slot = &self.inner.slots[*self.inner.by_name.get(name)?];
         Some((slot.role, slot.element, &slot.layout))
+    }
+
+    /// The sizes in which the numbers of a tensor are given: those of its layout, but for a weight in [`blocks`](crate::spec::blocks), whose layout
+    /// counts words.
+    #[must_use]
+    pub fn sizes(&self, name: &str) -> Option<Vec<usize>> {
+        let slot = &self.inner.slots[*self.inner.by_name.get(name)?];
+        let mut sizes = slot.layout.sizes().to_vec();
+        if let (Some(columns), Some(last)) = (slot.columns, sizes.last_mut()) {
+            *last = columns;
+        }
+        Some(sizes)
     }
 
     /// A table: dispatch, variant, grid, FLOPs, bytes.

@@ -71,12 +71,12 @@ impl Storage {
         }
     }
 
-    /// How `element` is stored on a device with or without the f16 type; `u32` tensors never decide.
+    /// How `element` is stored on a device with or without the f16 type; tensors that are no floats never decide.
     pub(crate) fn of(element: Element, has_f16: bool, in_fours: bool) -> Self {
         let single = match (element, has_f16) {
             (Element::F16, true) => Self::F16,
             (Element::F16, false) => Self::Packed,
-            (Element::F32 | Element::U32, _) => Self::F32,
+            (Element::F32 | Element::U32 | Element::Int8 | Element::Int4, _) => Self::F32,
         };
         single.in_groups(in_fours)
     }

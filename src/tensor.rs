@@ -15,6 +15,11 @@ pub enum Element {
     F16,
     /// 32-bit unsigned: ids, boolean masks (nonzero is true), sequences.
     U32,
+    /// Weights of projections as integers of 8 bits in blocks: 9 bits a weight in rows of whole blocks. An element is a word of 32 bits of a row; [`crate::spec::blocks`] says
+    /// what is in it. Offsets are multiples of four.
+    Int8,
+    /// The same with integers of 4 bits: 5 bits a weight.
+    Int4,
 }
 
 impl Element {
@@ -23,17 +28,29 @@ impl Element {
     pub fn size(self) -> u64 {
         match self {
             Self::F16 => 2,
-            Self::F32 | Self::U32 => 4,
+            Self::F32 | Self::U32 | Self::Int8 | Self::Int4 => 4,
         }
     }
 
-    /// The WGSL name.
+    /// Bits of a weight in blocks; of what is in none, `None`.
+    #[must_use]
+    pub(crate) fn block_bits(self) -> Option<u32> {
+        match self {
+            Self::Int8 => Some(8),
+            Self::Int4 => Some(4),
+            Self::F32 | Self::F16 | Self::U32 => None,
+        }
+    }
+
+    /// What messages call it; of the first three the WGSL name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::U32 => "u32",
+            Self::Int8 => "int8 blocks",
+            Self::Int4 => "int4 blocks",
         }
     }
 }
@@ -92,6 +109,13 @@ impl TensorView {
     ) -> Result<Self> {
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return Err(Error::Usage { tensor: name(), needed: "STORAGE", found: format!("{:?}", buffer.usage()) });
+        }
+        if element.block_bits().is_some() && !offset.is_multiple_of(4) {
+            return Err(Error::option(
+                format!("offset of {}", name()),
+                "a multiple of four words, as of all blocks",
+                offset,
+            ));
         }
         // Bindings are whole words.
         let needed = whole_words(offset.saturating_add(layout.extent()), element);

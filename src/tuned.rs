@@ -87,7 +87,7 @@ const MOST_PASSES: usize = 8;
 
 /// Whether all classes of one width along k sum in one order, so that a row's bits do not depend on how many there are.
 fn sums_in_one_order(operation: Operation) -> bool {
-    matches!(operation, Operation::LinearFew | Operation::LinearNormed)
+    matches!(operation, Operation::LinearFew | Operation::LinearNormed | Operation::LinearBlocks)
 }
 
 /// The choices among which a measurement may decide: the table's own first, then every other that can run the case, promises what the

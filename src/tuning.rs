@@ -13,6 +13,7 @@ use crate::classes::FLAT;
 use crate::storage::{DeviceClass, Tier};
 use crate::variant::Variant;
 pub(crate) use case::{Case, Choice, Operation};
+pub(crate) use row::FEW_ROWS;
 use row::Row;
 
 /// Read from above, on a device that has what a row's tier needs: the first row of an operation that fits and is pinned, else the first

@@ -108,7 +108,7 @@ fn decode_step(kernels: &Kernels) -> Program {
     (layer.placement, layer.attention.options) = (Placement::Pre, AttentionOptions::causal());
     let stack = GeneratorStack::Encoder(Encoder::new(layer, 3).with_final_norm(Norm::default()));
     let generator = Generator::new(Embedding { positions: Some(9), ..Embedding::new(50, 16) }, stack);
-    let inputs = GeneratorInputs { caches: GeneratorCaches::new(2, 9), storage: Element::F32 };
+    let inputs = GeneratorInputs::new(GeneratorCaches::new(2, 9), Element::F32);
     let program = generator.step(kernels, &inputs, &StepShape::new(2, 8)).unwrap();
     assert_eq!(program.dispatches().len(), 3 * 6 + 3, "{}", program.describe());
     program

@@ -134,7 +134,7 @@ fn prefill_is_the_forward_pass() {
         let model = CausalModel::new(&checkpoint).unwrap();
         let expected = &expected[&Output::Hidden(model.n_layers).name()];
         let generator = model.generator();
-        let inputs = GeneratorInputs { caches: GeneratorCaches::new(2, length), storage: Element::F32 };
+        let inputs = GeneratorInputs::new(GeneratorCaches::new(2, length), Element::F32);
         let pieces = [5, 7, 1];
         let shape = PrefillShape { sequences: 1, rows: 7, longest: 7, hidden: true };
         let program = generator.prefill(kernels, &inputs, &shape).unwrap();

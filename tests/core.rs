@@ -16,6 +16,7 @@ use tileformer::layers::{
     AttentionRows, Decoder, DecoderLayer, DecoderRows, Embedding, Encoder, EncoderLayer, MultiHeadAttention, Norm, NormKind,
     Projection, Score,
 };
+use tileformer::spec::blocks::row_words;
 use tileformer::spec::{Pooling, RotaryOrder};
 use tileformer::{
     Activation, AttentionOptions, BatchShape, Bindings, Builder, Element, Kernels, Mask, Options, Program, Result, Role,
@@ -25,6 +26,7 @@ use tileformer::{
 const ROWS: usize = 40;
 const D: usize = 24;
 const VOCABULARY: usize = 1100;
+const BLOCK_ROWS: usize = 7;
 
 /// A translation model with one of everything in it: embeddings, an encoder stack, attention of every score over it, a decoder
 /// stack, a head, its temperature and its choice.
@@ -89,6 +91,7 @@ fn everything(kernels: &Kernels) -> Result<Program> {
     }
     sample(&mut b, logits, normed)?;
     llama(&mut b, normed, plain.sequences)?;
+    blocks(&mut b, normed)?;
     let (sequences, y) = (plain.sequences, b.out("pooled", &[2, D]));
     b.pool("pool", &Pool { x: normed, sequences, longest: ROWS / 2, pooling: Pooling::Mean, normalize: true, y })?;
     let slots = b.u32("slots", &[2, 8]);
@@ -107,6 +110,16 @@ fn llama(b: &mut Builder, rows: Tensor, sequences: Tensor) -> Result<()> {
     let positions = RotaryPositions::Sequences(sequences, ROWS / 2);
     b.rotary("turn", &Rotary { x: heads(rows)?, table, order: RotaryOrder::Halves, positions, y: heads(turned)? })?;
     b.gate("gate", &Gate { gate: rows, up: normed, activation: Activation::Silu, y: gated })
+}
+
+/// A weight in blocks, for few rows and for many.
+fn blocks(b: &mut Builder, x: Tensor) -> Result<()> {
+    let weight = b.weight_as("blocks", Element::Int8, layout(&[BLOCK_ROWS, row_words(Element::Int8, D)]))?;
+    for (name, rows) in [("of blocks", 5), ("of unpacked blocks", ROWS)] {
+        let y = b.out(name, &[rows, BLOCK_ROWS]);
+        b.linear(name, &Linear::new(x.narrow(0, 0, rows)?, weight, y))?;
+    }
+    Ok(())
 }
 
 /// What a decode step has: norms in front of projections, keys and values appended, logits with their maxima.
@@ -178,6 +191,9 @@ fn run(gpu: &Gpu, program: &Program) -> BTreeMap<String, Vec<u32>> {
         let n = layout.len();
         let view = match (role, element, name) {
             (Role::Output, ..) => gpu.zeros(element, layout.sizes()),
+            (_, Element::Int8, _) => {
+                gpu.upload_floats(element, &[BLOCK_ROWS, D], &uniform(&mut rng, BLOCK_ROWS * D, -0.5, 0.5))
+            }
             (_, Element::F32, _) => gpu.upload_f32(layout.sizes(), &uniform(&mut rng, n, -0.5, 0.5)),
             // the second text has its keys behind the three heads of the first
             (_, _, "slots") => gpu.upload_u32(&[2, 8], &[0, 20, 0, 20, 0, 0, 0, 0, 20, 11, 60, 11, 0, 0, 0, 0]),

@@ -60,6 +60,9 @@ fn batches_and_engines_agree() {
     assert!(largest_difference(&together, &from_lines) < 2e-6);
     assert!(largest_difference(&together, &embeddings(model, &[&["--cpu"], &texts[..]].concat(), b"")) < 2e-5);
     assert!(largest_difference(&together, &embeddings(model, &[&["--f16"], &texts[..]].concat(), b"")) < 2e-2);
+    let blocks = embeddings(model, &[&["--weights", "int8"], &texts[..]].concat(), b"");
+    let off = largest_difference(&together, &blocks);
+    assert!(off > 1e-6 && off < 5e-2, "{off}");
     for embedding in &together {
         assert!((embedding.iter().map(|v| v * v).sum::<f64>() - 1.0).abs() < 1e-5);
     }

@@ -127,6 +127,11 @@ fn sheets_are_drawn() {
         let tiny = Tiny::new("sheet", case);
         let path = tiny.path.join("sheet.svg");
         let prompt = words(&tiny.ids[..11]);
+        tiny.text(
+            &["--endless", "--tokens", "24", "--weights", "int4", "--attention", path.to_str().unwrap(), &prompt],
+            b"",
+        );
+        assert!(fs::read_to_string(&path).unwrap().contains("layer 1 head 3"));
         tiny.text(&["--endless", "--tokens", "24", "--attention", path.to_str().unwrap(), &prompt], b"");
         let svg = fs::read_to_string(&path).unwrap();
         let shown = |svg: &str, word: &str| svg.lines().filter(|line| line.trim() == word).count();

@@ -144,6 +144,7 @@ fn batches_change_nothing() {
     }
     assert!(all.iter().any(|text| *text != all[0]), "{all:?}");
     assert_eq!(folder.run(&["--f16", "the cat"], b"").2, 0);
+    assert_eq!(folder.run(&["--f16", "--weights", "int8", "the cat"], b"").2, 0);
 }
 
 /// Rule: beams are those of the arguments, else those of the model's settings, else one; the CPU reference finds what the GPU finds.

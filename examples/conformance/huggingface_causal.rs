@@ -172,7 +172,7 @@ impl Run {
         let generator = model.generator();
         let (rows, steps, past) = (texts.rows().len(), texts.length - texts.prompt, texts.prompt - 1);
         let caches = GeneratorCaches::new(rows, texts.length);
-        let inputs = GeneratorInputs { caches, storage: session.storage() };
+        let inputs = GeneratorInputs::new(caches, session.storage());
         let step = generator.step(kernels, &inputs, &StepShape { bias: true, ..StepShape::new(rows, steps) })?;
         let mut bindings = gpu.upload_causal(&[&step], &self.checkpoint, &model, |_| {})?;
         gpu.allocate(&step, &mut bindings)?;

@@ -141,7 +141,7 @@ impl Run {
         let tokens = self.model.tokens;
         let steps = texts.length - 1 - usize::from(tokens.forced_last.is_some());
         let caches = GeneratorCaches::new(rows, texts.length).with_memory(longest_k);
-        let inputs = GeneratorInputs { caches, storage: session.storage() };
+        let inputs = GeneratorInputs::new(caches, session.storage());
         let source = BatchShape::padded(rows, longest_k);
         let encode = self.model.encode(kernels, &Inputs::new(source).with_storage(session.storage()))?;
         let remember = generator.remember(kernels, &inputs, rows, k_rows)?;

@@ -71,7 +71,7 @@ pub(crate) struct Decode<'a> {
 
 /// Random weights for the programs of `generator`.
 pub(crate) fn weights(gpu: &Gpu, kernels: &Kernels, generator: &Generator, element: Element, seed: u32) -> Result<Bindings> {
-    let inputs = GeneratorInputs { caches: GeneratorCaches::new(1, 1), storage: element };
+    let inputs = GeneratorInputs::new(GeneratorCaches::new(1, 1), element);
     let program = generator.step(kernels, &inputs, &StepShape::new(1, 1))?;
     let mut fill = Fill::new(gpu, seed);
     let mut weights = Bindings::new();
@@ -97,7 +97,7 @@ impl<'a> Decode<'a> {
         sampling: impl Fn(u64) -> Result<Sampling>,
     ) -> Result<Self> {
         let caches = GeneratorCaches::new(run.batch, run.context + run.steps);
-        let inputs = GeneratorInputs { caches, storage: element };
+        let inputs = GeneratorInputs::new(caches, element);
         let step = generator.step(kernels, &inputs, &StepShape::new(run.batch, run.steps))?;
         let mut bindings = weights.clone();
         let sampling = (0..run.batch as u64).map(sampling).collect::<Result<Vec<Sampling>>>()?;
@@ -224,7 +224,7 @@ pub(crate) fn beams(
     [rows, beams, steps]: [usize; 3],
 ) -> Result<(f64, usize)> {
     let caches = GeneratorCaches::new(rows, steps);
-    let inputs = GeneratorInputs { caches, storage: element };
+    let inputs = GeneratorInputs::new(caches, element);
     let mut search = BeamSearch::new(beams, 0, 0);
     search.ends.clear();
     search.max_length = steps + 1;

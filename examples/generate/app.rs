@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use tileformer::Element;
 use tileformer::convenience::{Gpu, Setup};
 use tileformer::spec::sampling::Sampling;
 
-use crate::cli::{self, Failure};
+use crate::cli::{self, Blocks, Failure};
 use crate::model::{Folder, Text};
 use crate::sheet;
 
@@ -49,6 +48,9 @@ pub(crate) struct Args {
     /// Store weights, rows and caches in f16: half the memory
     #[arg(long)]
     f16: bool,
+    /// Store the weights of projections in blocks of integers
+    #[arg(long, value_name = "KIND")]
+    weights: Option<Blocks>,
     /// Use the adapter with this in its name, in any case
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
@@ -98,8 +100,8 @@ fn generate(args: &Args, mut input: impl BufRead, out: &mut dyn Write, notices: 
         }
     }
     let gpu = Gpu::open(&Setup { adapter: args.adapter.clone(), ..Setup::default() })?;
-    let storage = if args.f16 { Element::F16 } else { Element::F32 };
-    let text = Text { ids: &ids, steps, sampling, endless: args.endless, storage };
+    let storing = cli::storing(args.f16, args.weights);
+    let text = Text { ids: &ids, steps, sampling, endless: args.endless, storing };
     let ready = folder.prepare(&gpu, &text)?;
     let prepared = start.elapsed().as_secs_f64() * 1e3;
 

@@ -45,7 +45,8 @@ pub(crate) struct Text<'a> {
     pub(crate) sampling: Sampling,
     /// Whether the end tokens are banned.
     pub(crate) endless: bool,
-    pub(crate) storage: Element,
+    /// Rows, and weights of projections.
+    pub(crate) storing: [Element; 2],
 }
 
 /// A text whose prompt is in the caches.
@@ -53,7 +54,7 @@ pub(crate) struct Ready {
     kernels: Kernels,
     /// With positions for the whole text.
     model: CausalModel,
-    storage: Element,
+    storing: [Element; 2],
     bindings: Bindings,
     step: Plan,
     steps: usize,
@@ -106,8 +107,8 @@ impl Folder {
         let kernels = Kernels::new(&gpu.device, gpu.options())?;
         let capacity = text.ids.len() + text.steps;
         let model = self.model.clone().with_rotary_positions(capacity);
-        let generator = model.generator();
-        let inputs = GeneratorInputs { caches: GeneratorCaches::new(1, capacity), storage: text.storage };
+        let (generator, [rows, weights]) = (model.generator(), text.storing);
+        let inputs = GeneratorInputs::new(GeneratorCaches::new(1, capacity), rows).with_weights(weights);
         let step = generator.step(&kernels, &inputs, &StepShape { bias: true, ..StepShape::new(1, text.steps) })?;
         let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("weights {bar:40} {bytes} of {total_bytes}")?);
         let mut bindings = gpu.upload_causal(&[&step], &self.checkpoint, &model, |loaded| {
@@ -160,13 +161,14 @@ impl Folder {
             .set("bias", gpu.upload_f32(&[vocabulary], &bias)?);
         let step = step.bind(&bindings.known_to(&step))?;
         let ends = stops.to_vec();
-        Ok(Ready { kernels, model, storage: text.storage, bindings, step, steps: text.steps, ends })
+        Ok(Ready { kernels, model, storing: text.storing, bindings, step, steps: text.steps, ends })
     }
 
     /// The attention of a whole text as a sheet, by one forward pass over the same weights.
     pub(crate) fn draw(&self, gpu: &Gpu, ready: &Ready, ids: &[u32]) -> Result<String> {
         let outputs: Vec<Output> = (0..ready.model.n_layers).map(Output::Attention).collect();
-        let inputs = Inputs::new(BatchShape::padded(1, ids.len())).with_storage(ready.storage);
+        let [rows, weights] = ready.storing;
+        let inputs = Inputs::new(BatchShape::padded(1, ids.len())).with_storage(rows).with_weights(weights);
         let program = ready.model.program(&ready.kernels, &inputs, &outputs)?;
         let mut bindings = ready.bindings.known_to(&program);
         bindings

@@ -7,7 +7,8 @@ use std::fs;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use tileformer::Element;
 
 pub(crate) use program::{Failure, finish, list_adapters};
 
@@ -23,6 +24,9 @@ pub(crate) struct Common {
     /// Store weights and rows in f16: half the memory
     #[arg(long, conflicts_with = "cpu")]
     pub(crate) f16: bool,
+    /// Store the weights of projections in blocks of integers
+    #[arg(long, value_name = "KIND", conflicts_with = "cpu")]
+    pub(crate) weights: Option<Blocks>,
     /// Use the CPU reference even where there is an adapter
     #[arg(long)]
     pub(crate) cpu: bool,
@@ -35,6 +39,25 @@ pub(crate) struct Common {
     /// Draw the attention of every head of every layer: an SVG file for the first text, FILE-2.svg and so on for more
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) attention: Option<PathBuf>,
+}
+
+/// Integers that weights of projections are stored as.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Blocks {
+    /// 9 bits a weight
+    Int8,
+    /// 5 bits a weight
+    Int4,
+}
+
+/// What rows, and what weights of projections, are stored as.
+pub(crate) fn storing(f16: bool, weights: Option<Blocks>) -> [Element; 2] {
+    let rows = if f16 { Element::F16 } else { Element::F32 };
+    let blocks = weights.map(|kind| match kind {
+        Blocks::Int8 => Element::Int8,
+        Blocks::Int4 => Element::Int4,
+    });
+    [rows, blocks.unwrap_or(rows)]
 }
 
 /// The arguments, or the lines of a file, or else those of standard input: those that are not blank.

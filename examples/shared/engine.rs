@@ -10,13 +10,13 @@ use tileformer::models::HostWeights;
 use tileformer::models::bert::{BertInputs, Output};
 use tileformer::{BatchShape, Bindings, Element, Kernels, Plan, Role, Sequences};
 
-use crate::cli::{Common, Failure};
+use crate::cli::{self, Common, Failure};
 use crate::folder::{Encoded, Folder, Result};
 use crate::sheet::{self, Part, Sheet};
 
 /// Where models run.
 pub(crate) enum Engine {
-    Gpu { gpu: Box<Gpu>, kernels: Kernels, storage: Element },
+    Gpu { gpu: Box<Gpu>, kernels: Kernels, storing: [Element; 2] },
     Cpu,
 }
 
@@ -56,8 +56,7 @@ impl Engine {
         match Gpu::open(&Setup { adapter: args.adapter.clone(), ..Setup::default() }) {
             Ok(gpu) => {
                 let kernels = Kernels::new(&gpu.device, gpu.options())?;
-                let storage = if args.f16 { Element::F16 } else { Element::F32 };
-                Ok(Self::Gpu { gpu: Box::new(gpu), kernels, storage })
+                Ok(Self::Gpu { gpu: Box::new(gpu), kernels, storing: cli::storing(args.f16, args.weights) })
             }
             Err(error) if args.adapter.is_some() => Err(error.into()),
             Err(error) => {
@@ -77,10 +76,11 @@ impl Engine {
     /// Puts the weights where they are needed, with a bar on a terminal.
     pub(crate) fn load<'a>(&'a self, folder: &'a Folder, shape: BatchShape, outputs: &[Output]) -> Result<Loaded<'a>> {
         let outputs = outputs.to_vec();
-        let Self::Gpu { gpu, kernels, storage } = self else {
+        let Self::Gpu { gpu, kernels, storing: [rows, weights] } = self else {
             return Ok(Loaded::Cpu { folder, weights: folder.bert.host_weights(&folder.checkpoint, &outputs)?, outputs });
         };
-        let program = folder.bert.program(kernels, &Inputs::new(shape).with_storage(*storage), &outputs)?;
+        let program =
+            folder.bert.program(kernels, &Inputs::new(shape).with_storage(*rows).with_weights(*weights), &outputs)?;
         let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("weights {bar:40} {bytes} of {total_bytes}")?);
         let mut bindings = gpu.upload_checkpoint(&[&program], &folder.checkpoint, &folder.bert.weights(), |loaded| {
             bar.set_length(loaded.total);

@@ -6,14 +6,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use tileformer::Element;
 use tileformer::convenience::{Gpu, Setup};
 use tileformer::layers::Embedding;
 use tileformer::models::Checkpoint;
 use tileformer::models::seq2seq::Seq2Seq;
 use tileformer::spec::beams::{BeamSearch, MAX_BEAMS};
 
-use crate::cli::{self, Failure};
+use crate::cli::{self, Blocks, Failure};
 use crate::cpu::Cpu;
 use crate::sheet::{self, Part, Sheet};
 use crate::text::Text;
@@ -44,6 +43,9 @@ pub(crate) struct Args {
     /// Store weights and rows in f16: half the memory
     #[arg(long, conflicts_with = "cpu")]
     f16: bool,
+    /// Store the weights of projections in blocks of integers
+    #[arg(long, value_name = "KIND", conflicts_with = "cpu")]
+    weights: Option<Blocks>,
     /// Use the CPU reference even where there is an adapter
     #[arg(long)]
     cpu: bool,
@@ -118,9 +120,9 @@ fn translate(args: &Args, input: impl BufRead, notices: &mut dyn Write) -> Resul
     let batch = (ROWS / search.beams).clamp(1, BATCH);
     let mut engine = match &gpu {
         Some(gpu) => {
-            let storage = if args.f16 { Element::F16 } else { Element::F32 };
+            let storing = cli::storing(args.f16, args.weights);
             let size = Size::of(&sources, batch);
-            Engine::Gpu(Box::new(Translator::new(gpu, &checkpoint, &model, &search, size, storage)?))
+            Engine::Gpu(Box::new(Translator::new(gpu, &checkpoint, &model, &search, size, storing)?))
         }
         None => Engine::Cpu(Cpu::new(&checkpoint, &model, &search)?),
     };

@@ -83,7 +83,7 @@ pub(crate) struct Translator<'a> {
     kernels: Kernels,
     model: &'a Seq2Seq,
     generator: Generator,
-    storage: Element,
+    storing: [Element; 2],
     search: BeamSearch,
     size: Size,
     caches: GeneratorCaches,
@@ -101,7 +101,7 @@ impl<'a> Translator<'a> {
         model: &'a Seq2Seq,
         search: &BeamSearch,
         size: Size,
-        storage: Element,
+        storing: [Element; 2],
     ) -> Result<Self> {
         let kernels = Kernels::new(&gpu.device, gpu.options())?;
         let generator = model.generator();
@@ -112,7 +112,7 @@ impl<'a> Translator<'a> {
             memory_capacity: longest,
             ..GeneratorCaches::new(sequences * search.beams, steps)
         };
-        let inputs = GeneratorInputs { caches, storage };
+        let inputs = GeneratorInputs::new(caches, storing[0]).with_weights(storing[1]);
         let source = BatchShape { sequences, q_rows: rows, longest_q: longest, k_rows: rows, longest_k: longest };
         let end = search.ends[0];
         let beams = BeamStepShape::of(search, sequences);
@@ -124,7 +124,7 @@ impl<'a> Translator<'a> {
             false => generator.beam_step(&kernels, &inputs, &beams)?,
         };
         let programs = [
-            model.encode(&kernels, &Inputs::new(source).with_storage(storage))?,
+            model.encode(&kernels, &Inputs::new(source).with_storage(storing[0]).with_weights(storing[1]))?,
             generator.remember(&kernels, &inputs, sequences, rows)?,
             step,
         ];
@@ -152,7 +152,7 @@ impl<'a> Translator<'a> {
         };
         let bind = |program: &Program| program.bind(&bindings.known_to(program));
         let (encode, remember, search) = (bind(encode)?, bind(remember)?, search.clone());
-        Ok(Self { gpu, kernels, model, generator, storage, search, size, caches, bindings, encode, remember, writer })
+        Ok(Self { gpu, kernels, model, generator, storing, search, size, caches, bindings, encode, remember, writer })
     }
 
     /// The targets of sources.
@@ -194,7 +194,9 @@ impl<'a> Translator<'a> {
     pub(crate) fn maps(&self, source: &[u32], target: &[u32]) -> Result<Maps> {
         let (own, other) = (Sequences::packed(&[target.len()])?, Sequences::packed(&[source.len()])?);
         Maps::of(self.model, |outputs| {
-            let inputs = Inputs::new(BatchShape::cross(1, target.len(), source.len())).with_storage(self.storage);
+            let [rows, weights] = self.storing;
+            let inputs =
+                Inputs::new(BatchShape::cross(1, target.len(), source.len())).with_storage(rows).with_weights(weights);
             let program = self.model.program(&self.kernels, &inputs, outputs)?;
             let (gpu, mut bindings) = (self.gpu, self.bindings.known_to(&program));
             bindings

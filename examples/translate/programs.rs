@@ -118,7 +118,7 @@ impl<'a> Programs<'a> {
     }
 
     fn inputs(&self, size: &Size) -> GeneratorInputs {
-        GeneratorInputs { caches: self.caches(size), storage: Element::F32 }
+        GeneratorInputs::new(self.caches(size), Element::F32)
     }
 
     /// Memory -> keys and values of cross-attention, once a source.

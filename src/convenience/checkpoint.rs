@@ -7,7 +7,6 @@ use crate::error::{Error, Result};
 use crate::models::causal::CausalModel;
 use crate::models::{Checkpoint, WeightMap};
 use crate::scratch::checked;
-use crate::tensor::Element;
 use crate::{Bindings, Program, Role};
 
 /// How much of a model is on the device.
@@ -38,25 +37,29 @@ impl Gpu {
         let mut wanted = BTreeMap::new();
         for program in programs {
             for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Weight) {
-                if let Some(&(_, other)) = wanted.get(name).filter(|other| **other != (layout, element)) {
-                    let found = format!("{} {layout} and {} of other programs", element.name(), Element::name(other));
+                let (sizes, kind) = (program.sizes(name).unwrap_or_default(), element.name());
+                let other = wanted.insert(name, (layout, element, sizes.clone()));
+                if let Some((_, other, before)) = other.filter(|o| (o.0, o.1, &o.2) != (layout, element, &sizes)) {
+                    let found = format!("{kind} {sizes:?} and {} {before:?} of other programs", other.name());
                     return Err(Error::option(name, "one layout and element in all programs", found));
                 }
-                wanted.insert(name, (layout, element));
             }
         }
         let mut found = Vec::with_capacity(wanted.len());
-        for (name, (layout, element)) in wanted {
-            found.push((name, element, map.resolve(name, layout, checkpoint)?));
+        for (name, (layout, element, sizes)) in wanted {
+            found.push((name, element, layout, map.resolve(name, &sizes, checkpoint)?));
         }
-        let total = found.iter().map(|(_, element, source)| source.len() as u64 * element.size()).sum();
+        let total = found.iter().map(|(_, element, _, source)| source.len_as(*element) as u64 * element.size()).sum();
         let mut loaded = Loaded { bytes: 0, total };
         let (mut bindings, mut staged) = (Bindings::new(), 0);
-        for (name, element, source) in found {
-            let view = self.zeros(element, source.sizes())?;
-            let size = element.size() as usize;
-            for first in (0..source.len()).step_by(UPLOAD_BYTES / size) {
-                let range = first..source.len().min(first + UPLOAD_BYTES / size);
+        for (name, element, layout, source) in found {
+            let view = self.zeros(element, layout.sizes())?;
+            let (size, len) = (element.size() as usize, source.len_as(element));
+            // Whole rows of blocks, of which one may be longer than a piece.
+            let row = if element.block_bits().is_some() { layout.sizes().last().copied().unwrap_or(1).max(1) } else { 1 };
+            let at_once = (UPLOAD_BYTES / size / row).max(1) * row;
+            for first in (0..len).step_by(at_once) {
+                let range = first..len.min(first + at_once);
                 // Whole words: behind an odd number of f16 the buffer has room.
                 let bytes = (range.len() * size).next_multiple_of(4);
                 if staged + bytes > UPLOAD_BYTES {

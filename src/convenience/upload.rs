@@ -7,7 +7,7 @@ use super::Gpu;
 use crate::error::{Error, Result};
 use crate::scratch::checked;
 use crate::shape::Layout;
-use crate::spec::{SEQUENCE_WORDS, Sequences, check_ids};
+use crate::spec::{SEQUENCE_WORDS, Sequences, blocks, check_ids};
 use crate::tensor::{Element, TensorView, Weight};
 use crate::{Bindings, Program, Role};
 
@@ -28,11 +28,12 @@ impl Gpu {
         self.upload(Element::F32, sizes, data.len(), bytemuck::cast_slice(data))
     }
 
-    /// A new contiguous tensor of `element` ([`Element::F32`] or [`Element::F16`]) that holds `data`, rounded once, here, where it is
-    /// narrower.
+    /// A new contiguous tensor of `element` that holds `data`, rounded once, here, where it is narrower: [`Element::F32`], [`Element::F16`], or
+    /// rows of `sizes` as [`blocks`].
     ///
     /// # Errors
-    /// As [`Gpu::upload_f32`]; [`Error::Option`] for a finite number that f16 cannot hold, [`Error::Element`] for `u32`.
+    /// As [`Gpu::upload_f32`]; [`Error::Option`] for a finite number that f16 cannot hold and one that is not finite in blocks,
+    /// [`Error::Element`] for `u32`.
     pub fn upload_floats(&self, element: Element, sizes: &[usize], data: &[f32]) -> Result<TensorView> {
         match element {
             Element::F32 => self.upload_f32(sizes, data),
@@ -56,8 +57,17 @@ impl Gpu {
                 }
                 Ok(view)
             }
+            Element::Int8 | Element::Int4 => {
+                let count = sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+                if count != Some(data.len()) {
+                    return Err(Error::shape("upload", format!("{sizes:?}"), format!("{} elements", data.len())));
+                }
+                let words = blocks::pack(element, sizes.last().copied().unwrap_or(1), data)?;
+                let sizes = blocks::stored_sizes(element, sizes);
+                self.upload(element, &sizes, words.len(), bytemuck::cast_slice(&words))
+            }
             Element::U32 => {
-                let (expected, found) = ("f32 or f16", element.name());
+                let (expected, found) = ("f32, f16 or blocks", element.name());
                 Err(Error::Element { tensor: "upload".into(), expected, found })
             }
         }
@@ -105,8 +115,13 @@ impl Gpu {
                 let expected = format!("{} {layout}", element.name());
                 return Err(Error::Missing { tensor: name.to_owned(), expected });
             };
-            if sizes != layout.sizes() {
-                return Err(Error::shape(name, layout, layout.found_turned(&Layout::contiguous(sizes)?)));
+            let expected = Layout::contiguous(&program.sizes(name).unwrap_or_else(|| layout.sizes().to_vec()))?;
+            if sizes != expected.sizes() {
+                return Err(Error::shape(name, expected, expected.found_turned(&Layout::contiguous(sizes)?)));
+            }
+            if let Some(at) = blocks::misfit(data).filter(|_| element.block_bits().is_some()) {
+                let expected = format!("a number within ±65504, in {}", element.name());
+                return Err(Error::option(format!("number {at} of {name}"), expected, data[at]));
             }
             found.push((name, element, sizes, data));
         }

@@ -149,9 +149,25 @@ impl Linear {
     }
 
     /// Rows, d_in and d_out of what has been checked.
-    fn sizes(&self) -> (usize, usize, usize) {
+    pub(super) fn sizes(&self) -> (usize, usize, usize) {
         let [rows, d_in] = [0, 1].map(|dim| self.x.layout().sizes()[dim]);
         (rows, d_in, self.y.layout().sizes()[1])
+    }
+
+    /// As projections of up to `rows` rows of the weight each, with what belongs to these.
+    pub(super) fn in_parts(&self, rows: usize) -> Result<Vec<Self>> {
+        let d_out = self.y.layout().sizes()[1];
+        let part = |first: usize| {
+            let size = rows.min(d_out - first);
+            Ok(Self {
+                weight: self.weight.narrow(0, first, size)?,
+                bias: self.bias.map(|b| b.narrow(0, first, size)).transpose()?,
+                residual: self.residual.map(|r| r.narrow(1, first, size)).transpose()?,
+                y: self.y.narrow(1, first, size)?,
+                ..*self
+            })
+        };
+        (0..d_out).step_by(rows).map(part).collect()
     }
 
     fn params(&self) -> Params {
@@ -184,6 +200,15 @@ impl Builder {
     /// [`Error::Shape`] for tensors that do not fit each other, [`Error::Alias`] for a y that is also read, [`Error::Limit`] for a
     /// tensor other than the weight that exceeds a binding.
     pub fn linear(&mut self, label: &str, linear: &Linear) -> Result<()> {
+        self.check_linear(label, linear)?;
+        if self.is_in_blocks(linear.weight) {
+            return self.linear_in_blocks(label, linear, false);
+        }
+        linear.in_parts(part_rows(self, linear.weight))?.iter().try_for_each(|part| self.linear_part(label, part))
+    }
+
+    /// Refuses tensors that do not fit each other.
+    pub(crate) fn check_linear(&self, label: &str, linear: &Linear) -> Result<()> {
         let &Linear { x, weight, bias, residual, y, .. } = linear;
         let (&[rows, d_in], &[d_out, _]) = (x.layout().sizes(), weight.layout().sizes()) else {
             return Err(Error::shape(
@@ -194,25 +219,16 @@ impl Builder {
         };
         let element = self.float(label, "x", x)?;
         self.expect(label, "x", x, element, &[rows, d_in])?;
-        self.expect_weight(label, linear, element)?;
+        match self.is_in_blocks(weight) {
+            true => self.expect_blocks(label, weight, d_in)?,
+            false => self.expect_weight(label, linear, element)?,
+        }
         self.expect(label, "y", y, element, &[rows, d_out])?;
         if let Some(bias) = bias {
             self.expect(label, "bias", bias, element, &[d_out])?;
         }
         if let Some(residual) = residual {
             self.expect(label, "residual", residual, element, &[rows, d_out])?;
-        }
-        let part_rows = part_rows(self, weight);
-        for first in (0..d_out).step_by(part_rows) {
-            let size = part_rows.min(d_out - first);
-            let part = Linear {
-                weight: weight.narrow(0, first, size)?,
-                bias: bias.map(|b| b.narrow(0, first, size)).transpose()?,
-                residual: residual.map(|r| r.narrow(1, first, size)).transpose()?,
-                y: y.narrow(1, first, size)?,
-                ..*linear
-            };
-            self.linear_part(label, &part)?;
         }
         Ok(())
     }
@@ -230,7 +246,7 @@ impl Builder {
         self.expect(label, "weight", weight, element, &[rows, d_in])
     }
 
-    fn linear_part(&mut self, label: &str, linear: &Linear) -> Result<()> {
+    pub(super) fn linear_part(&mut self, label: &str, linear: &Linear) -> Result<()> {
         let &Linear { x, weight, bias, residual, y, .. } = linear;
         let (rows, d_in, d_out) = linear.sizes();
         let invariant = self.batch_invariant();
@@ -288,19 +304,12 @@ impl Builder {
     /// [`Builder::linear`] from f16 into a y in f32 whose rows have room for whole groups of four, where there is a form for it.
     pub(crate) fn linear_wide(&mut self, label: &str, linear: &Linear) -> Result<()> {
         let &Linear { x, weight, bias, y, .. } = linear;
-        let (rows, depth, d_out) = linear.sizes();
+        let (rows, depth, _) = linear.sizes();
         debug_assert!(linear.residual.is_none(), "{label}: logits have no residual");
         let storage = self.storage_of(label, self.element(x), &[Some(x), Some(weight), bias], &[Some(y)])?;
-        let part_rows = part_rows(self, weight);
-        for first in (0..d_out).step_by(part_rows) {
-            let columns = part_rows.min(d_out - first);
+        for part in linear.in_parts(part_rows(self, weight))? {
+            let columns = part.weight.layout().sizes()[0];
             let choice = self.choice(&self.wide_case(storage, [rows, columns, depth]));
-            let part = Linear {
-                weight: weight.narrow(0, first, columns)?,
-                bias: bias.map(|b| b.narrow(0, first, columns)).transpose()?,
-                y: y.narrow(1, first, columns)?,
-                ..*linear
-            };
             self.launch_tiles(label, &part, Variant::of(&KERNEL_WIDE, &choice, storage, 0))?;
         }
         Ok(())

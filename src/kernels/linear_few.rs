@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::program::{Tensor, params};
 use crate::spec::layers::NormKind;
 use crate::storage::Storage;
+use crate::tensor::Element;
 use crate::tuning::{Case, Choice, Operation};
 use crate::variant::{ACTIVATE, Binding, Kernel, ORDER, ROOT, Source, TANH, Variant, wgsl};
 use std::mem::offset_of;
@@ -192,9 +193,13 @@ impl LinearFew {
 /// How a projection is cut: rows of the weight at a time, as many as a binding holds, a multiple of a tile.
 pub(super) fn part_rows(builder: &Builder, weight: Tensor) -> usize {
     let (sizes, strides) = (weight.layout().sizes(), weight.layout().strides());
-    let row = strides[0].max(sizes[1]) as u64;
-    let fitting = builder.binding_elements(builder.element(weight)) / row;
-    if fitting >= sizes[0] as u64 { sizes[0] } else { (fitting as usize / GROUP * GROUP).max(1) }
+    rows_that_fit(builder, builder.element(weight), strides[0].max(sizes[1]), sizes[0])
+}
+
+/// How many of `rows` rows of `row` elements a binding holds: all, or a multiple of a tile.
+pub(super) fn rows_that_fit(builder: &Builder, element: Element, row: usize, rows: usize) -> usize {
+    let fitting = builder.binding_elements(element) / row as u64;
+    if fitting >= rows as u64 { rows } else { (fitting as usize / GROUP * GROUP).max(1) }
 }
 
 impl Builder {
@@ -221,7 +226,7 @@ impl Builder {
         self.unmeasured_choice(&case).kernel == KERNEL.name
     }
 
-    fn few_case(&self, operation: Operation, kernel: &'static str, storage: Storage) -> Case {
+    pub(super) fn few_case(&self, operation: Operation, kernel: &'static str, storage: Storage) -> Case {
         let (ragged_columns, invariant) = (false, self.batch_invariant());
         Case { operation, kernel, storage, rows: 1, columns: 1, depth: 1, ragged_columns, invariant, cached: false }
     }
@@ -373,7 +378,7 @@ fn columns(class: &Class) -> usize {
 }
 
 /// How the classes of CPU adapters load f16, whether or not the device has the type: in pairs, which take half the loads.
-fn form(storage: Storage, choice: &Choice) -> Storage {
+pub(super) fn form(storage: Storage, choice: &Choice) -> Storage {
     let pairs = storage == Storage::F16x4 && choice.class.get("K_THREADS") == 1;
     if pairs { Storage::Packedx4 } else { storage }
 }

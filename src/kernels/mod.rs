@@ -52,6 +52,7 @@ mod embedding;
 mod gate;
 mod layer_norm;
 mod linear;
+mod linear_blocks;
 mod linear_few;
 mod mark_seen;
 mod masked_softmax;
@@ -84,12 +85,12 @@ pub use rotary::{Rotary, RotaryPositions};
 pub use visibility::Visibility;
 
 use crate::classes::{
-    CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE, FLAT,
-    HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_KEYS, HEADS_64_QUADS, HEADS_80, HEADS_96, HEADS_128,
-    HEADS_128_QUADS, HEADS_256, MATRIX_32, MATRIX_32_DEEP, MATRIX_32_M8, MATRIX_64, MATRIX_64_DEEP, MATRIX_64_M8,
-    MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_64_QUERIES, MATRIX_HEADS_128, MATRIX_HEADS_128_M8,
-    MATRIX_HEADS_128_QUERIES, PLAIN_64, QUADS, REDUCE, ROW_8, ROW_128, ROWS_32, SPLIT_1, SPLIT_8, TILE_32, TILE_64,
-    TILE_128, TILE_128X64,
+    BLOCKS, BLOCKS_ALONE, CHOOSE_8, CHOOSE_256, Class, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8,
+    FEW_8_NORMED, FEW_8_WIDE, FLAT, HALVES_64, HALVES_64_M8, HALVES_128, HEADS_32, HEADS_64, HEADS_64_KEYS, HEADS_64_QUADS,
+    HEADS_80, HEADS_96, HEADS_128, HEADS_128_QUADS, HEADS_256, MATRIX_32, MATRIX_32_DEEP, MATRIX_32_M8, MATRIX_64,
+    MATRIX_64_DEEP, MATRIX_64_M8, MATRIX_128, MATRIX_HEADS_64, MATRIX_HEADS_64_M8, MATRIX_HEADS_64_QUERIES,
+    MATRIX_HEADS_128, MATRIX_HEADS_128_M8, MATRIX_HEADS_128_QUERIES, PLAIN_64, QUADS, REDUCE, ROW_8, ROW_128, ROWS_32,
+    SPLIT_1, SPLIT_8, TILE_32, TILE_64, TILE_128, TILE_128X64, UNPACK,
 };
 use crate::program::Tensor;
 use crate::storage::{Storage, Tier};
@@ -192,6 +193,10 @@ static FAMILIES: &[Family] = &[
     Family { outputs: 1, ..family(&layer_norm::KERNEL, ROWS_SINGLE, &[Storage::F32]) },
     Family { outputs: 1, ..rows_x4(&layer_norm::KERNEL, NARROW_ROWS_X4, &[Storage::F16x4, Storage::Packedx4]) },
     Family { outputs: 1, ..family(&layer_norm::KERNEL, &[&ROWS_32], &[Storage::F16, Storage::Packed]) },
+    family(&linear_blocks::KERNEL, &[&BLOCKS], Storage::ALL),
+    family(&linear_blocks::KERNEL, &[&BLOCKS_ALONE], Storage::FOURS_ON_CPUS),
+    family(&linear_blocks::KERNEL, &[&BLOCKS_ALONE], Storage::SINGLES),
+    family(&linear_blocks::KERNEL_UNPACK, &[&UNPACK], Storage::IN_FOURS),
     family(&gate::KERNEL, &[&FLAT], Storage::ALL),
     family(&rotary::KERNEL, &[&FLAT], Storage::ALL),
     family(&embedding::KERNEL, &[&FLAT], Storage::ALL),

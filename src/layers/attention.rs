@@ -76,7 +76,7 @@ impl MultiHeadAttention {
     ) -> Result<Program> {
         self.check()?;
         let shape = inputs.shape;
-        let mut b = Builder::new(kernels, "multi-head attention").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "multi-head attention").storing(inputs.storage, inputs.weights)?;
         let batch = b.batch("", &self.options, self.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, self.d_model)?;
         let [memory_k, memory_v] = memory(&mut b, x)?;
@@ -184,7 +184,7 @@ impl Builder {
         y: Tensor,
     ) -> Result<Linear> {
         let width = spec.n_heads.saturating_mul(spec.value_head_size);
-        let weight = self.weight(&format!("{label}.weight"), Layout::contiguous(&[spec.d_model, width])?)?;
+        let weight = self.projection_weight(&format!("{label}.weight"), [spec.d_model, width])?;
         let bias = self.vector(spec.bias, &format!("{label}.bias"), spec.d_model)?;
         Ok(Linear { bias, residual, ..Linear::new(heads, weight, y) })
     }
@@ -321,12 +321,12 @@ impl Builder {
         let sum = |widths: &[usize]| widths.iter().fold(0usize, |sum, &width| sum.saturating_add(width));
         let (total, at, width) = (sum(&widths), sum(&widths[..parts.start]), sum(&widths[parts.clone()]));
         let (label, weight) = if spec.projection == Projection::Stacked {
-            let all = self.weight(&format!("{prefix}in_proj_weight"), Layout::contiguous(&[total, spec.d_model])?)?;
+            let all = self.projection_weight(&format!("{prefix}in_proj_weight"), [total, spec.d_model])?;
             (format!("{prefix}in_proj"), all.narrow(0, at, width)?)
         } else {
             let label = format!("{prefix}{}_proj", ["q", "k", "v"][parts.start]);
             let inputs = [spec.d_model, spec.k_width, spec.v_width][parts.start];
-            let weight = self.weight(&format!("{label}_weight"), Layout::contiguous(&[width, inputs])?)?;
+            let weight = self.projection_weight(&format!("{label}_weight"), [width, inputs])?;
             (label, weight)
         };
         let bias = self.vector(spec.bias, &format!("{prefix}in_proj_bias"), total)?;
@@ -379,7 +379,7 @@ impl Builder {
 
     fn project_score(&mut self, prefix: &str, name: &str, x: Tensor, d_out: usize, d_in: usize) -> Result<Tensor> {
         let label = format!("{prefix}{name}");
-        let weight = self.weight(&label, Layout::contiguous(&[d_out, d_in])?)?;
+        let weight = self.projection_weight(&label, [d_out, d_in])?;
         let rows = x.layout().sizes()[0];
         let y = self.scratch(name, self.storage(), Layout::contiguous(&[rows, d_out])?)?;
         self.linear(&label, &Linear::new(x, weight, y))?;

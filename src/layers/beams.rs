@@ -71,7 +71,7 @@ impl Generator {
                 batch,
             ));
         }
-        let mut b = Builder::new(kernels, "beam step").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "beam step").storing(inputs.storage, inputs.weights)?;
         let state = b.input("state", Element::U32, self.state_layout(batch)?)?;
         let sequences = state.narrow(0, 0, batch)?;
         let parents = b.input("parents", Element::U32, Layout::contiguous(&[batch])?)?;

@@ -42,6 +42,11 @@ impl Builder {
     /// y = linear(norm(x)), fused where there are few rows; rows that no sequence of `batch` has are left out then.
     fn project_rows(&mut self, label: &str, before: Before<'_>, batch: &Batch, linear: &Linear) -> Result<()> {
         let columns = linear.y.layout().sizes().last().copied().unwrap_or(0);
+        if self.is_in_blocks(linear.weight) {
+            let linear = Linear { x: self.norm_before(before, linear.x)?, ..*linear };
+            self.check_linear(label, &linear)?;
+            return self.linear_in_blocks(label, &linear, true);
+        }
         if !self.few_rows(batch.shape.q_rows, columns, true) {
             let x = self.norm_before(before, linear.x)?;
             return self.linear(label, &Linear { x, ..*linear });
@@ -180,7 +185,8 @@ impl Builder {
     ) -> Result<Tensor> {
         let total = spec.widths().iter().fold(0usize, |sum, &width| sum.saturating_add(width));
         let few = self.few_rows(batch.shape.q_rows, total, true);
-        if spec.projection == Projection::Stacked && spec.rotary.is_none() && few {
+        let in_blocks = self.weights().block_bits().is_some();
+        if spec.projection == Projection::Stacked && spec.rotary.is_none() && few && !in_blocks {
             let norm = self.fused_norm(before, x)?;
             let (label, linear) = self.projection(prefix, spec, x, 0..3)?;
             let q = self.scratch("q", self.storage(), Layout::contiguous(&[batch.shape.q_rows, spec.widths()[0]])?)?;

@@ -28,7 +28,7 @@ fn frame(name: &str, layer: &DecoderLayer, kernels: &Kernels, inputs: &Inputs) -
     let crate::BatchShape { sequences, q_rows, longest_q, .. } = inputs.shape;
     let own = crate::BatchShape { sequences, q_rows, longest_q, k_rows: q_rows, longest_k: longest_q };
     let (attention, cross) = (&layer.attention, &layer.cross_attention);
-    let mut b = Builder::new(kernels, name).with_storage(inputs.storage)?;
+    let mut b = Builder::new(kernels, name).storing(inputs.storage, inputs.weights)?;
     let batch = b.batch("", &attention.options, attention.n_heads, own, inputs.mask)?;
     let cross_batch = b.batch("cross_", &cross.options, cross.n_heads, inputs.shape, inputs.cross_mask)?;
     let x = b.input_rows("x", q_rows, attention.d_model)?;

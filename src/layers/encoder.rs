@@ -16,7 +16,7 @@ impl EncoderLayer {
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs) -> Result<Program> {
         self.check()?;
         let shape = inputs.shape.to_self();
-        let mut b = Builder::new(kernels, "encoder layer").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "encoder layer").storing(inputs.storage, inputs.weights)?;
         let batch = b.batch("", &self.attention.options, self.attention.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, self.attention.d_model)?;
         let y = b.output_rows("y", shape.q_rows, self.attention.d_model)?;
@@ -35,7 +35,7 @@ impl Encoder {
         self.layer.check()?;
         let shape = inputs.shape.to_self();
         let attention = &self.layer.attention;
-        let mut b = Builder::new(kernels, "encoder").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "encoder").storing(inputs.storage, inputs.weights)?;
         let batch = b.batch("", &attention.options, attention.n_heads, shape, inputs.only_mask()?)?;
         let x = b.input_rows("x", shape.q_rows, attention.d_model)?;
         let y = b.output_rows("y", shape.q_rows, attention.d_model)?;

@@ -21,6 +21,22 @@ pub struct GeneratorInputs {
     pub caches: GeneratorCaches,
     /// What weights, caches and rows are stored as.
     pub storage: Element,
+    /// What weights of projections are stored as: as all else, or in blocks ([`Builder::with_weights`]).
+    pub weights: Option<Element>,
+}
+
+impl GeneratorInputs {
+    /// Weights, caches and rows as `storage`.
+    #[must_use]
+    pub fn new(caches: GeneratorCaches, storage: Element) -> Self {
+        Self { caches, storage, weights: None }
+    }
+
+    /// With weights of projections as `element`, in all programs over the same weights.
+    #[must_use]
+    pub fn with_weights(self, element: Element) -> Self {
+        Self { weights: Some(element), ..self }
+    }
 }
 
 /// The largest batch of new rows that [`Generator::prefill`] takes at once. A longer prompt goes in several, of any size.
@@ -77,7 +93,7 @@ impl Generator {
         let Some(cross) = self.cross_attention() else {
             return Err(Error::option("memory of a generator", "a stack with cross-attention", "none"));
         };
-        let mut b = Builder::new(kernels, "remember").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "remember").storing(inputs.storage, inputs.weights)?;
         let memory = b.input_rows("memory", rows, cross.k_width)?;
         let layout = Layout::contiguous(&[sequences, SEQUENCE_WORDS])?;
         let sequences = b.input("memory_sequences", Element::U32, layout)?;
@@ -111,7 +127,7 @@ impl Generator {
     /// As [`Generator::check`].
     pub fn prefill(&self, kernels: &Kernels, inputs: &GeneratorInputs, shape: &PrefillShape) -> Result<Program> {
         self.check()?;
-        let mut b = Builder::new(kernels, "prefill").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "prefill").storing(inputs.storage, inputs.weights)?;
         let ids = b.input("ids", Element::U32, Layout::contiguous(&[shape.rows])?)?;
         let words = Layout::contiguous(&[shape.sequences, SEQUENCE_WORDS])?;
         let sequences = b.input("sequences", Element::U32, words)?;
@@ -162,7 +178,7 @@ impl Generator {
         self.check()?;
         let batch = shape.rows;
         crate::shape::nonzero("rows", batch)?;
-        let mut b = Builder::new(kernels, "decode step").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "decode step").storing(inputs.storage, inputs.weights)?;
         let has_cross = self.cross_attention().is_some();
         let state = b.state("state", Element::U32, self.state_layout(batch)?)?;
         let vocabulary = self.embedding.vocabulary;

@@ -58,13 +58,15 @@ pub struct Inputs {
     /// sums are `f32` in both. Weights are converted once, on upload: by
     /// [`Gpu::upload_weights`](crate::convenience::Gpu::upload_weights), or by the caller as [`Element::F16`] says.
     pub storage: Element,
+    /// What weights of projections are stored as: as all else, or in blocks ([`Builder::with_weights`]).
+    pub weights: Option<Element>,
 }
 
 impl Inputs {
     /// Full masks where the options have any, no attention weights.
     #[must_use]
     pub fn new(shape: BatchShape) -> Self {
-        Self { shape, mask: None, cross_mask: None, attention_weights: false, storage: Element::F32 }
+        Self { shape, mask: None, cross_mask: None, attention_weights: false, storage: Element::F32, weights: None }
     }
 
     /// With attention weights as outputs.
@@ -77,6 +79,12 @@ impl Inputs {
     #[must_use]
     pub fn with_storage(self, element: Element) -> Self {
         Self { storage: element, ..self }
+    }
+
+    /// With weights of projections as `element`.
+    #[must_use]
+    pub fn with_weights(self, element: Element) -> Self {
+        Self { weights: Some(element), ..self }
     }
 
     /// The layout of `mask` for a layer whose one attention knows no `cross_mask`.
@@ -236,9 +244,9 @@ impl Builder {
         let [label1, label2] = ["linear1", "linear2"].map(|name| format!("{prefix}{name}"));
         // A gate and what goes through it lie side by side.
         let (width1, activation) = if gated { (d_ff.saturating_mul(2), Activation::Identity) } else { (d_ff, activation) };
-        let weight1 = self.weight(&format!("{label1}.weight"), Layout::contiguous(&[width1, d_model])?)?;
+        let weight1 = self.projection_weight(&format!("{label1}.weight"), [width1, d_model])?;
         let bias1 = self.vector(bias, &format!("{label1}.bias"), width1)?;
-        let weight2 = self.weight(&format!("{label2}.weight"), Layout::contiguous(&[d_model, d_ff])?)?;
+        let weight2 = self.projection_weight(&format!("{label2}.weight"), [d_model, d_ff])?;
         let bias2 = self.vector(bias, &format!("{label2}.bias"), d_model)?;
         let projected = self.scratch("projected", self.storage(), Layout::contiguous(&[rows, width1])?)?;
         let hidden = match gated {

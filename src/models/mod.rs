@@ -12,6 +12,7 @@ pub mod bert;
 pub mod causal;
 mod checkpoint;
 mod config;
+mod convert;
 pub mod gpt2;
 mod header;
 pub mod llama;

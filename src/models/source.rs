@@ -8,13 +8,6 @@ use safetensors::tensor::Dtype;
 
 use super::checkpoint::{Checkpoint, Stored};
 use crate::error::{Error, Result};
-use crate::tensor::Element;
-
-/// From here on numbers round to infinity in f16.
-const F16_LIMIT: f32 = 65520.0;
-
-/// Elements that are converted at a time.
-const PIECE: usize = 1 << 14;
 
 /// Where a weight comes from: a tensor of a checkpoint, or several of them put together.
 ///
@@ -137,8 +130,8 @@ pub struct Resolved<'a> {
 
 /// A matrix (rows, columns) in row-major order, or its transpose.
 #[derive(Clone, Copy, Debug)]
-struct Part<'a> {
-    name: &'a str,
+pub(super) struct Part<'a> {
+    pub(super) name: &'a str,
     data: Data<'a>,
     rows: usize,
     columns: usize,
@@ -334,7 +327,7 @@ impl<'a> Resolved<'a> {
     }
 
     /// Parts and the ranges of their elements that make up `range`; each with where it begins in it.
-    fn each_part<'p>(&'p self, range: Range<usize>, mut visit: impl FnMut(usize, &'p Part<'a>, Range<usize>)) {
+    pub(super) fn each_part<'p>(&'p self, range: Range<usize>, mut visit: impl FnMut(usize, &'p Part<'a>, Range<usize>)) {
         let mut begin = 0;
         for part in &self.parts {
             let end = begin + part.len();
@@ -344,41 +337,5 @@ impl<'a> Resolved<'a> {
             }
             begin = end;
         }
-    }
-
-    /// Converts `range` of the elements to `element` ([`Element::F32`] or [`Element::F16`]) and gives the bytes, piece by piece, to `write`,
-    /// together with where in the range they belong, in bytes: into memory that the GPU reads, without a copy of all of them.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] for a finite number that f16 cannot hold, by its tensor's name; [`Error::Element`] for `u32`.
-    pub fn convert(&self, element: Element, range: Range<usize>, mut write: impl FnMut(usize, &[u8])) -> Result<()> {
-        if element == Element::U32 {
-            return Err(Error::Element { tensor: self.name(), expected: "f32 or f16", found: element.name() });
-        }
-        let range = range.start.min(self.len())..range.end.min(self.len());
-        let mut floats = vec![0.0f32; PIECE.min(range.len())];
-        let mut halves = vec![f16::ZERO; if element == Element::F16 { floats.len() } else { 0 }];
-        for first in range.clone().step_by(PIECE) {
-            let piece = first..range.end.min(first.saturating_add(PIECE));
-            let (at, floats) = (piece.start - range.start, &mut floats[..piece.len()]);
-            self.read(piece.start, floats);
-            if element == Element::F32 {
-                write(4 * at, bytemuck::cast_slice(floats));
-                continue;
-            }
-            if let Some(i) = floats.iter().position(|x| x.is_finite() && x.abs() >= F16_LIMIT) {
-                return Err(self.too_large(piece.start + i, floats[i]));
-            }
-            let halves = &mut halves[..piece.len()];
-            halves.iter_mut().zip(floats.iter()).for_each(|(h, &x)| *h = f16::from_f32(x));
-            write(2 * at, bytemuck::cast_slice(half::slice::HalfFloatSliceExt::reinterpret_cast(&*halves)));
-        }
-        Ok(())
-    }
-
-    fn too_large(&self, at: usize, found: f32) -> Error {
-        let mut place = (self.name(), at);
-        self.each_part(at..at + 1, |_, part, range| place = (part.name.to_owned(), range.start));
-        Error::checkpoint(place.0, format!("element {}, {found}, does not fit f16, which ends at ±65504", place.1))
     }
 }

@@ -7,7 +7,6 @@ use super::source::{Resolved, Source};
 use crate::error::{Error, Result};
 use crate::reference::Real;
 use crate::reference::layers::Weights;
-use crate::shape::Layout;
 
 /// For each weight of a model's programs, by its name there, where it comes from.
 ///
@@ -30,9 +29,9 @@ use crate::shape::Layout;
 /// // By a queue of your own; `Gpu::upload_checkpoint` does it in pieces.
 /// let mut bindings = Bindings::new();
 /// for (name, _, element, layout) in program.tensors().filter(|(_, role, ..)| *role == Role::Weight) {
-///     let weight = map.resolve(name, layout, &checkpoint)?;
+///     let weight = map.resolve(name, &program.sizes(name).unwrap_or_default(), &checkpoint)?;
 ///     let mut bytes = Vec::new();
-///     weight.convert(element, 0..weight.len(), |_, piece| bytes.extend_from_slice(piece))?;
+///     weight.convert(element, 0..weight.len_as(element), |_, piece| bytes.extend_from_slice(piece))?;
 ///     bindings.set(name, TensorView::new(&upload(&bytes), 0, element, *layout)?);
 /// }
 /// # Ok(()) }
@@ -74,21 +73,21 @@ impl WeightMap {
         self.sources.iter().map(|(name, source)| (name.as_str(), source))
     }
 
-    /// Finds a weight of the sizes that a program has for it.
+    /// Finds a weight of the sizes that a program has for it ([`Program::sizes`](crate::Program::sizes)).
     ///
     /// # Errors
     /// As [`Source::resolve`]; [`Error::Missing`] for a weight that this map does not have, [`Error::Shape`] for other sizes, by the checkpoint's
     /// name.
-    pub fn resolve<'a>(&'a self, weight: &str, expected: &Layout, checkpoint: &'a Checkpoint) -> Result<Resolved<'a>> {
+    pub fn resolve<'a>(&'a self, weight: &str, expected: &[usize], checkpoint: &'a Checkpoint) -> Result<Resolved<'a>> {
         let Some(source) = self.get(weight) else {
-            return Err(Error::Missing { tensor: weight.to_owned(), expected: expected.to_string() });
+            return Err(Error::Missing { tensor: weight.to_owned(), expected: format!("{expected:?}") });
         };
         let found = source.resolve(checkpoint)?;
-        if found.sizes() == expected.sizes() {
+        if found.sizes() == expected {
             return Ok(found);
         }
         let name = format!("{} (for {weight})", found.name());
-        Err(Error::shape(name, format!("{:?}", expected.sizes()), format!("{:?}", found.sizes())))
+        Err(Error::shape(name, format!("{expected:?}"), format!("{:?}", found.sizes())))
     }
 
     /// The weights whose names `wanted` takes, on the host, for the CPU reference.

@@ -38,7 +38,7 @@ pub enum GeneratorStack {
 ///     weights: &Bindings,
 ///     new_buffer: impl Fn(u64) -> wgpu::Buffer,
 /// ) -> Result<[Plan; 2]> {
-///     let inputs = GeneratorInputs { caches: CACHES, storage: Element::F32 };
+///     let inputs = GeneratorInputs::new(CACHES, Element::F32);
 ///     let prompts = PrefillShape { sequences: 1, rows: 256, longest: 256, hidden: false };
 ///     let prefill = generator.prefill(kernels, &inputs, &prompts)?;
 ///     let step = generator.step(kernels, &inputs, &StepShape::new(1, CACHES.capacity))?;

@@ -2,6 +2,7 @@
 
 mod batch;
 pub mod beams;
+pub mod blocks;
 pub mod cache;
 pub mod generator;
 pub mod layers;

@@ -14,6 +14,8 @@ pub(crate) enum Operation {
     LinearFew,
     /// The same of `linear_few` with a norm, `linear_append` and `linear_logits`.
     LinearNormed,
+    /// `linear_blocks`, for few rows.
+    LinearBlocks,
     /// Columns are those of a value head, the depth is a key head's.
     Attention,
     AttentionWeights,

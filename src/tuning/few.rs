@@ -2,7 +2,9 @@
 
 use super::case::Operation;
 use super::row::{ANY, FOURS, Row, SHARED_FROM, SINGLES, TYPED_FOURS, row, subgroups};
-use crate::classes::{FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE};
+use crate::classes::{
+    BLOCKS, BLOCKS_ALONE, FEW_1, FEW_1_NORMED, FEW_1_WIDE, FEW_4, FEW_4_WIDE, FEW_8, FEW_8_NORMED, FEW_8_WIDE,
+};
 
 pub(super) static ROWS: &[Row] = &[
     row(
@@ -54,4 +56,20 @@ pub(super) static ROWS: &[Row] = &[
     row(Operation::LinearNormed, "", &FEW_8_WIDE, FOURS, ANY, "more rows on a GPU: eight share every read of a weight"),
     row(Operation::LinearNormed, "", &FEW_4, SINGLES, |_, d| d.cpu, "what is not in groups of four, on a CPU"),
     row(Operation::LinearNormed, "", &FEW_4_WIDE, SINGLES, ANY, "any storage that is not in groups of four"),
+    row(
+        Operation::LinearBlocks,
+        "",
+        &BLOCKS_ALONE,
+        ANY,
+        |_, d| d.cpu,
+        "a CPU: nothing is left to add up, and words that follow each other share a scale",
+    ),
+    row(
+        Operation::LinearBlocks,
+        "",
+        &BLOCKS,
+        ANY,
+        ANY,
+        "a GPU: memory is the limit, and neighbours read what lies together",
+    ),
 ];

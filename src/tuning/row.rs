@@ -27,7 +27,7 @@ pub(super) const SHARED_FROM: usize = 4;
 
 /// Up to how many rows a GPU takes the form for few rows, which reads a weight once for eight of them and finds it in a cache for the
 /// others; beyond, tiles read it once for all. A layer then has its norms and what it appends to a cache as dispatches of their own.
-pub(super) const FEW_ROWS: usize = 16;
+pub(crate) const FEW_ROWS: usize = 16;
 
 /// The same of f16 where matrix units take it.
 pub(super) const FEW_ROWS_BESIDE_MATRICES: usize = 8;

@@ -116,11 +116,12 @@ fn devices() -> Vec<DeviceClass> {
     all
 }
 
-const OPERATIONS: [(Operation, &str); 11] = [
+const OPERATIONS: [(Operation, &str); 12] = [
     (Operation::Linear, ""),
     (Operation::LinearWide, "linear_wide"),
     (Operation::LinearFew, "linear_few"),
     (Operation::LinearNormed, "linear_append"),
+    (Operation::LinearBlocks, "linear_blocks"),
     (Operation::Attention, ""),
     (Operation::AttentionWeights, "attention_weights"),
     (Operation::AttentionScores, "attention_scores"),

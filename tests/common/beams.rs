@@ -101,7 +101,7 @@ impl Case {
         let (batch, longest) = (sources.len(), *lengths.iter().max().unwrap());
         let caches =
             GeneratorCaches { memory_slots: batch, memory_capacity: longest, ..GeneratorCaches::new(shape.rows, 11) };
-        let inputs = GeneratorInputs { caches, storage: element };
+        let inputs = GeneratorInputs::new(caches, element);
         let source = BatchShape::padded(batch, longest);
         let encode = self.model.encode(kernels, &Inputs::new(source).with_storage(element))?;
         let remember = generator.remember(kernels, &inputs, batch, batch * longest)?;

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
-use tileformer::Error;
 use tileformer::models::causal::CausalModel;
 use tileformer::models::seq2seq::Seq2Seq;
 use tileformer::models::{Checkpoint, Config};
+use tileformer::spec::blocks;
+use tileformer::{Element, Error};
 
 use crate::common::{floats, seeded};
 
@@ -57,6 +58,27 @@ impl Tensors {
     pub fn with_copy(mut self, of: &str, name: &str) -> Self {
         let (_, sizes, values) = self.all.iter().find(|(other, ..)| other == of).expect(of).clone();
         self.all.push((name.to_owned(), sizes, values));
+        self
+    }
+
+    /// The same with what blocks of the weights of projections stand for in their place; GPT-2's matrices are (in, out).
+    pub fn in_blocks(mut self, element: Element) -> Self {
+        const NO_PROJECTIONS: [&str; 10] =
+            ["embed", "shared", "wte", "wpe", "lm_head", "relative", "pooler", "cls.", "classifier", "qa_outputs"];
+        let table = |name: &str| NO_PROJECTIONS.iter().any(|part| name.contains(part));
+        for (name, sizes, values) in self.all.iter_mut().filter(|(name, sizes, _)| sizes.len() == 2 && !table(name)) {
+            let (rows, columns) = (sizes[0], sizes[1]);
+            let turn = |values: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+                (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect()
+            };
+            let stored = |values: &[f32], columns: usize| {
+                blocks::unpack(element, columns, &blocks::pack(element, columns, values).unwrap()).unwrap()
+            };
+            *values = match name.starts_with("transformer.h") {
+                true => turn(&stored(&turn(values, rows, columns), rows), columns, rows),
+                false => stored(values, columns),
+            };
+        }
         self
     }
 

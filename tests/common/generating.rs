@@ -35,7 +35,7 @@ pub struct Session {
 
 impl Session {
     pub fn new(kernels: &Kernels, generator: &Generator, caches: GeneratorCaches, storage: Element, made: &Made) -> Self {
-        let inputs = GeneratorInputs { caches, storage };
+        let inputs = GeneratorInputs::new(caches, storage);
         let mut bindings = Bindings::new();
         for (name, data) in &made.all {
             let element = if name == "rotary_table" { Element::F32 } else { storage };
@@ -232,7 +232,7 @@ pub fn seeded_session(kernels: &Kernels, generator: &Generator, storage: Element
 pub fn session_of(kernels: &Kernels, generator: &Generator, storage: Element, slots: usize, rng: &mut StdRng) -> Session {
     let caches = GeneratorCaches::new(slots, CAPACITY);
     let caches = if generator.cross_attention().is_some() { caches.with_memory(19) } else { caches };
-    let inputs = GeneratorInputs { caches, storage };
+    let inputs = GeneratorInputs::new(caches, storage);
     let shape = PrefillShape { sequences: 1, rows: 1, longest: 1, hidden: true };
     let mut programs = vec![
         generator.prefill(kernels, &inputs, &shape).unwrap(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::guarded::{Guarded, Place};
 use tileformer::convenience::Gpu;
 use tileformer::kernels::ActivationRows;
+use tileformer::spec::blocks;
 use tileformer::{Activation, Bindings, Builder, Element, Kernels, Layout, Options, Program, Scratch, Tensor, Variant};
 
 /// The crate on a device.
@@ -74,6 +75,18 @@ impl Run {
         let layout = self.next_place().layout(sizes);
         self.add(name, self.element, layout, float_bits(self.element, data));
         self.builder.weight(name, layout).expect(name)
+    }
+
+    /// A weight (d_out, d_in) in blocks, between guards, with gaps of whole units where the place has any.
+    pub fn blocks(&mut self, name: &str, element: Element, [d_out, d_in]: [usize; 2], words: &[u32]) -> Tensor {
+        let whole = |n: usize| n.next_multiple_of(4);
+        let place = Place { offset: whole(self.next_place().offset), gap: whole(self.next_place().gap) };
+        let row = blocks::row_words(element, d_in);
+        let layout = place.layout(&[d_out, row]);
+        let guarded = Guarded::input(&self.gpu, name, element, layout, place, words);
+        self.bindings.set(name, guarded.view.clone());
+        self.tensors.insert(name.to_owned(), guarded);
+        self.builder.weight_as(name, element, layout).expect(name)
     }
 
     /// An output full of poison.

@@ -57,13 +57,24 @@ fn decode(on: &On, step: &Program, mut bindings: Bindings, state: &DecodeState, 
 
 /// Behind each prompt, of two tokens at least, `steps` tokens of a causal model.
 pub fn causal(on: &On, checkpoint: &Checkpoint, storage: Element, prompts: &[Vec<u32>], steps: usize) -> Written {
+    causal_of(on, checkpoint, [storage; 2], prompts, steps)
+}
+
+/// The same with rows stored in one way, and weights of projections in another.
+pub fn causal_of(
+    on: &On,
+    checkpoint: &Checkpoint,
+    [storage, weights]: [Element; 2],
+    prompts: &[Vec<u32>],
+    steps: usize,
+) -> Written {
     let (gpu, rows) = (&on.gpu, prompts.len());
     let model = CausalModel::new(checkpoint).unwrap();
     let generator = model.generator();
     let pasts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt[..prompt.len() - 1]).collect();
     let longest = pasts.iter().map(|past| past.len()).max().unwrap();
     let caches = GeneratorCaches::new(rows, longest + steps + 1);
-    let inputs = GeneratorInputs { caches, storage };
+    let inputs = GeneratorInputs::new(caches, storage).with_weights(weights);
     let ids = pasts.concat();
     let shape = PrefillShape { sequences: rows, rows: ids.len(), longest, hidden: false };
     let prefill = generator.prefill(&on.kernels, &inputs, &shape).unwrap();
@@ -93,21 +104,33 @@ pub fn seq2seq(
     source_ids: &[u32],
     steps: usize,
 ) -> Written {
+    seq2seq_of(on, checkpoint, [storage; 2], source, source_ids, steps)
+}
+
+/// The same with rows stored in one way, and weights of projections in another.
+pub fn seq2seq_of(
+    on: &On,
+    checkpoint: &Checkpoint,
+    [storage, weights]: [Element; 2],
+    source: &Sequences,
+    source_ids: &[u32],
+    steps: usize,
+) -> Written {
     let (gpu, model) = (&on.gpu, Seq2Seq::new(checkpoint).unwrap());
     let generator = model.generator();
     let shape = source.shape().to_self();
     let rows = shape.sequences;
     let caches = GeneratorCaches::new(rows, steps).with_memory(shape.longest_k);
-    let inputs = GeneratorInputs { caches, storage };
+    let inputs = GeneratorInputs::new(caches, storage).with_weights(weights);
     let step = StepShape { log_probs: true, ..StepShape::new(rows, steps) };
     let programs = [
-        model.encode(&on.kernels, &Inputs::new(shape).with_storage(storage)).unwrap(),
+        model.encode(&on.kernels, &Inputs::new(shape).with_storage(storage).with_weights(weights)).unwrap(),
         generator.remember(&on.kernels, &inputs, rows, shape.k_rows).unwrap(),
         generator.step(&on.kernels, &inputs, &step).unwrap(),
     ];
     let programs = programs.each_ref();
-    let weights = model.weights().unwrap();
-    let mut bindings = gpu.upload_checkpoint(&programs, checkpoint, &weights, |_| {}).unwrap();
+    let map = model.weights().unwrap();
+    let mut bindings = gpu.upload_checkpoint(&programs, checkpoint, &map, |_| {}).unwrap();
     // One table on the device for source and target, where the checkpoint has one.
     assert_eq!(bindings.get("source.token_embedding.weight").is_some(), !model.shared);
     allocate(on, &programs, &mut bindings);

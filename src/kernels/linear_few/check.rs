@@ -18,6 +18,7 @@ impl Builder {
         };
         let element = self.float(label, "x", x)?;
         self.expect(label, "x", x, element, &[rows, d_in])?;
+        self.float(label, "weight", weight)?;
         self.expect_weight(label, &few.linear, element)?;
         let vectors = few.norm.map_or([None; 2], |n| [n.weight, n.bias]);
         for (name, tensor, size) in

@@ -28,7 +28,7 @@ impl Bert {
     /// [`Builder::encoder_layer`].
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
         let shape = only_shape(inputs)?.to_self();
-        let mut b = Builder::new(kernels, "BERT").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "BERT").storing(inputs.storage, inputs.weights)?;
         let attention = &self.layer.attention;
         let batch = b.batch("", &attention.options, attention.n_heads, shape, None)?;
         self.append(&mut b, &batch, outputs)?;

@@ -9,7 +9,7 @@
 //! use tileformer::{Element, spec::generator::GeneratorCaches};
 //! let checkpoint = Checkpoint::open("gpt2")?;
 //! let model = CausalModel::new(&checkpoint)?;
-//! let inputs = GeneratorInputs { caches: GeneratorCaches::new(1, 512), storage: Element::F32 };
+//! let inputs = GeneratorInputs::new(GeneratorCaches::new(1, 512), Element::F32);
 //! let step = model.generator().step(kernels, &inputs, &StepShape::new(1, 100))?;
 //! let mut bindings = gpu.upload_causal(&[&step], &checkpoint, &model, |_| {})?;
 //! // then bind state, sampling and caches, as `Generator::step` says, and decode

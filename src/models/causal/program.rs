@@ -24,7 +24,7 @@ impl CausalModel {
     /// mask's layout, or `inputs.attention_weights` ([`Output::Attention`] is the way to them); as [`Builder::encoder_layer`].
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
         let shape = only_shape(inputs)?.to_self();
-        let mut b = Builder::new(kernels, "causal model").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "causal model").storing(inputs.storage, inputs.weights)?;
         let attention = &self.layer.attention;
         let batch = b.batch("", &attention.options, attention.n_heads, shape, None)?;
         self.append(&mut b, &batch, outputs)?;

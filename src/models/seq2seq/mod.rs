@@ -15,7 +15,7 @@
 //! let checkpoint = Checkpoint::open("opus-mt-de-en")?;
 //! let model = Seq2Seq::new(&checkpoint)?;
 //! let (generator, source) = (model.generator(), BatchShape::padded(8, 64));
-//! let inputs = GeneratorInputs { caches: GeneratorCaches::new(8, 96).with_memory(64), storage: Element::F32 };
+//! let inputs = GeneratorInputs::new(GeneratorCaches::new(8, 96).with_memory(64), Element::F32);
 //! let encode = model.encode(kernels, &Inputs::new(source))?;
 //! let remember = generator.remember(kernels, &inputs, 8, source.q_rows)?;
 //! let step = generator.step(kernels, &inputs, &StepShape::new(8, 96))?;

@@ -31,7 +31,7 @@ impl Seq2Seq {
     pub fn program(&self, kernels: &Kernels, inputs: &Inputs, outputs: &[Output]) -> Result<Program> {
         let shape = only_shape(inputs)?;
         self.check(&shape, outputs)?;
-        let mut b = Builder::new(kernels, "sequence to sequence").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "sequence to sequence").storing(inputs.storage, inputs.weights)?;
         let layers = self.encoder_layers_for(outputs);
         let encodes = layers > 0 || outputs.contains(&Output::EncoderHidden(0));
         let memory = match encodes {
@@ -52,7 +52,7 @@ impl Seq2Seq {
         let own = only_shape(inputs)?.to_self();
         let outputs = [Output::EncoderHidden(self.encoder.n_layers)];
         self.check(&own, &outputs)?;
-        let mut b = Builder::new(kernels, "encode").with_storage(inputs.storage)?;
+        let mut b = Builder::new(kernels, "encode").storing(inputs.storage, inputs.weights)?;
         let memory = b.output("memory", b.storage(), Layout::contiguous(&[own.k_rows, self.source.d_model])?)?;
         self.append_encoder(&mut b, &own, &outputs, Some(memory))?;
         b.finish()
