@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::config::activation;
-use super::seq2seq::{MOST_COMPUTED, Names, Seq2Seq, Tokens, token};
+use super::seq2seq::{MOST_COMPUTED, Names, Seq2Seq, Tokens};
 use super::{Config, Source, WeightMap};
 use crate::error::{Error, Result};
 use crate::layers::{
@@ -82,7 +82,6 @@ pub fn from_config(config: &Config) -> Result<Seq2Seq> {
         None => n_layers,
     };
     let embedding = Embedding::new(config.size("vocab_size")?, d_model);
-    let token = |key: &str| token(config, key, embedding.vocabulary);
     // T5 1.1 is told from T5 by its untied projection, and by a key of its own since that is tied or not by what a checkpoint has. An mT5's
     // logits are never scaled.
     let tied = config.flag("tie_word_embeddings", true)?;
@@ -97,13 +96,7 @@ pub fn from_config(config: &Config) -> Result<Seq2Seq> {
         logits_bias: false,
         logits_scale: if scaled { (1.0 / (d_model as f64).sqrt()) as f32 } else { 1.0 },
         sinusoids: None,
-        tokens: Tokens {
-            start: token("decoder_start_token_id")?,
-            end: token("eos_token_id")?,
-            padding: token("pad_token_id")?,
-            forced_first: token("forced_bos_token_id")?,
-            forced_last: token("forced_eos_token_id")?,
-        },
+        tokens: Tokens::read(config, embedding.vocabulary)?,
         names: Names::T5(buckets),
     })
 }

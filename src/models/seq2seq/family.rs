@@ -64,7 +64,6 @@ impl Family<'_> {
             let expected = format!("vocab_size, {}, of embeddings that are shared", source.vocabulary);
             return Err(config.refusal("decoder_vocab_size", expected));
         }
-        let token = |key: &str| token(config, key, vocabulary);
         Ok(Seq2Seq {
             source,
             encoder: Encoder::new(encoder, config.layers("encoder_layers")?),
@@ -75,20 +74,28 @@ impl Family<'_> {
             logits_bias: true,
             logits_scale: 1.0,
             sinusoids: self.positions,
-            tokens: Tokens {
-                start: token("decoder_start_token_id")?,
-                end: token("eos_token_id")?,
-                padding: token("pad_token_id")?,
-                forced_first: token("forced_bos_token_id")?,
-                forced_last: token("forced_eos_token_id")?,
-            },
+            tokens: Tokens::read(config, vocabulary)?,
             names: Names::Bart,
         })
     }
 }
 
+impl Tokens {
+    /// Those of a vocabulary that a configuration names.
+    pub(in crate::models) fn read(config: &Config, vocabulary: usize) -> Result<Self> {
+        let token = |key: &str| token(config, key, vocabulary);
+        Ok(Self {
+            start: token("decoder_start_token_id")?,
+            end: token("eos_token_id")?,
+            padding: token("pad_token_id")?,
+            forced_first: token("forced_bos_token_id")?,
+            forced_last: token("forced_eos_token_id")?,
+        })
+    }
+}
+
 /// A token, where there is one.
-pub(in crate::models) fn token(config: &Config, key: &str, vocabulary: usize) -> Result<Option<u32>> {
+pub(super) fn token(config: &Config, key: &str, vocabulary: usize) -> Result<Option<u32>> {
     let token = |value: &serde_json::Value| {
         let token = value.as_u64().and_then(|v| u32::try_from(v).ok()).filter(|&v| (v as usize) < vocabulary);
         token.ok_or_else(|| config.refusal(key, format!("a token below {vocabulary}")))

@@ -31,7 +31,7 @@ mod program;
 mod reference;
 mod weights;
 
-pub(super) use family::{Family, token};
+pub(super) use family::Family;
 pub use reference::Seq2SeqInputs;
 pub(super) use weights::{MOST_COMPUTED, Names};
 
