@@ -1,4 +1,5 @@
-//! Projections by weights in blocks of integers: `linear_blocks` for few rows, and `unpack_blocks` in front of the forms for many.
+//! Projections by weights in blocks of integers: `linear_blocks` for few rows, and `unpack_blocks` in front of the forms for many. Their twins
+//! are [`blocks::unpack`] and [`reference::linear`](crate::reference::linear()) over it.
 
 use super::linear_few::{form, part_rows, rows_that_fit};
 use super::{Linear, stride};
